@@ -1,0 +1,246 @@
+"""Weights in and out: Hugging Face folders to parameter trees and back.
+
+One table per family names every tensor of a checkpoint and its place in our
+tree. It is read both ways, and a key that it does not explain, or a place that
+it leaves empty, is an error. Writing needs no torch.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dcse_jax import encoder as encoder_lib
+from dcse_jax.errors import UserError
+
+_LINEAR = {"kernel": "weight", "bias": "bias"}
+_NORM = {"scale": "weight", "bias": "bias"}
+_EMBEDDING = {"embedding": "weight"}
+
+# Our module -> (Hugging Face module, its parameters). "{i}" is the layer, which
+# is a leading axis on our side.
+_BERT = {
+    "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
+    "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
+    "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
+    "embeddings.norm": ("embeddings.LayerNorm", _NORM),
+    "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
+    "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
+    "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
+    "layers.attention_output": (
+        "encoder.layer.{i}.attention.output.dense",
+        _LINEAR,
+    ),
+    "layers.attention_norm": (
+        "encoder.layer.{i}.attention.output.LayerNorm",
+        _NORM,
+    ),
+    "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
+    "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
+    "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
+    "pooler": ("pooler.dense", _LINEAR),
+}
+
+# What a checkpoint may hold besides the encoder: a buffer that old releases
+# saved, and the heads of other tasks.
+_NOT_THE_ENCODER = re.compile(
+    r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs)\..*"
+)
+_PREFIX = re.compile(r"(bert|roberta)\.")
+# Checkpoints that began as TensorFlow ones.
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+_MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+
+
+def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
+  """Reads the shape of an encoder from a folder's config.json.
+
+  Raises:
+    UserError: no such file, or an architecture that is not known here.
+  """
+  path = folder / "config.json"
+  if not path.exists():
+    raise UserError(
+        f"{folder} has no config.json: name a Hugging Face model folder, with "
+        "config.json, model.safetensors and a tokenizer"
+    )
+  try:
+    config = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}): fetch it again") from error
+  model_type = config.get("model_type")
+  if model_type not in _MODEL_TYPES:
+    raise UserError(
+        f"{path}: unknown architecture {model_type!r}; known are "
+        + ", ".join(_MODEL_TYPES)
+    )
+  position = config.get("position_embedding_type", "absolute")
+  activation = config.get("hidden_act", "gelu")
+  if position != "absolute" or activation not in encoder_lib.ACTIVATIONS:
+    raise UserError(
+        f"{path}: position_embedding_type {position!r} with hidden_act "
+        f"{activation!r} is not supported; use a model with absolute positions "
+        f"and one of {', '.join(encoder_lib.ACTIVATIONS)}"
+    )
+  try:
+    return encoder_lib.EncoderConfig(
+        model_type=model_type,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
+        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+        activation=activation,
+        dropout=config.get("hidden_dropout_prob", 0.1),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+        initializer_range=config.get("initializer_range", 0.02),
+        pad_token_id=config.get("pad_token_id") or 0,
+    )
+  except KeyError as error:
+    raise UserError(f"{path} lacks {error}: fetch the folder again") from error
+
+
+def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
+  """The config.json that Hugging Face's AutoModel reads."""
+  names = {
+      "bert": "BertModel",
+      "roberta": "RobertaModel",
+      "xlm-roberta": "XLMRobertaModel",
+  }
+  return {
+      "architectures": [names[config.model_type]],
+      "model_type": config.model_type,
+      "vocab_size": config.vocab_size,
+      "hidden_size": config.hidden_size,
+      "num_hidden_layers": config.num_layers,
+      "num_attention_heads": config.num_heads,
+      "intermediate_size": config.intermediate_size,
+      "max_position_embeddings": config.max_positions,
+      "type_vocab_size": config.type_vocab_size,
+      "layer_norm_eps": config.layer_norm_eps,
+      "hidden_act": config.activation,
+      "hidden_dropout_prob": config.dropout,
+      "attention_probs_dropout_prob": config.attention_dropout,
+      "initializer_range": config.initializer_range,
+      "pad_token_id": config.pad_token_id,
+      "dtype": "float32",
+  }
+
+
+def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads model.safetensors, or the shards that its index names.
+
+  Raises:
+    UserError: no weights in that form, or a damaged or missing shard.
+  """
+  single, index = folder / "model.safetensors", "model.safetensors.index.json"
+  if single.exists():
+    shards = [single]
+  elif (folder / index).exists():
+    weight_map = json.loads((folder / index).read_text())["weight_map"]
+    shards = [folder / name for name in sorted(set(weight_map.values()))]
+  else:
+    raise UserError(
+        f"{folder} has neither model.safetensors nor {index}: save the model "
+        "with model.save_pretrained(folder) from transformers"
+    )
+  tensors = {}
+  for shard in shards:
+    try:
+      tensors.update(safetensors.numpy.load_file(shard))
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(
+          f"cannot read {shard} ({error}): fetch the folder again"
+      ) from error
+  return tensors
+
+
+def _places(params: encoder_lib.Params):
+  """Yields (module, parameter, leaf) of every leaf, dotted."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    names = [entry.key for entry in path]
+    yield ".".join(names[:-1]), names[-1], leaf
+
+
+def _from_torch(name: str, tensor: np.ndarray) -> np.ndarray:
+  tensor = tensor.T if name == "kernel" else tensor
+  return np.ascontiguousarray(tensor, dtype=np.float32)
+
+
+def from_tensors(
+    tensors: Mapping[str, np.ndarray], config: encoder_lib.EncoderConfig
+) -> encoder_lib.Params:
+  """Lays the tensors of a checkpoint out as an encoder's parameters.
+
+  Args:
+    tensors: by Hugging Face name, with or without the model's prefix.
+    config: the encoder's shape. `has_pooler` says whether a pooler is wanted.
+
+  Returns:
+    A nested dict of float32 numpy arrays; each layer's stacked on axis 0.
+
+  Raises:
+    UserError: naming every missing, unknown or misshapen tensor.
+  """
+  left = {}
+  for name, tensor in tensors.items():
+    name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+    module, _, last = name.rpartition(".")
+    name = f"{module}.{_OLD_NAMES.get(last, last)}" if module else name
+    if not _NOT_THE_ENCODER.fullmatch(name):
+      left[name] = tensor
+  problems, params = [], {}
+  for module, leaf_name, leaf in _places(encoder_lib.abstract_params(config)):
+    theirs, names = _BERT[module]
+    key = f"{theirs}.{names[leaf_name]}"
+    stacked = "{i}" in key
+    keys = [key.format(i=i) for i in range(config.num_layers)] if stacked else [key]
+    parts = []
+    for key, shape in zip(keys, [leaf.shape[stacked:]] * len(keys)):
+      if key not in left:
+        problems.append(f"{key} is missing")
+        continue
+      part = _from_torch(leaf_name, left.pop(key))
+      if part.shape != shape:
+        problems.append(f"{key} has shape {part.shape}, not {shape}")
+      parts.append(part)
+    if problems:
+      continue
+    node = params
+    for name in module.split("."):
+      node = node.setdefault(name, {})
+    node[leaf_name] = np.stack(parts) if stacked else parts[0]
+  problems += [f"{key} is not known" for key in sorted(left)]
+  if problems:
+    raise UserError(
+        "the weights do not fit their config.json: " + "; ".join(problems)
+    )
+  return params
+
+
+def to_tensors(params: encoder_lib.Params) -> dict[str, np.ndarray]:
+  """The inverse of `from_tensors`: Hugging Face names without a prefix."""
+  tensors = {}
+  for module, leaf_name, leaf in _places(params):
+    theirs, names = _BERT[module]
+    key = f"{theirs}.{names[leaf_name]}"
+    leaf = np.asarray(leaf, dtype=np.float32)
+    parts = (
+        {key.format(i=i): part for i, part in enumerate(leaf)}
+        if "{i}" in key
+        else {key: leaf}
+    )
+    for key, part in parts.items():
+      part = part.T if leaf_name == "kernel" else part
+      tensors[key] = np.ascontiguousarray(part)
+  return tensors

@@ -1,0 +1,264 @@
+"""Reads the user's text, from files or from TFDS, into columns of sentences."""
+
+import csv
+import dataclasses
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from dcse_jax.errors import UserError
+
+_BLOCK_BYTES = 1 << 24
+# The name may carry a version (":1.0.0") and the split a slice ("train[:10%]").
+_TFDS_SPEC = re.compile(r"tfds:([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(.+):([^:]+)")
+
+# JSON can spell half a surrogate pair, which no tokenizer can encode.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Sentences in columns of equal length.
+
+  Attributes:
+    columns: one column of sentences; or anchors and positives; or anchors,
+      positives and hard negatives. Row i of one pairs with row i of another.
+    empty_rows: rows left out because a column was blank after cleaning.
+  """
+
+  columns: tuple[list[str], ...]
+  empty_rows: int
+
+
+def read_text(source: str, columns: Sequence[str] = ()) -> Text:
+  """Reads and cleans every row of a file or of a prepared TFDS split.
+
+  Runs of white space and NUL become one space and the ends are stripped;
+  nothing else in a sentence changes.
+
+  Args:
+    source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz,
+      or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
+    columns: the 1 to 3 columns to read from a .csv, .tsv or .jsonl file, in the
+      order anchor, positive, hard negative; empty for the other sources.
+
+  Returns:
+    The cleaned rows, in the order of the source.
+
+  Raises:
+    UserError: the source cannot be read, or holds no sentence.
+  """
+  is_tfds = source.startswith("tfds:")
+  suffix = "" if is_tfds else _checked_suffix(source)
+  if columns and (is_tfds or suffix == ".txt"):
+    raise _error(f"{source}: columns {_names(columns)} named, but only .csv, .tsv "
+                 "and .jsonl files have columns to choose from; name none")
+  if is_tfds:
+    name, split, columns = _parse_tfds_spec(source)
+    rows = _tfds_rows(source, name, split, columns)
+  elif suffix == ".txt":
+    columns = ("sentence",)
+    rows = ((line,) for line in _lines(source))
+  else:
+    rows = _COLUMN_READERS[suffix](source, columns)
+  if not 1 <= len(columns) <= 3 or len(set(columns)) < len(columns):
+    raise _error(f"{source}: columns named: {_names(columns)}; name 1 to 3 different "
+                 "columns: anchor, positive, hard negative")
+  return _collect(source, rows, len(columns))
+
+
+def _collect(source: str, rows: Iterable[Sequence[str]], width: int) -> Text:
+  columns = tuple([] for _ in range(width))
+  empty_rows = 0
+  for row in rows:
+    cells = [" ".join(cell.replace("\0", " ").split()) for cell in row]
+    if cells and all(cells):
+      for column, cell in zip(columns, cells, strict=True):
+        column.append(cell)
+    else:
+      empty_rows += 1
+  if not columns[0]:
+    raise _error(f"{source}: holds no sentence ({empty_rows} blank rows); give a "
+                 "source with a row whose columns all hold text")
+  return Text(columns, empty_rows)
+
+
+def _error(message: str) -> UserError:
+  # Names come from the user's files and may hold line breaks of their own.
+  return UserError(" ".join(message.split()))
+
+
+def _names(names: Iterable[str]) -> str:
+  return ", ".join(map(repr, names)) or "none"
+
+
+def _checked_suffix(source: str) -> str:
+  if os.path.isdir(source):
+    raise _error(f"{source}: is a directory; name one file in it")
+  if not os.path.exists(source):
+    raise _error(f"{source}: no such file; check the path")
+  suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
+  if suffix != ".txt" and suffix not in _COLUMN_READERS:
+    raise _error(f"{source}: unknown kind of file; its name must end in .txt, .csv, "
+                 ".tsv or .jsonl, optionally followed by .gz")
+  return suffix
+
+
+def _lines(source: str) -> Iterator[str]:
+  """Decoded lines without their \\n; no other character ends a line."""
+  opener = gzip.open if source.lower().endswith(".gz") else open
+  lines_before = 0
+  try:
+    with opener(source, "rb") as file:
+      while block := file.read(_BLOCK_BYTES):
+        block += file.readline()  # a block ends where a line does
+        text = block.decode("utf-8")
+        if lines_before == 0:
+          text = text.removeprefix("\ufeff")
+        lines = text.removesuffix("\n").split("\n")
+        yield from lines
+        lines_before += len(lines)
+  except UnicodeDecodeError as error:
+    line = lines_before + block.count(b"\n", 0, error.start) + 1
+    raise _error(f"{source} line {line}: not valid UTF-8; "
+                 "re-save it as UTF-8") from error
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise _error(f"{source}: not a whole gzip file ({error}); copy or compress it "
+                 "again, or drop .gz if it is not compressed") from error
+  except OSError as error:
+    raise _error(f"{source}: cannot be read ({error.strerror}); check the file "
+                 "and its permissions") from error
+
+
+def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:
+  # strict: an unclosed quote must not swallow the rest of the file in silence.
+  reader = csv.reader((line + "\n" for line in _lines(source)), strict=True)
+  while True:
+    first_line = reader.line_num + 1  # a quoted field may span several lines
+    try:
+      record = next(reader, None)
+    except csv.Error as error:
+      raise _error(f"{source} line {first_line}: not valid CSV ({error}); quote a "
+                   "field that holds a comma, quote or line break, and double its "
+                   "quotes") from error
+    if record is None:
+      return
+    yield first_line, record
+
+
+def _tsv_records(source: str) -> Iterator[tuple[int, list[str]]]:
+  for number, line in enumerate(_lines(source), start=1):
+    yield number, line.split("\t") if line.strip("\r") else []
+
+
+def _table_rows(source: str, columns: Sequence[str],
+                read_records: Callable) -> Iterator[Sequence[str]]:
+  records = read_records(source)
+  _, header = next(records, (1, []))
+  header = [name.strip() for name in header]
+  for name in columns:
+    if header.count(name) != 1:
+      raise _error(f"{source} line 1: the header must hold column {name!r} once; "
+                   f"the columns there are: {_names(header)}")
+  places = [header.index(name) for name in columns]
+  for number, record in records:
+    if record and len(record) != len(header):
+      raise _error(f"{source} line {number}: {len(record)} fields where the header "
+                   f"has {len(header)}; mend or remove that row")
+    # An empty line is a blank row, not a ragged one.
+    yield [record[place] for place in places] if record else []
+
+
+def _jsonl_rows(source: str, columns: Sequence[str]) -> Iterator[Sequence[str]]:
+  for number, line in enumerate(_lines(source), start=1):
+    yield _json_row(f"{source} line {number}", line, columns) if line.strip() else []
+
+
+def _json_row(where: str, line: str, columns: Sequence[str]) -> Sequence[str]:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise _error(f"{where}: not valid JSON ({error}); "
+                 "put one object on each line") from error
+  if not isinstance(record, dict):
+    raise _error(f"{where}: a {type(record).__name__}, not an object; "
+                 "put one object on each line")
+  for name in columns:
+    if name not in record:
+      raise _error(f"{where}: no column {name!r}; "
+                   f"the columns there are: {_names(record)}")
+    value = record[name]
+    if not isinstance(value, str):
+      raise _error(f"{where}: column {name!r} holds a {type(value).__name__}; "
+                   "make it a string")
+    if _SURROGATE.search(value):
+      raise _error(f"{where}: column {name!r} holds half a surrogate pair; "
+                   "re-save it as UTF-8")
+  return [record[name] for name in columns]
+
+
+_COLUMN_READERS = {
+    ".csv": lambda source, columns: _table_rows(source, columns, _csv_records),
+    ".tsv": lambda source, columns: _table_rows(source, columns, _tsv_records),
+    ".jsonl": _jsonl_rows,
+}
+
+
+def _parse_tfds_spec(source: str) -> tuple[str, str, list[str]]:
+  match = _TFDS_SPEC.fullmatch(source)
+  features = match.group(3).split(",") if match else []
+  if not features or not all(features):
+    raise _error(f"{source}: not a TFDS source; "
+                 "write tfds:NAME:SPLIT:FEATURE[,FEATURE...]")
+  return match.group(1), match.group(2), features
+
+
+def _tfds_rows(source: str, name: str, split: str,
+               features: Sequence[str]) -> Iterator[Sequence[str]]:
+  import tensorflow_datasets as tfds  # most runs read files, and need not wait for it
+
+  # TFDS reads the variable once, at its import; here a later change counts too.
+  data_dir = (os.environ.get("TFDS_DATA_DIR")
+              or os.path.expanduser("~/tensorflow_datasets"))
+  options = dict(data_dir=data_dir, download=False,
+                 builder_kwargs={"file_format": "array_record"})
+  unprepared = _error(
+      f"{source}: no whole array_record copy of {name!r} in {data_dir}; prepare it by "
+      f'tfds.builder("{name}", file_format="array_record").download_and_prepare(), '
+      "or set TFDS_DATA_DIR to the folder that holds it")
+  try:
+    splits = tfds.data_source(name, split=None, **options)
+  except Exception as error:  # TFDS raises half a dozen types here, many lines long
+    raise unprepared from error
+  if not splits:
+    raise unprepared
+  try:
+    rows = tfds.data_source(name, split=split, **options)
+  except Exception as error:
+    raise _error(f"{source}: no split {split!r}; the splits there are: "
+                 f"{_names(splits)}") from error
+  known = sorted(rows.dataset_info.features)
+  for feature in features:
+    if feature not in known:
+      raise _error(f"{source}: no feature {feature!r}; "
+                   f"the features there are: {_names(known)}")
+  try:
+    for number, row in enumerate(rows):
+      where = f"{source} record {number}"
+      yield [_tfds_cell(where, feature, row[feature]) for feature in features]
+  except RuntimeError as error:  # array_record, for a shard that is missing or cut short
+    raise unprepared from error
+
+
+def _tfds_cell(where: str, feature: str, value: object) -> str:
+  if not isinstance(value, bytes):
+    raise _error(f"{where}: feature {feature!r} holds a {type(value).__name__}; "
+                 "name a Text feature")
+  try:
+    return value.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise _error(f"{where}: feature {feature!r} is not valid UTF-8; "
+                 "prepare the dataset from UTF-8 text") from error

@@ -1,0 +1,364 @@
+"""The BERT-family encoder, its poolings and its training-only heads.
+
+Modules are Flax NNX; they are split once into a plain pytree of arrays, and
+`encode`, `hidden_states` and the heads are pure functions over that pytree.
+The layers are one module with a leading axis, run under `scan`, so that twelve
+layers compile in the time of one.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, Any]
+
+POOLINGS = ("cls", "cls_before_pooler", "mean", "mean_top2", "mean_first_last")
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """The shape of an encoder.
+
+  Attributes:
+    model_type: "bert", "roberta" or "xlm-roberta"; RoBERTa counts positions from
+      `pad_token_id` + 1 and skips padding.
+    max_positions: rows of the position table, for RoBERTa two more than tokens.
+    activation: a key of the activations known here, e.g. "gelu" (exact).
+    dropout: rate after embeddings and sublayers, in [0, 1).
+    attention_dropout: rate on attention probabilities, in [0, 1).
+    has_pooler: whether the weights carry BERT's next-sentence pooler. It takes
+      no part here; it is kept so that an exported folder is complete.
+  """
+
+  model_type: str
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  intermediate_size: int
+  max_positions: int
+  type_vocab_size: int
+  layer_norm_eps: float = 1e-12
+  activation: str = "gelu"
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  initializer_range: float = 0.02
+  pad_token_id: int = 0
+  has_pooler: bool = False
+
+  @property
+  def is_roberta(self) -> bool:
+    return self.model_type in ("roberta", "xlm-roberta")
+
+  @property
+  def max_tokens(self) -> int:
+    """The longest sentence, in tokens."""
+    if self.is_roberta:
+      return self.max_positions - self.pad_token_id - 1
+    return self.max_positions
+
+
+def _dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+  if rng is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def _linear(config, d_in, d_out, dtype, rngs):
+  init = nnx.initializers.normal(config.initializer_range)
+  return nnx.Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def _embed(config, rows, dtype, rngs):
+  init = nnx.initializers.normal(config.initializer_range)
+  return nnx.Embed(
+      rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
+  )
+
+
+def _layer_norm(config, dtype, rngs):
+  # E[x^2] - E[x]^2 cancels badly in float32; PyTorch takes the two passes too.
+  return nnx.LayerNorm(
+      config.hidden_size,
+      epsilon=config.layer_norm_eps,
+      use_fast_variance=False,
+      dtype=dtype,
+      rngs=rngs,
+  )
+
+
+class Embeddings(nnx.Module):
+  """Word, position and (single) segment embeddings, normalised."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.config = config
+    self.word = _embed(config, config.vocab_size, dtype, rngs)
+    self.position = _embed(config, config.max_positions, dtype, rngs)
+    self.token_type = _embed(config, config.type_vocab_size, dtype, rngs)
+    self.norm = _layer_norm(config, dtype, rngs)
+
+  def __call__(self, input_ids, attention_mask, rng):
+    x = self.word(input_ids) + self.position(self._positions(attention_mask))
+    x = x + self.token_type(jnp.zeros((), jnp.int32))
+    return _dropout(self.norm(x), self.config.dropout, rng)
+
+  def _positions(self, attention_mask):
+    if self.config.is_roberta:
+      mask = attention_mask.astype(jnp.int32)
+      return jnp.cumsum(mask, axis=1) * mask + self.config.pad_token_id
+    return jnp.arange(attention_mask.shape[1])[None]
+
+
+class Layer(nnx.Module):
+  """Self-attention and feed-forward, each with a residual and a LayerNorm after."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    width = config.hidden_size
+    self.config = config
+    self.query = _linear(config, width, width, dtype, rngs)
+    self.key = _linear(config, width, width, dtype, rngs)
+    self.value = _linear(config, width, width, dtype, rngs)
+    self.attention_output = _linear(config, width, width, dtype, rngs)
+    self.attention_norm = _layer_norm(config, dtype, rngs)
+    self.up = _linear(config, width, config.intermediate_size, dtype, rngs)
+    self.down = _linear(config, config.intermediate_size, width, dtype, rngs)
+    self.norm = _layer_norm(config, dtype, rngs)
+
+  def __call__(self, x, attention_mask, rng):
+    config = self.config
+    rngs = [None] * 3 if rng is None else jax.random.split(rng, 3)
+    attended = self.attention_output(self._attend(x, attention_mask, rngs[0]))
+    x = self.attention_norm(x + _dropout(attended, config.dropout, rngs[1]))
+    forward = self.down(ACTIVATIONS[config.activation](self.up(x)))
+    return self.norm(x + _dropout(forward, config.dropout, rngs[2]))
+
+  def _attend(self, x, attention_mask, rng):
+    heads = self.config.num_heads
+    split = lambda y: y.reshape(*y.shape[:2], heads, -1)
+    query, key, value = map(split, (self.query(x), self.key(x), self.value(x)))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
+    scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
+    # A finite mask: a row of padding alone must not become NaN.
+    scores = jnp.where(attention_mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = _dropout(weights, self.config.attention_dropout, rng)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+
+
+class Encoder(nnx.Module):
+  """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.embeddings = Embeddings(config, dtype, rngs)
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(rngs):
+      return Layer(config, dtype, rngs)
+
+    self.layers = stack(rngs)
+    if config.has_pooler:
+      self.pooler = _linear(
+          config, config.hidden_size, config.hidden_size, dtype, rngs
+      )
+
+  def __call__(self, input_ids, attention_mask, rng):
+    layer_def, layers = nnx.split(self.layers)
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    embeddings_rng = layer_rngs = None
+    if rng is not None:
+      embeddings_rng, rng = jax.random.split(rng)
+      layer_rngs = jax.random.split(rng, num_layers)
+    first = self.embeddings(input_ids, attention_mask, embeddings_rng)
+
+    def step(carry, layer):
+      _, x = carry
+      params, rng = layer
+      return (x, nnx.merge(layer_def, params)(x, attention_mask, rng)), None
+
+    # The last state but one travels along for "mean_top2"; it costs nothing.
+    (previous, last), _ = jax.lax.scan(
+        step, (first, first), (layers, layer_rngs)
+    )
+    return first, previous, last
+
+
+class Projection(nnx.Module):
+  """Linear and tanh on the embedding while training; dropped at evaluation."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.dense = _linear(
+        config, config.hidden_size, config.hidden_size, dtype, rngs
+    )
+
+  def __call__(self, embeddings):
+    return jnp.tanh(self.dense(embeddings))
+
+
+class LanguageModelHead(nnx.Module):
+  """Scores over the vocabulary; its matrix is the word embeddings."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.config = config
+    width = config.hidden_size
+    self.dense = _linear(config, width, width, dtype, rngs)
+    self.norm = _layer_norm(config, dtype, rngs)
+    self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+  def __call__(self, hidden, word_embedding):
+    hidden = ACTIVATIONS[self.config.activation](self.dense(hidden))
+    hidden = self.norm(hidden)
+    return hidden @ word_embedding.astype(hidden.dtype).T + self.bias[...]
+
+
+@functools.cache
+def _graph(module: type[nnx.Module], config: EncoderConfig, dtype) -> Any:
+  """The static half of a module; the same for every set of parameters."""
+  abstract = nnx.eval_shape(lambda: module(config, dtype, nnx.Rngs(0)))
+  return nnx.split(abstract)
+
+
+def _bind(module, config, dtype, params):
+  return nnx.merge(_graph(module, config, jnp.dtype(dtype))[0], params)
+
+
+def abstract_params(
+    config: EncoderConfig, module: type[nnx.Module] = Encoder
+) -> Params:
+  """Shapes and dtypes of a module's parameters, as a plain nested dict."""
+  return nnx.to_pure_dict(_graph(module, config, jnp.dtype(jnp.float32))[1])
+
+
+def init_params(
+    config: EncoderConfig, rng: jax.Array, module: type[nnx.Module] = Encoder
+) -> Params:
+  """Random float32 parameters of a module, as a plain nested dict."""
+  built = module(config, jnp.dtype(jnp.float32), nnx.Rngs(params=rng))
+  return nnx.to_pure_dict(nnx.split(built)[1])
+
+
+def hidden_states(
+    params: Params,
+    config: EncoderConfig,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    *,
+    rng: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Hidden states of a batch of single sentences, those that poolings read.
+
+  Args:
+    params: the encoder's parameters.
+    config: their shape.
+    input_ids: token ids, [B, S].
+    attention_mask: true for tokens, false for padding, [B, S].
+    rng: draws the dropout masks; None turns dropout off.
+    dtype: of the matrix products; LayerNorm statistics and attention
+      probabilities are float32 always.
+
+  Returns:
+    Three [B, S, D]: after the embeddings, before the last layer, after it.
+  """
+  encoder = _bind(Encoder, config, dtype, params)
+  mask = attention_mask.astype(bool)
+  return encoder(input_ids.astype(jnp.int32), mask, rng)
+
+
+def pool(
+    states: tuple[jax.Array, jax.Array, jax.Array],
+    attention_mask: jax.Array,
+    pooling: str,
+) -> jax.Array:
+  """One embedding a sentence from its hidden states.
+
+  Args:
+    states: three [B, S, D], as `hidden_states` gives them.
+    attention_mask: [B, S].
+    pooling: "cls" or "cls_before_pooler": the first token's last state. They
+      differ in training alone, where "cls" passes through a projection.
+      "mean": the tokens' mean of the last state; "mean_top2": of the average of
+      the last two; "mean_first_last": of the average of the embedding layer's
+      and the last.
+
+  Returns:
+    [B, D] float32.
+  """
+  if pooling in ("cls", "cls_before_pooler"):
+    return states[-1][:, 0].astype(jnp.float32)
+  layers = {
+      "mean": (-1,),
+      "mean_top2": (-1, -2),
+      "mean_first_last": (0, -1),
+  }[pooling]
+  state = sum(states[layer].astype(jnp.float32) for layer in layers)
+  state = state / len(layers)
+  mask = attention_mask.astype(jnp.float32)[:, :, None]
+  return (state * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
+
+
+def encode(
+    params: Params,
+    config: EncoderConfig,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    *,
+    pooling: str,
+    rng: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+  """Sentence embeddings, [B, D] float32; see `hidden_states` and `pool`."""
+  states = hidden_states(
+      params, config, input_ids, attention_mask, rng=rng, dtype=dtype
+  )
+  return pool(states, attention_mask, pooling)
+
+
+def project(
+    params: Params, config: EncoderConfig, embeddings: jax.Array
+) -> jax.Array:
+  """The training-only projection of [B, D] embeddings, [B, D] float32."""
+  return _bind(Projection, config, jnp.float32, params)(embeddings)
+
+
+def score_tokens(
+    head: Params,
+    encoder: Params,
+    config: EncoderConfig,
+    hidden: jax.Array,
+    *,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+  """Language-model logits of hidden states [..., D]: [..., V]."""
+  module = _bind(LanguageModelHead, config, dtype, head)
+  return module(hidden, encoder["embeddings"]["word"]["embedding"])
+
+
+def keep_layers(
+    params: Params, config: EncoderConfig, num_layers: int
+) -> tuple[Params, EncoderConfig]:
+  """The encoder cut to its first layers: a cheap student.
+
+  Raises:
+    ValueError: more layers asked for than there are, or fewer than one.
+  """
+  if not 1 <= num_layers <= config.num_layers:
+    raise ValueError(f"num_layers={num_layers}: 1 to {config.num_layers}")
+  layers = jax.tree.map(lambda x: x[:num_layers], params["layers"])
+  return (
+      {**params, "layers": layers},
+      dataclasses.replace(config, num_layers=num_layers),
+  )

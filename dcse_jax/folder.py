@@ -1,0 +1,349 @@
+"""A model folder: weights, tokenizer and pooling, as transformers and
+sentence-transformers read and write them.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from dcse_jax import convert
+from dcse_jax import encoder as encoder_lib
+from dcse_jax.errors import UserError
+
+# The folder's files, by what reads them; heads and other formats stay away.
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
+
+# sentence-transformers' names of a pooling over the last layer; 6.x writes them
+# as the value of "pooling_mode", earlier releases as "pooling_mode_...: true".
+_POOLING_MODES = {"cls": "cls", "mean": "mean"}
+_OLD_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """An encoder with all that turns text into embeddings.
+
+  Attributes:
+    tokenizer: a transformers tokenizer.
+    pooling: one of `encoder.POOLINGS`.
+    normalize: whether the folder L2-normalises its embeddings.
+    max_length: the longest sentence, in tokens; longer ones are cut.
+  """
+
+  config: encoder_lib.EncoderConfig
+  params: encoder_lib.Params
+  tokenizer: Any
+  pooling: str
+  normalize: bool
+  max_length: int
+
+
+def tokenize(
+    tokenizer: Any, sentences: Sequence[str], max_length: int
+) -> list[list[int]]:
+  """Token ids of each sentence, special tokens included, cut to max_length."""
+  return tokenizer(
+      list(sentences),
+      truncation=True,
+      max_length=max_length,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+  )["input_ids"]
+
+
+def locate(name: str, revision: str | None = None) -> pathlib.Path:
+  """The local folder of a path or a hub id, downloaded if need be.
+
+  Args:
+    name: a folder, or an id such as "bert-base-uncased".
+    revision: a branch, tag or commit of the hub's repository.
+
+  Raises:
+    UserError: neither a folder nor a repository that can be had.
+  """
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    return path
+  if path.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    raise UserError(f"{name} is not a model folder: check the path")
+  import huggingface_hub  # Slow to import, and most runs name a folder.
+
+  try:
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(_HUB_FILES)
+        )
+    )
+  except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise UserError(
+        f"{name} is neither a folder here nor a model that the hub gave "
+        f"({reason[0]}): check the name, the network or your hub login"
+    ) from error
+
+
+def load(
+    name: str,
+    *,
+    pooling: str | None = None,
+    num_layers: int | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+) -> Model:
+  """Loads a model folder or hub id.
+
+  Args:
+    name: a folder, or a hub id.
+    pooling: used in place of the folder's own; None keeps that, or "cls" where
+      the folder has none.
+    num_layers: keeps only the first so many layers; None keeps all.
+    max_length: tokens at most, in place of the folder's own limit.
+    revision: of the hub's repository.
+
+  Raises:
+    UserError: the folder lacks something or holds what is not understood.
+  """
+  folder = locate(name, revision)
+  config = convert.read_config(folder)
+  tensors = convert.read_tensors(folder)
+  config = dataclasses.replace(
+      config, has_pooler=any("pooler.dense." in key for key in tensors)
+  )
+  params = convert.from_tensors(tensors, config)
+  own_pooling, normalize, own_length = read_modules(folder, config)
+  if num_layers is not None:
+    if not 1 <= num_layers <= config.num_layers:
+      raise UserError(
+          f"num_layers={num_layers}, but {name} has {config.num_layers}: keep "
+          f"1 to {config.num_layers}"
+      )
+    params, config = encoder_lib.keep_layers(params, config, num_layers)
+  tokenizer = load_tokenizer(folder)
+  if len(tokenizer) > config.vocab_size:
+    raise UserError(
+        f"{name}: its tokenizer has {len(tokenizer)} tokens and its encoder "
+        f"{config.vocab_size}; they belong to different models"
+    )
+  longest = min(config.max_tokens, tokenizer.model_max_length)
+  if max_length is not None and max_length > config.max_tokens:
+    raise UserError(
+        f"max_length={max_length}, but {name} takes {config.max_tokens} tokens "
+        "at most"
+    )
+  return Model(
+      config=config,
+      params=params,
+      tokenizer=tokenizer,
+      pooling=pooling or own_pooling or "cls",
+      normalize=normalize,
+      max_length=max_length or min(own_length or longest, longest),
+  )
+
+
+def load_tokenizer(folder: pathlib.Path) -> Any:
+  """The folder's tokenizer; UserError where there is none."""
+  import transformers  # Takes seconds; the errors before this one need not wait.
+
+  files = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+  if not any((folder / name).exists() for name in files):
+    raise UserError(
+        f"{folder} has no tokenizer ({', '.join(files)}): copy the files there"
+    )
+  try:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+  except Exception as error:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise UserError(
+        f"cannot read the tokenizer in {folder} ({reason[0]}): fetch it again"
+    ) from error
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"cannot read {path} ({error}): fetch it again") from error
+
+
+def own_pooling(name: str, revision: str | None = None) -> str | None:
+  """The pooling that a folder or hub id says itself, None if it says none."""
+  folder = locate(name, revision)
+  return read_modules(folder, convert.read_config(folder))[0]
+
+
+def read_modules(
+    folder: pathlib.Path, config: encoder_lib.EncoderConfig
+) -> tuple[str | None, bool, int | None]:
+  """What modules.json of sentence-transformers says: pooling, normalise, length.
+
+  Returns:
+    The pooling (None without a modules.json), whether embeddings are
+    normalised, and the longest sentence in tokens if it is said.
+
+  Raises:
+    UserError: a module that would change embeddings and is not known here.
+  """
+  if not (folder / "modules.json").exists():
+    return None, False, None
+  pooling, normalize, max_length, layers = None, False, None, None
+  for module in _read_json(folder / "modules.json"):
+    kind = module["type"].rpartition(".")[2]
+    path = folder / module["path"]
+    if kind == "Transformer":
+      settings = path / "sentence_bert_config.json"
+      if settings.exists():
+        settings = _read_json(settings)
+        max_length = settings.get("max_seq_length")
+        if settings.get("do_lower_case"):
+          raise UserError(
+              f"{folder}: do_lower_case in sentence_bert_config.json is not "
+              "supported; put a Lowercase normalizer into tokenizer.json"
+          )
+    elif kind == "WeightedLayerPooling":
+      layers = _read_layer_pooling(path, config)
+    elif kind == "Pooling":
+      pooling = _read_pooling(path)
+    elif kind == "Normalize":
+      normalize = True
+    else:
+      raise UserError(
+          f"{folder}: its sentence-transformers module {kind} is not "
+          "supported; a folder may hold Transformer, Pooling and Normalize"
+      )
+  if layers is not None and pooling == "mean":
+    pooling = layers
+  return pooling, normalize, max_length
+
+
+def _read_pooling(path: pathlib.Path) -> str:
+  settings = _read_json(path / "config.json")
+  modes = [
+      name
+      for name in _POOLING_MODES
+      if settings.get("pooling_mode") in (_POOLING_MODES[name], [name])
+      or settings.get(f"pooling_mode_{_OLD_POOLING_MODES[name]}")
+  ]
+  others = [
+      key
+      for key, value in settings.items()
+      if key.startswith("pooling_mode_") and value
+  ]
+  if len(modes) != 1 or len(others) > 1:
+    raise UserError(
+        f"{path / 'config.json'}: only cls or mean pooling, one of them, is "
+        "supported"
+    )
+  return modes[0]
+
+
+def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
+  weights = np.zeros(num_layers + 1, np.float32)
+  weights[[-2, -1] if pooling == "mean_top2" else [0, -1]] = 1.0
+  return weights
+
+
+def _read_layer_pooling(path, config):
+  weights = safetensors.numpy.load_file(path / "model.safetensors")
+  for pooling in ("mean_top2", "mean_first_last"):
+    expected = _layer_weights(pooling, config.num_layers)
+    if np.array_equal(weights["layer_weights"], expected):
+      return pooling
+  raise UserError(
+      f"{path}: only a mean of the top two, or of the embedding and last "
+      "layers, is supported"
+  )
+
+
+def _module_files(model: Model) -> dict[str, Any]:
+  """The JSON files that make the folder a sentence-transformers model."""
+  # The long-standing type names: old and new releases load them.
+  kinds = ["Transformer", "Pooling"]
+  if model.pooling in ("mean_top2", "mean_first_last"):
+    kinds.insert(1, "WeightedLayerPooling")
+  if model.normalize:
+    kinds.append("Normalize")
+  paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
+  files = {
+      "config.json": convert.config_to_json(model.config),
+      "modules.json": [
+          {
+              "idx": i,
+              "name": str(i),
+              "path": paths[i],
+              "type": f"sentence_transformers.models.{kind}",
+          }
+          for i, kind in enumerate(kinds)
+      ],
+      "sentence_bert_config.json": {
+          "max_seq_length": model.max_length,
+          "do_lower_case": False,
+      },
+      "config_sentence_transformers.json": {
+          "prompts": {},
+          "default_prompt_name": None,
+          "similarity_fn_name": "cosine",
+      },
+  }
+  is_cls = model.pooling.startswith("cls")
+  files[f"{paths[kinds.index('Pooling')]}/config.json"] = {
+      "word_embedding_dimension": model.config.hidden_size,
+      "pooling_mode_cls_token": is_cls,
+      "pooling_mode_mean_tokens": not is_cls,
+      "pooling_mode_max_tokens": False,
+      "pooling_mode_mean_sqrt_len_tokens": False,
+  }
+  if "Normalize" in kinds:
+    files[f"{paths[-1]}/config.json"] = {}
+  if "WeightedLayerPooling" in kinds:
+    files["config.json"]["output_hidden_states"] = True
+    files["1_WeightedLayerPooling/config.json"] = {
+        "word_embedding_dimension": model.config.hidden_size,
+        "layer_start": 0,
+        "num_hidden_layers": model.config.num_layers,
+    }
+  return files
+
+
+def save(model: Model, folder: str | os.PathLike[str]) -> None:
+  """Writes a folder that transformers and sentence-transformers load.
+
+  It is written beside and renamed, so a folder of that name is whole or absent;
+  an earlier one is replaced.
+  """
+  folder = pathlib.Path(folder)
+  beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+  shutil.rmtree(beside, ignore_errors=True)
+  beside.mkdir(parents=True)
+  model.tokenizer.save_pretrained(beside)
+  for name, content in _module_files(model).items():
+    (beside / name).parent.mkdir(exist_ok=True)
+    (beside / name).write_text(json.dumps(content, indent=2) + "\n")
+  metadata = {"format": "pt"}  # transformers refuses a file without it.
+  safetensors.numpy.save_file(
+      convert.to_tensors(model.params),
+      beside / "model.safetensors",
+      metadata=metadata,
+  )
+  if (beside / "1_WeightedLayerPooling").exists():
+    weights = _layer_weights(model.pooling, model.config.num_layers)
+    safetensors.numpy.save_file(
+        {"layer_weights": weights},
+        beside / "1_WeightedLayerPooling" / "model.safetensors",
+        metadata=metadata,
+    )
+  if folder.exists():
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old)
+  else:
+    beside.rename(folder)
