@@ -181,7 +181,8 @@ def _json_row(where: str, line: str, columns: Sequence[str]) -> Sequence[str]:
   try:
     record = json.loads(line)
   except (ValueError, RecursionError) as error:
-    raise _error(f"{where}: not valid JSON ({error}); "
+    # msg leaves out JSON's own "line 1", which would contradict the file's line.
+    raise _error(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); "
                  "put one object on each line") from error
   if not isinstance(record, dict):
     raise _error(f"{where}: a {type(record).__name__}, not an object; "

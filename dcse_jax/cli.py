@@ -1,0 +1,53 @@
+"""How every command starts and how it fails: one line, status 2."""
+
+from collections.abc import Callable
+import logging
+import sys
+
+import absl.logging
+from absl import app
+from absl import flags
+
+from dcse_jax.errors import UserError
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; whatever a config file or an override raises is bad input."""
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(f"{_one_line(error)}; --help lists the flags") from error
+  except Exception as error:
+    raise UserError(_one_line(error)) from error
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}: flags begin with --")
+  return rest
+
+
+def _start_logging() -> None:
+  # A run's own messages, bare, on stdout; of other libraries only warnings.
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  logger = logging.getLogger("dcse_jax")
+  logger.handlers[:] = [handler]
+  logger.propagate = False
+  logger.setLevel(logging.INFO)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command: parses flags, calls main, turns UserError into one line."""
+
+  def start(unused_argv):
+    _start_logging()
+    main()
+
+  try:
+    app.run(start, flags_parser=_parse)
+  except UserError as error:
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""The order of training: shuffled, batched, sharded by host, resumable.
+
+grain shuffles row numbers and cuts them into batches before it repeats, so that
+no batch spans two epochs and holds a sentence twice; whole batches are then
+gathered from the token cache.
+"""
+
+import grain
+import numpy as np
+
+from dcse_jax.data.tokens import TokenCache
+
+
+class _KeepTwinsApart(grain.transforms.RandomMap):
+  """Replaces a row that shares a sentence with an earlier row of its batch.
+
+  Two rows with a sentence in common are false negatives of each other. Dropping
+  one would lose data; instead another row takes its place in this batch, and
+  the row has its turn in other epochs.
+  """
+
+  def __init__(self, sentence_ids: np.ndarray):
+    self._sentence_ids = sentence_ids
+
+  def random_map(self, rows, rng: np.random.Generator):
+    sentences = self._sentence_ids
+    met: set[int] = set()
+    kept = []
+    waiting = list(rows[::-1])
+    # A corpus of nearly nothing but twins must end, if imperfectly.
+    for _ in range(len(rows) + 1000):
+      if not waiting:
+        break
+      row = waiting.pop()
+      if met.isdisjoint(sentences[row].tolist()):
+        met.update(sentences[row].tolist())
+        kept.append(row)
+      else:
+        waiting.insert(0, int(rng.integers(len(sentences))))
+    return np.asarray(kept + waiting, dtype=rows.dtype)
+
+
+class _Gather(grain.transforms.Map):
+
+  def __init__(self, cache: TokenCache, host: int, num_hosts: int):
+    self._cache, self._host, self._num_hosts = cache, host, num_hosts
+
+  def map(self, rows):
+    share = len(rows) // self._num_hosts
+    mine = rows[self._host * share : (self._host + 1) * share]
+    return self._cache.gather(mine)
+
+
+def count_twins(cache: TokenCache) -> int:
+  """Rows that share a sentence with another row."""
+  per_row = [np.unique(row) for row in cache.sentence_ids]
+  _, inverse, counts = np.unique(
+      np.concatenate(per_row), return_inverse=True, return_counts=True
+  )
+  shared = counts[inverse] > 1
+  row = np.repeat(np.arange(len(per_row)), [len(ids) for ids in per_row])
+  return len(np.unique(row[shared]))
+
+
+def make_batches(
+    cache: TokenCache,
+    *,
+    batch_size: int,
+    seed: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> grain.DatasetIterator:
+  """An endless iterator of training batches, a new shuffle each epoch.
+
+  Args:
+    cache: the tokenised corpus, at least batch_size rows.
+    batch_size: of the global batch, a multiple of num_hosts.
+    seed: of the order.
+    host: which host this is.
+    num_hosts: each host gathers its own part of the same global batch.
+
+  Returns:
+    An iterator whose `get_state` and `set_state` resume it exactly; its batches
+    are `TokenCache.gather`'s, of batch_size / num_hosts rows.
+  """
+  order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
+  order = order.batch(batch_size, drop_remainder=True)
+  if cache.sentence_ids.shape[1] > 1 and count_twins(cache):
+    order = order.random_map(_KeepTwinsApart(cache.sentence_ids))
+  batches = order.repeat().map(_Gather(cache, host, num_hosts))
+  # Two threads keep ahead of any step; the work is one gather a batch.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  return iter(batches.to_iter_dataset(options))

@@ -1,0 +1,193 @@
+"""The token cache: text tokenised once into memory-mapped files.
+
+A cache lives in a folder named by what it was made from (the sentences, the
+tokenizer, max_length), so a changed text or tokenizer never meets an old cache.
+Sentences lie end to end in one flat file a column, with an offset for each.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import tqdm
+
+# Part of every key: raise it when the layout or the cleaning changes.
+_LAYOUT = 1
+_CHUNK = 10_000
+
+Tokenize = Callable[[Sequence[str]], list[list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCache:
+  """Tokenised rows; a row's number is the example id that others refer to.
+
+  Attributes:
+    key: names the content; equal keys mean equal rows.
+    tokens: for each column all token ids end to end, memory-mapped.
+    offsets: for each column where row i begins, [rows + 1].
+    sentence_ids: equal numbers mean equal token ids, [rows, columns].
+    max_length: tokens of the longest row, special tokens included.
+    pad_token_id: fills `gather`'s rows.
+    dropped: rows that repeated an earlier row and were left out.
+  """
+
+  key: str
+  tokens: tuple[np.ndarray, ...]
+  offsets: tuple[np.ndarray, ...]
+  sentence_ids: np.ndarray
+  max_length: int
+  pad_token_id: int
+  dropped: int
+
+  def __len__(self) -> int:
+    return len(self.sentence_ids)
+
+  def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The batch of these rows.
+
+    Args:
+      rows: example ids, [B].
+
+    Returns:
+      `input_ids` [B, C, S] int32 and `attention_mask` [B, C, S] bool, with C
+      columns and S = max_length, and `example_id` [B] int32.
+    """
+    position = np.arange(self.max_length)
+    ids, masks = [], []
+    for tokens, offsets in zip(self.tokens, self.offsets):
+      start, end = offsets[rows][:, None], offsets[rows + 1][:, None]
+      index = start + position
+      mask = index < end
+      ids.append(np.where(mask, tokens[np.minimum(index, end - 1)], self.pad_token_id))
+      masks.append(mask)
+    return {
+        "input_ids": np.stack(ids, axis=1).astype(np.int32),
+        "attention_mask": np.stack(masks, axis=1),
+        "example_id": rows.astype(np.int32),
+    }
+
+
+def _content_key(columns, tokenizer_state, max_length, pad_token_id) -> str:
+  digest = hashlib.blake2b(digest_size=16)
+  digest.update(
+      json.dumps([_LAYOUT, max_length, pad_token_id, len(columns)]).encode()
+  )
+  digest.update(tokenizer_state.encode())
+  for column in columns:
+    # Sentences hold no line feed, so this joins without ambiguity.
+    for start in range(0, len(column), _CHUNK):
+      digest.update("\n".join(column[start : start + _CHUNK]).encode())
+      digest.update(b"\n")
+    digest.update(b"\0")
+  return digest.hexdigest()
+
+
+def build_token_cache(
+    folder: pathlib.Path,
+    columns: Sequence[Sequence[str]],
+    *,
+    tokenize: Tokenize,
+    tokenizer_state: str,
+    max_length: int,
+    pad_token_id: int,
+    vocab_size: int,
+    show_progress: bool = False,
+) -> TokenCache:
+  """Opens the cache of this content, making it first if there is none.
+
+  A row whose tokens all repeat an earlier row's is left out: met in one batch
+  the two would be each other's false negatives.
+
+  Args:
+    folder: holds the caches, one folder each.
+    columns: cleaned sentences, columns of equal length.
+    tokenize: sentences to token ids, at most max_length each.
+    tokenizer_state: all that `tokenize` depends on, for the key.
+    max_length: tokens of the longest row.
+    pad_token_id: fills short rows.
+    vocab_size: picks the width of the stored ids.
+    show_progress: draws a progress bar while tokenising.
+
+  Returns:
+    The opened cache.
+  """
+  key = _content_key(columns, tokenizer_state, max_length, pad_token_id)
+  path = folder / f"tokens-{key}"
+  if not path.exists():
+    beside = folder / f".{path.name}.tmp-{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    _write(beside, columns, tokenize, dtype, show_progress)
+    try:
+      beside.rename(path)
+    except OSError:  # Another run made the same cache meanwhile.
+      shutil.rmtree(beside)
+  sentence_ids = np.load(path / "sentence_ids.npy")
+  meta = json.loads((path / "meta.json").read_text())
+  load = lambda name: tuple(
+      np.load(path / f"{name}_{c}.npy", mmap_mode="r")
+      for c in range(len(columns))
+  )
+  return TokenCache(
+      key=key,
+      tokens=load("tokens"),
+      offsets=load("offsets"),
+      sentence_ids=sentence_ids,
+      max_length=max_length,
+      pad_token_id=pad_token_id,
+      dropped=meta["dropped"],
+  )
+
+
+def _write(path, columns, tokenize, dtype, show_progress):
+  """Tokenises chunk by chunk, leaving out repeated rows."""
+  num_rows = len(columns[0])
+  seen_sentences: dict[bytes, int] = {}
+  seen_rows: set[tuple[int, ...]] = set()
+  kept_ids = []
+  lengths = [[] for _ in columns]
+  chunks = [[] for _ in columns]
+  bar = tqdm.tqdm(
+      total=num_rows, desc="tokenising", unit="row", disable=not show_progress
+  )
+  for start in range(0, num_rows, _CHUNK):
+    encoded = [
+        [
+            np.asarray(ids, dtype)
+            for ids in tokenize(column[start : start + _CHUNK])
+        ]
+        for column in columns
+    ]
+    for row in zip(*encoded):
+      # A digest in place of the tokens: a million rows then fit any memory.
+      sentence_ids = tuple(
+          seen_sentences.setdefault(
+              hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),
+              len(seen_sentences),
+          )
+          for ids in row
+      )
+      if sentence_ids in seen_rows:
+        continue
+      seen_rows.add(sentence_ids)
+      kept_ids.append(sentence_ids)
+      for c, ids in enumerate(row):
+        chunks[c].append(ids)
+        lengths[c].append(len(ids))
+    bar.update(len(encoded[0]))
+  bar.close()
+  for c in range(len(columns)):
+    np.save(path / f"tokens_{c}.npy", np.concatenate(chunks[c]))
+    np.save(path / f"offsets_{c}.npy", np.cumsum([0] + lengths[c]))
+  np.save(path / "sentence_ids.npy", np.asarray(kept_ids, np.int64))
+  (path / "meta.json").write_text(
+      json.dumps({"rows": len(kept_ids), "dropped": num_rows - len(kept_ids)})
+  )
