@@ -1,0 +1,225 @@
+"""Every field of a config, what it means, and its default.
+
+A file of `configs/` begins with `default()` and sets what its paper sets. A
+field that a run may leave out has a value that says so: "", 0 or ().
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from dcse_jax.encoder import POOLINGS
+from dcse_jax.errors import UserError
+
+ConfigDict = ml_collections.ConfigDict
+
+_CHOICES = {
+    "pooling": POOLINGS,
+    "objective": ("contrastive", "masked_language_model"),
+    "contrastive": ("info_nce", "focal_info_nce"),
+    "divergence": ("cross_entropy", "kl", "js"),
+    "schedule": ("linear", "cosine"),
+    "dtype": ("float32", "bfloat16"),
+}
+_POSITIVE = (
+    "max_length",
+    "batch_size",
+    "num_train_steps",
+    "log_every",
+    "eval_every",
+    "temperature",
+    "student_temperature",
+    "teacher_temperature",
+    "learning_rate",
+    "clip_norm",
+)
+
+
+def default() -> ConfigDict:
+  """A config with every field at its default; SimCSE's values where it has one."""
+  config = ConfigDict()
+
+  # The encoder that training starts from: a folder or hub id, and the hub's
+  # branch, tag or commit. Empty: a new one of shape `encoder`, with a WordPiece
+  # tokenizer trained on `text`.
+  config.model = ""
+  config.revision = ""
+  config.encoder = ConfigDict(
+      dict(
+          vocab_size=8000,
+          hidden_size=256,
+          num_layers=4,
+          num_heads=4,
+          intermediate_size=1024,
+      )
+  )
+  # How states become an embedding, where the model's folder does not say
+  # itself. "cls" trains through a projection that evaluation drops.
+  config.pooling = "cls"
+  config.num_layers = 0  # Keeps only the first so many layers; 0 keeps all.
+
+  # Text: .txt, .csv, .tsv or .jsonl, also .gz, or tfds:NAME:SPLIT:FEATURE.
+  # Of tables, 1 column: sentences; 2: anchor, positive; 3: and hard negative.
+  config.text = ""
+  config.columns = ()
+  # In place of `text` and `sts`: sentences and scored pairs made on the spot.
+  config.synthetic_sentences = 0
+  config.synthetic_pairs = 0
+  config.max_length = 32  # Tokens of a training sentence.
+
+  # A folder of STS sets, NAME.tsv; empty trains without evaluation, and the
+  # last parameters count as the best. The mean over `dev` chooses the best
+  # parameters; `test` is scored once with these.
+  config.sts = ""
+  config.dev = ("STSB-dev",)
+  config.test = ()
+
+  # Objective: loss = contrastive + distill_weight * distillation.
+  config.objective = "contrastive"
+  config.contrastive = "info_nce"
+  config.temperature = 0.05
+  config.margin = 0.3  # Of focal_info_nce.
+  config.negative_weight = 0.0  # Of a hard negative's own logit.
+  config.distill_weight = 1.0
+  config.student_temperature = 0.025
+  config.teacher_temperature = 0.0125
+  config.divergence = "cross_entropy"
+  # Shuffles the teachers' similarities within groups; at most one is not 0.
+  config.group_probability = 0.0
+  config.group_size = 0
+  config.group_top = 0
+
+  # Optimisation: AdamW, with clipping by global norm.
+  config.batch_size = 64
+  config.num_train_steps = 15_625
+  config.learning_rate = 3e-5
+  config.schedule = "linear"
+  config.warmup_steps = 0
+  config.weight_decay = 0.0
+  config.clip_norm = 1.0
+  config.dtype = "float32"  # Of matrix products; all else is float32.
+
+  config.seed = 0  # Of the whole recipe; every model's own is added.
+  config.log_every = 25
+  config.eval_every = 125  # Evaluates and saves a checkpoint.
+
+  # The recipe: rounds by name, in order. Each trains one model a seed, from
+  # `model` again, and may set any field above for itself.
+  config.rounds = ConfigDict(sort_keys=False)
+  return config
+
+
+def round_config(
+    seeds: Sequence[int],
+    *,
+    start: str = "",
+    teachers: Sequence[str] = (),
+    teacher_weights: Sequence[float] = (),
+    **fields: Any,
+) -> ConfigDict:
+  """One round of a recipe.
+
+  Args:
+    seeds: one model is trained for each.
+    start: the earlier round whose best model it starts from; "" starts from the
+      config's `model`.
+    teachers: whose similarities are averaged: the name of an earlier round
+      stands for all its models, any other for a folder or hub id.
+    teacher_weights: one for each name in `teachers`, shared among its models;
+      all models weigh the same if empty.
+    **fields: fields of the config that differ in this round.
+  """
+  return ConfigDict(
+      dict(
+          seeds=tuple(seeds),
+          start=start,
+          teachers=tuple(teachers),
+          teacher_weights=tuple(teacher_weights),
+          **fields,
+      )
+  )
+
+
+def of_round(config: ConfigDict, name: str) -> ConfigDict:
+  """The config of one round: the recipe's fields, overridden by its own."""
+  merged = config.copy_and_resolve_references()
+  del merged["rounds"]
+  for field, value in config.rounds[name].items():
+    merged[field] = value
+  return merged
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that no run can use.
+
+  Raises:
+    UserError: naming the field, the value and what it may be.
+  """
+  known = default()
+  for name in config:
+    if name not in known:
+      raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
+  if not config.rounds:
+    raise UserError("config.rounds is empty: a recipe has one round or more")
+  earlier = []
+  for name, values in config.rounds.items():
+    for field in values:
+      if field not in known and field not in round_config(()):
+        raise UserError(f"rounds.{name}: unknown field {field!r}")
+    _check_round(name, of_round(config, name), earlier)
+    earlier.append(name)
+
+
+def _check_round(name: str, config: ConfigDict, earlier: list[str]) -> None:
+  for field, choices in _CHOICES.items():
+    if config[field] not in choices:
+      raise UserError(
+          f"{field}={config[field]!r} in round {name}: use one of "
+          + ", ".join(choices)
+      )
+  for field in _POSITIVE:
+    if not config[field] > 0:
+      raise UserError(
+          f"{field}={config[field]} in round {name}: must be above 0"
+      )
+  if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+    raise UserError(
+        f"rounds.{name}.seeds={config.seeds}: name one seed or more, each once"
+    )
+  if config.start and config.start not in earlier:
+    raise UserError(
+        f"rounds.{name}.start={config.start!r}: name an earlier round "
+        f"({', '.join(earlier) or 'there is none'})"
+    )
+  weights = config.teacher_weights
+  if weights and (len(weights) != len(config.teachers) or min(weights) <= 0):
+    raise UserError(
+        f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
+        f"the {len(config.teachers)} names in teachers"
+    )
+  shuffles = (config.group_probability, config.group_size, config.group_top)
+  if sum(value != 0 for value in shuffles) > 1:
+    raise UserError(
+        f"round {name}: group_probability, group_size and group_top exclude "
+        "each other; set one"
+    )
+  if not 0 <= config.group_probability <= 1:
+    raise UserError(
+        f"group_probability={config.group_probability} in round {name}: must "
+        "be in [0, 1]"
+    )
+  if not 0 <= config.group_top < config.batch_size:
+    raise UserError(
+        f"group_top={config.group_top} in round {name}: must be below "
+        f"batch_size={config.batch_size}"
+    )
+  if config.group_size < 0 or config.batch_size < 2:
+    raise UserError(
+        f"round {name}: group_size must be 0 or more and batch_size 2 or more"
+    )
+  if config.contrastive == "focal_info_nce" and len(config.columns) > 2:
+    raise UserError(
+        "focal_info_nce takes no hard negatives: name two columns, or use "
+        "contrastive='info_nce'"
+    )

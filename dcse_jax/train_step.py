@@ -1,0 +1,258 @@
+"""One training step, a pure function of the global batch.
+
+A loss function takes (params, batch, rng, teacher_params) to the scalar loss
+and its named parts; `make_train_step` turns any such function into a step.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import losses
+from dcse_jax import teachers as teachers_lib
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+
+# Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
+# replaced by any token, 10 % left.
+_PREDICTED, _MASKED, _REPLACED = 0.15, 0.8, 0.1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that changes from step to step.
+
+  Attributes:
+    params: of the encoder and of the training-only head.
+    rng: raw data of the run's key; a step folds its number in.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  rng: jax.Array
+
+
+def init_state(
+    params: Any, tx: optax.GradientTransformation, rng: jax.Array
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+      params=params,
+      opt_state=tx.init(params),
+      step=jnp.zeros((), jnp.int32),
+      rng=jax.random.key_data(rng),
+  )
+
+
+def make_train_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+  """The step (state, batch, teacher_params) -> (state, metrics), not yet jitted."""
+
+  def train_step(state, batch, teacher_params):
+    rng = jax.random.wrap_key_data(state.rng)
+    rng = jax.random.fold_in(rng, state.step)
+    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, batch, rng, teacher_params
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        **parts,
+        "gradient_norm": optax.global_norm(grads),
+        "learning_rate": schedule(state.step),
+    }
+    state = dataclasses.replace(
+        state,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        step=state.step + 1,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def init_sentence_params(
+    encoder: encoder_lib.Params,
+    config: encoder_lib.EncoderConfig,
+    pooling: str,
+    rng: jax.Array,
+) -> Any:
+  """What `sentence_loss` trains: the encoder and, under "cls", a projection."""
+  params = {"encoder": encoder}
+  if pooling == "cls":
+    params["projection"] = encoder_lib.init_params(
+        config, rng, encoder_lib.Projection
+    )
+  return params
+
+
+def sentence_loss(
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    teacher_params: Any,
+    *,
+    config: encoder_lib.EncoderConfig,
+    pooling: str,
+    dtype: Any,
+    contrast: Callable[..., jax.Array],
+    stacks: tuple[teachers_lib.TeacherStack, ...] = (),
+    shuffle: Mapping[str, float] | None = None,
+    distill_weight: float = 1.0,
+    student_temperature: float = 0.025,
+    teacher_temperature: float = 0.0125,
+    divergence: str = "cross_entropy",
+) -> tuple[jax.Array, Metrics]:
+  """Contrastive loss plus distill_weight times distillation, batch means.
+
+  Args:
+    params: as `init_sentence_params` makes them.
+    batch: `input_ids` and `attention_mask`, [B, C, S]. One column is encoded
+      twice under independent dropout; of more, the first is the anchor, the
+      second the positive, the third a hard negative.
+    rng: the step's key.
+    teacher_params: of each stack.
+    config: of the student.
+    pooling: of the student.
+    dtype: of the matrix products.
+    contrast: (anchors, positives[, negatives=]) -> [B].
+    stacks: the teachers; none means no distillation.
+    shuffle: the rule for `losses.group_shuffle`; None leaves the similarities.
+    distill_weight: the paper's lambda.
+    student_temperature: divides the student's cosines in the distillation.
+    teacher_temperature: divides the teachers' averaged cosines.
+    divergence: see `losses.distillation`.
+
+  Returns:
+    The loss and its parts, scalars.
+
+  References:
+    Xu et al., DistillCSE, 2023, Eq. 3 (arXiv:2310.13499). The student's
+    similarities are of the first view with itself, after the projection, with
+    dropout, as published.
+  """
+  dropout_rng, shuffle_rng = jax.random.split(rng)
+  input_ids, mask = batch["input_ids"], batch["attention_mask"]
+  if input_ids.shape[1] == 1:
+    input_ids, mask = (jnp.repeat(x, 2, axis=1) for x in (input_ids, mask))
+  size, views, length = input_ids.shape
+  embeddings = encoder_lib.encode(
+      params["encoder"],
+      config,
+      input_ids.reshape(-1, length),
+      mask.reshape(-1, length),
+      pooling=pooling,
+      rng=dropout_rng,
+      dtype=dtype,
+  )
+  if "projection" in params:
+    embeddings = encoder_lib.project(params["projection"], config, embeddings)
+  embeddings = embeddings.reshape(size, views, -1)
+  anchors, positives = embeddings[:, 0], embeddings[:, 1]
+  hard = {"negatives": embeddings[:, 2]} if views == 3 else {}
+  contrastive = jnp.mean(contrast(anchors, positives, **hard))
+  if not stacks:
+    return contrastive, {"contrastive": contrastive}
+  target = teachers_lib.teacher_similarity(
+      teacher_params, stacks, input_ids[:, 0], mask[:, 0], dtype=dtype
+  )
+  if shuffle:
+    target = losses.group_shuffle(target, shuffle_rng, **shuffle)
+  distillation = jnp.mean(
+      losses.distillation(
+          losses.cosine_similarity(anchors, anchors),
+          target,
+          student_temperature=student_temperature,
+          teacher_temperature=teacher_temperature,
+          divergence=divergence,
+      )
+  )
+  loss = contrastive + distill_weight * distillation
+  return loss, {"contrastive": contrastive, "distillation": distillation}
+
+
+def init_language_model_params(
+    encoder: encoder_lib.Params,
+    config: encoder_lib.EncoderConfig,
+    rng: jax.Array,
+) -> Any:
+  """What `language_model_loss` trains: the encoder and its scoring head."""
+  head = encoder_lib.init_params(config, rng, encoder_lib.LanguageModelHead)
+  return {"encoder": encoder, "head": head}
+
+
+def language_model_loss(
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    teacher_params: Any,
+    *,
+    config: encoder_lib.EncoderConfig,
+    dtype: Any,
+    mask_token_id: int,
+    special_token_ids: tuple[int, ...],
+) -> tuple[jax.Array, Metrics]:
+  """Masked language modelling of the first column, masked anew at every step.
+
+  Args:
+    params: as `init_language_model_params` makes them.
+    batch: `input_ids` and `attention_mask`, [B, C, S].
+    rng: the step's key.
+    teacher_params: unused.
+    config: of the encoder.
+    dtype: of the matrix products.
+    mask_token_id: of [MASK].
+    special_token_ids: never predicted, [CLS], [SEP] and the like.
+
+  Returns:
+    The loss and its parts, scalars; `accuracy` is the share of masked tokens
+    whose best guess is right, in [0, 1].
+  """
+  del teacher_params
+  choice_rng, kind_rng, token_rng, dropout_rng = jax.random.split(rng, 4)
+  input_ids = batch["input_ids"][:, 0]
+  attention_mask = batch["attention_mask"][:, 0]
+  special = jnp.isin(input_ids, jnp.asarray(special_token_ids))
+  is_word = attention_mask & ~special
+
+  # A fixed number of slots a row, so that only these meet the vocabulary.
+  slots = max(1, round(_PREDICTED * input_ids.shape[1]))
+  score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
+  _, position = jax.lax.top_k(score, slots)
+  wanted = jnp.maximum(1, jnp.round(_PREDICTED * is_word.sum(axis=1)))
+  wanted = jnp.minimum(wanted, is_word.sum(axis=1))
+  is_slot = jnp.arange(slots) < wanted[:, None]
+
+  row = jnp.arange(input_ids.shape[0])[:, None]
+  labels = input_ids[row, position]
+  kind = jax.random.uniform(kind_rng, labels.shape)
+  other = jax.random.randint(token_rng, labels.shape, 0, config.vocab_size)
+  shown = jnp.where(kind < _MASKED, mask_token_id, labels)
+  shown = jnp.where(kind >= 1 - _REPLACED, other, shown)
+  input_ids = input_ids.at[row, position].set(jnp.where(is_slot, shown, labels))
+
+  *_, states = encoder_lib.hidden_states(
+      params["encoder"],
+      config,
+      input_ids,
+      attention_mask,
+      rng=dropout_rng,
+      dtype=dtype,
+  )
+  logits = encoder_lib.score_tokens(
+      params["head"], params["encoder"], config, states[row, position], dtype=dtype
+  )
+  loss = jnp.mean(losses.masked_language_model(logits, labels, is_slot))
+  right = (jnp.argmax(logits, axis=-1) == labels) & is_slot
+  return loss, {"accuracy": right.sum() / jnp.maximum(is_slot.sum(), 1)}
