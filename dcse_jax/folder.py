@@ -4,9 +4,7 @@ sentence-transformers read and write them.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -95,6 +93,7 @@ def load(
     name: str,
     *,
     pooling: str | None = None,
+    default_pooling: str = "cls",
     num_layers: int | None = None,
     max_length: int | None = None,
     revision: str | None = None,
@@ -103,8 +102,8 @@ def load(
 
   Args:
     name: a folder, or a hub id.
-    pooling: used in place of the folder's own; None keeps that, or "cls" where
-      the folder has none.
+    pooling: used in place of the folder's own; None keeps that.
+    default_pooling: used where the folder has none of its own.
     num_layers: keeps only the first so many layers; None keeps all.
     max_length: tokens at most, in place of the folder's own limit.
     revision: of the hub's repository.
@@ -120,6 +119,8 @@ def load(
   )
   params = convert.from_tensors(tensors, config)
   own_pooling, normalize, own_length = read_modules(folder, config)
+  if (own_pooling, default_pooling) == ("cls", "cls_before_pooler"):
+    own_pooling = default_pooling  # A folder cannot tell these two apart.
   if num_layers is not None:
     if not 1 <= num_layers <= config.num_layers:
       raise UserError(
@@ -143,7 +144,7 @@ def load(
       config=config,
       params=params,
       tokenizer=tokenizer,
-      pooling=pooling or own_pooling or "cls",
+      pooling=pooling or own_pooling or default_pooling,
       normalize=normalize,
       max_length=max_length or min(own_length or longest, longest),
   )
@@ -172,12 +173,6 @@ def _read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise UserError(f"cannot read {path} ({error}): fetch it again") from error
-
-
-def own_pooling(name: str, revision: str | None = None) -> str | None:
-  """The pooling that a folder or hub id says itself, None if it says none."""
-  folder = locate(name, revision)
-  return read_modules(folder, convert.read_config(folder))[0]
 
 
 def read_modules(

@@ -10,223 +10,192 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Topic -> scenes. A scene holds the agent, action, object, place and reason
-# that belong together most; within a topic any of them can be combined. "/"
-# separates synonyms, "+" marks a plural, and "~" precedes a participle that
-# differs from the past tense.
+# Topic -> scenes. A scene holds the agent, action, object and place that
+# belong together most; within a topic any can be combined. "/" separates
+# synonyms, "+" marks a plural, and "~" precedes a participle that differs from
+# the past tense.
 _SCENES = {
-    "cooking": (
-        ("chef/cook/kitchen chief", "prepared/cooked/whipped up",
-         "soup/broth/bouillon", "in the kitchen/in the cookhouse/by the stove",
-         "because guests were coming/as visitors were expected/for the guests"),
-        ("baker/pastry cook/breadmaker", "seasoned/flavoured/spiced",
-         "cake/gateau/sponge", "in the bakery/at the bakehouse/in the cake shop",
-         "because it was a birthday/to mark a birthday/for a birthday party"),
-        ("waiter/server/waitress", "served/dished up/brought out",
-         "stew/casserole/hotpot", "at the restaurant/in the bistro/at the diner",
-         "because everyone was hungry/as nobody had eaten/for a hungry crowd"),
-        ("food critic/gourmet/food writer", "tasted/sampled/tried",
-         "pancakes+/crepes+/flapjacks+", "at the food market/by the food stalls",
-         "to choose a winner/as a prize was at stake/to award a prize"),
-    ),
-    "sport": (
-        ("striker/forward/goalscorer", "dominated/controlled/commanded",
-         "match/game/fixture", "at the stadium/in the arena/on the pitch",
-         "thanks to hard training/because the training had paid off"),
-        ("runner/sprinter/athlete", "abandoned/gave up~given up",
-         "race/sprint/dash", "at the running track/on the athletics oval",
-         "because of a sore knee/owing to a knee injury/with an aching knee"),
-        ("referee/umpire/match official", "stopped/halted/interrupted",
-         "tournament/competition/cup", "in the sports hall/at the gym",
-         "because the lights failed/owing to a power cut/as the power was out"),
-        ("supporter/fan/spectator", "watched/followed/viewed",
-         "playoffs+/knockout rounds+", "at the clubhouse/in the club bar",
-         "out of love for the club/out of loyalty to the team"),
-    ),
-    "music": (
-        ("singer/vocalist/soprano", "performed/interpreted/rendered",
-         "song/ballad/vocal number", "at the concert hall/in the auditorium",
-         "as an encore/because the audience wanted more/to please the audience"),
-        ("violinist/fiddler/fiddle player", "rehearsed/practised/ran through~run through",
-         "symphony/orchestral work", "in the rehearsal room/at the practice hall",
-         "because a concert was near/ahead of the concert/before opening night"),
-        ("composer/songwriter/tunesmith", "composed/wrote~written/penned",
-         "opera/music drama/sung drama", "at the piano/beside the keyboard",
-         "to honour a friend/as a tribute to a friend/in memory of a friend"),
-        ("producer/sound engineer/record producer", "recorded/taped/laid down",
-         "melodies+/airs+/tunes+", "in the recording studio/in the sound booth",
-         "for a new album/because an album was due/to fill an album"),
-    ),
-    "travel": (
-        ("tourist/holidaymaker/sightseer", "visited/toured/explored",
-         "castle/fortress/citadel", "in the old town/in the historic quarter",
-         "because the guidebook said so/on the advice of the guidebook"),
-        ("tour guide/tour leader/travel guide", "described/commented on/depicted",
-         "temple/shrine/sanctuary", "near the border/close to the frontier",
-         "because the group was curious/to entertain the group/for the group"),
-        ("photographer/camerawoman/cameraman", "photographed/snapped/pictured",
-         "waterfalls+/cascades+/cataracts+", "in the mountains/among the peaks",
-         "for a magazine/because a magazine was paying/on behalf of a magazine"),
-        ("backpacker/hiker/rambler", "sketched/drew~drawn",
-         "monument/statue/memorial", "on the island/on the isle",
-         "to remember the trip/as a souvenir/as a memento of the trip"),
-    ),
-    "school": (
-        ("teacher/schoolmaster/instructor", "corrected/marked/graded",
-         "essay/composition/assignment", "in the classroom/in the schoolroom",
-         "because term was ending/before the end of term/as term was nearly over"),
-        ("pupil/schoolboy/schoolchild", "studied/pored over/read closely",
-         "exam paper/test paper/quiz", "in the school library/in the reading room",
-         "to get better marks/because grades mattered/in the hope of top grades"),
-        ("professor/lecturer/academic", "discussed/debated/talked over",
-         "poem/verse/rhyme", "in the lecture hall/at the lecture theatre",
-         "because the syllabus required it/as part of the course/for the course"),
-        ("headteacher/principal/headmistress", "checked/looked over/inspected",
-         "sums+/maths exercises+", "in the staff room/in the teachers' lounge",
-         "because parents had complained/after complaints from parents"),
-    ),
-    "farming": (
-        ("farmer/smallholder/cattleman", "raised/reared/brought up",
-         "cow/heifer/dairy cow", "in the barn/in the cowshed/in the byre",
-         "because milk paid well/as milk prices were high/to sell the milk"),
-        ("shepherd/shepherdess/herdsman", "looked after/tended/cared for",
-         "sheep+/lambs+/ewes+", "in the meadow/in the pasture/on the grassland",
-         "because wolves were about/for fear of wolves/to keep wolves away"),
-        ("vet/animal doctor/veterinary surgeon", "treated/healed/cured",
-         "horse/pony/mare", "in the stable/in the horse stalls",
-         "because a fever was spreading/to stop an infection/owing to a fever"),
-        ("cattle dealer/livestock trader", "bought/purchased/acquired",
-         "hens+/chickens+", "at the livestock fair/at the cattle auction",
-         "because the price was low/at a bargain price/as prices had dropped"),
-    ),
-    "sea": (
-        ("captain/skipper/shipmaster", "steered/piloted/navigated",
-         "ship/vessel/steamer", "on the open sea/out on the ocean/far from land",
-         "because a storm was coming/to escape a storm/as a gale was blowing"),
-        ("sailor/mariner/seaman", "scrubbed/washed down/cleaned",
-         "yacht/sailing boat/sloop", "in the harbour/at the port/in the docks",
-         "because rust was spreading/to fight the rust/on account of the rust"),
-        ("fisherman/angler/fisherwoman", "towed/hauled/tugged",
-         "trawler/fishing boat", "in the bay/in the cove/in the inlet",
-         "because the engine had failed/owing to engine trouble"),
-        ("shipwright/boatbuilder/shipbuilder", "repaired/mended/fixed",
-         "dinghies+/rowing boats+/skiffs+", "on the beach/on the shore",
-         "because of a collision/after a crash on the rocks/after a collision"),
-    ),
-    "office": (
-        ("secretary/personal assistant/clerk", "typed/keyed in/typed up",
-         "report/write-up/dossier", "in the office/at the desk/at work",
-         "because the deadline was near/to meet a deadline/before the deadline"),
-        ("manager/boss/director", "approved/authorised/signed off",
-         "contract/agreement/deal", "in the meeting room/in the boardroom",
-         "because a client was waiting/to win a client/for the sake of a client"),
-        ("accountant/bookkeeper/auditor", "reviewed/went over~gone over/audited",
-         "budget/spending plan", "at head office/at headquarters",
-         "because money was missing/as funds had vanished/to find missing funds"),
-        ("lawyer/solicitor/attorney", "rejected/turned down/refused",
-         "invoices+/bills+", "at the law firm/in the legal department",
-         "because of a lawsuit/owing to a legal dispute/as a lawsuit was pending"),
-    ),
+  "cooking": (
+    ("chef/cook/kitchen chief", "prepared/cooked/whipped up",
+     "soup/broth/bouillon", "in the kitchen/in the cookhouse/by the stove"),
+    ("baker/pastry cook/breadmaker", "seasoned/flavoured/spiced",
+     "cake/gateau/sponge", "in the bakery/at the bakehouse/in the cake shop"),
+    ("waiter/server/waitress", "served/dished up/brought out",
+     "stew/casserole/hotpot", "at the restaurant/in the bistro/at the diner"),
+    ("food critic/gourmet/food writer", "tasted/sampled/tried",
+     "pancakes+/crepes+/flapjacks+", "at the food market/by the food stalls"),
+  ),
+  "sport": (
+    ("striker/forward/goalscorer", "dominated/controlled/commanded",
+     "match/game/fixture", "at the stadium/in the arena/on the pitch"),
+    ("runner/sprinter/athlete", "abandoned/gave up~given up",
+     "race/sprint/dash", "at the running track/on the athletics oval"),
+    ("referee/umpire/match official", "stopped/halted/interrupted",
+     "tournament/competition/cup", "in the sports hall/at the gym"),
+    ("supporter/fan/spectator", "watched/followed/viewed",
+     "playoffs+/knockout rounds+", "at the clubhouse/in the club bar"),
+  ),
+  "music": (
+    ("singer/vocalist/soprano", "performed/interpreted/rendered",
+     "song/ballad/vocal number", "at the concert hall/in the auditorium"),
+    ("violinist/fiddler/fiddle player", "rehearsed/ran through~run through",
+     "symphony/orchestral work", "in the rehearsal room/at the practice hall"),
+    ("composer/songwriter/tunesmith", "composed/wrote~written/penned",
+     "opera/music drama/sung drama", "at the piano/beside the keyboard"),
+    ("producer/sound engineer/record producer", "recorded/taped/laid down",
+     "melodies+/airs+/tunes+", "in the recording studio/in the sound booth"),
+  ),
+  "travel": (
+    ("tourist/holidaymaker/sightseer", "visited/toured/explored",
+     "castle/fortress/citadel", "in the old town/in the historic quarter"),
+    ("tour guide/tour leader/travel guide", "described/commented on/depicted",
+     "temple/shrine/sanctuary", "near the border/close to the frontier"),
+    ("photographer/camerawoman/cameraman", "photographed/snapped/pictured",
+     "waterfalls+/cascades+/cataracts+", "in the mountains/among the peaks"),
+    ("backpacker/hiker/rambler", "sketched/drew~drawn",
+     "monument/statue/memorial", "on the island/on the isle"),
+  ),
+  "school": (
+    ("teacher/schoolmaster/instructor", "corrected/marked/graded",
+     "essay/composition/assignment", "in the classroom/in the schoolroom"),
+    ("pupil/schoolboy/schoolchild", "studied/pored over/read",
+     "exam paper/test paper/quiz", "in the school library/in the reading room"),
+    ("professor/lecturer/academic", "discussed/debated/talked over",
+     "poem/verse/rhyme", "in the lecture hall/at the lecture theatre"),
+    ("headteacher/principal/headmistress", "checked/looked over/inspected",
+     "sums+/maths exercises+", "in the staff room/in the teachers' lounge"),
+  ),
+  "farming": (
+    ("farmer/smallholder/cattleman", "raised/reared/brought up",
+     "cow/heifer/dairy cow", "in the barn/in the cowshed/in the byre"),
+    ("shepherd/shepherdess/herdsman", "looked after/tended/cared for",
+     "sheep+/lambs+/ewes+", "in the meadow/in the pasture/on the grassland"),
+    ("vet/animal doctor/veterinary surgeon", "treated/healed/cured",
+     "horse/pony/mare", "in the stable/in the horse stalls"),
+    ("cattle dealer/livestock trader", "bought/purchased/acquired",
+     "hens+/chickens+", "at the livestock fair/at the cattle auction"),
+  ),
+  "sea": (
+    ("captain/skipper/shipmaster", "steered/piloted/navigated",
+     "ship/vessel/steamer", "on the open sea/out on the ocean/far from land"),
+    ("sailor/mariner/seaman", "scrubbed/washed down/cleaned",
+     "yacht/sailing boat/sloop", "in the harbour/at the port/in the docks"),
+    ("fisherman/angler/fisherwoman", "towed/hauled/tugged",
+     "trawler/fishing boat", "in the bay/in the cove/in the inlet"),
+    ("shipwright/boatbuilder/shipbuilder", "repaired/mended/fixed",
+     "dinghies+/rowing boats+/skiffs+", "on the beach/on the shore"),
+  ),
+  "office": (
+    ("secretary/personal assistant/clerk", "typed/keyed in/typed up",
+     "report/write-up/dossier", "in the office/at the desk/at work"),
+    ("manager/boss/director", "approved/authorised/signed off",
+     "contract/agreement/deal", "in the meeting room/in the boardroom"),
+    ("accountant/bookkeeper/auditor", "reviewed/went over~gone over/audited",
+     "budget/spending plan", "at head office/at headquarters"),
+    ("lawyer/solicitor/attorney", "rejected/turned down/refused",
+     "invoices+/bills+", "at the law firm/in the legal department"),
+  ),
 }  # fmt: skip
 
 # Slots whose values go with every topic. Of the attitudes, those that end with
 # a comma can stand anywhere; the others need a plain clause after them.
 _SHARED = {
-    "quality": (
-        "famous/celebrated/well-known", "excellent/superb/first-rate",
-        "dreadful/terrible/awful", "unusual/strange/odd",
-        "much-loved/beloved/cherished", "ordinary/unremarkable/run-of-the-mill",
-    ),
-    "manner": (
-        "quickly/rapidly/in a hurry", "slowly/unhurriedly/at a leisurely pace",
-        "carefully/with great care/attentively", "secretly/in secret/on the sly",
-        "cheerfully/happily/in good spirits", "skilfully/expertly/with great skill",
-        "reluctantly/unwillingly/with some reluctance",
-    ),
-    "time": (
-        "in the morning/before noon/early in the day", "yesterday/one day ago",
-        "in the evening/after sunset/at nightfall", "last year/twelve months ago",
-        "last week/a week ago/seven days ago", "on Monday/at the start of the week",
-        "in winter/during the cold months/in the snowy season",
-        "in summer/during the hot months/in the warm season",
-        "at midnight/in the middle of the night/in the dead of night",
-    ),
-    "attitude": (
-        "according to the newspaper,/as the press reported,/the papers say that",
-        "according to a neighbour,/as somebody next door said,/a neighbour says that",
-        "by all accounts,/reportedly,/rumour has it that/people say that",
-        "fortunately,/luckily,/by good luck,/it is good news that",
-        "unfortunately,/sadly,/regrettably,/it is a pity that",
-        "surprisingly,/to general surprise,/against all expectations,",
-        "obviously,/clearly,/without any doubt,",
-    ),
+  "quality": (
+    "famous/celebrated/well-known", "excellent/superb/first-rate",
+    "dreadful/terrible/awful", "unusual/strange/odd",
+    "much-loved/beloved/cherished", "ordinary/unremarkable/run-of-the-mill",
+  ),
+  "manner": (
+    "quickly/rapidly/in a hurry", "slowly/unhurriedly/at a leisurely pace",
+    "carefully/with great care/attentively", "secretly/in secret/on the sly",
+    "cheerfully/happily/in good spirits", "skilfully/expertly/with great skill",
+    "reluctantly/unwillingly/with some reluctance",
+  ),
+  "time": (
+    "in the morning/before noon/early in the day", "yesterday/one day ago",
+    "in the evening/after sunset/at nightfall", "last year/twelve months ago",
+    "last week/a week ago/seven days ago", "on Monday/at the start of the week",
+    "in winter/during the cold months/in the snowy season",
+    "in summer/during the hot months/in the warm season",
+    "at midnight/in the middle of the night/in the dead of night",
+  ),
+  "attitude": (
+    "according to the newspaper,/as the press reported,/the papers say that",
+    "according to a neighbour,/as a neighbour told it,/a neighbour says that",
+    "by all accounts,/reportedly,/rumour has it that/people say that",
+    "fortunately,/luckily,/by good luck,/it is good news that",
+    "unfortunately,/sadly,/regrettably,/it is a pity that",
+    "surprisingly,/to general surprise,/against all expectations,",
+    "obviously,/clearly,/without any doubt,",
+  ),
 }  # fmt: skip
 
-# (the slot that must be filled, the form). "{mid}" takes a one-word manner and
-# "{end}" any other.
+# (the slot that must be filled, the form). "{mid}" takes a one-word manner; all
+# that a form does not place follows it: manner, place, time and ", attitude".
 _TEMPLATES = (
-    ("", "{attitude} {agent} {mid} {did} {object} {end} {place} {time} {reason}"),
-    ("time", "{attitude} {time}, {agent} {mid} {did} {object} {end} {place} {reason}"),
-    ("place", "{attitude} {place}, {agent} {mid} {did} {object} {end} {time} {reason}"),
-    ("reason", "{attitude} {reason}, {agent} {mid} {did} {object} {end} {place} {time}"),
-    ("attitude", "{agent} {did} {object} {end} {place} {time} {reason}, {attitude}"),
-    ("", "{attitude} {object} {was} {mid} {done} by {agent} {end} {place} {time} {reason}"),
-    ("time", "{attitude} {time}, {object} {was} {done} by {agent} {end} {place} {reason}"),
-    ("place", "{attitude} {place}, {object} {was} {done} by {agent} {end} {time} {reason}"),
-    ("attitude", "{object} {was} {mid} {done} by {agent} {end} {place} {time} {reason}, {attitude}"),
-    ("", "{attitude} it was {agent} who {mid} {did} {object} {end} {place} {time} {reason}"),
-    ("", "{attitude} it was {object} that {agent} {mid} {did} {end} {place} {time} {reason}"),
-    ("time", "{attitude} it was {time} that {agent} {did} {object} {end} {place} {reason}"),
-    ("place", "{attitude} it was {place} that {agent} {did} {object} {end} {time} {reason}"),
-    ("", "{attitude} {agent} was the one who {mid} {did} {object} {end} {place} {time} {reason}"),
-)  # fmt: skip
+  ("", "{attitude} {agent} {mid} {did} {object}"),
+  ("time", "{attitude} {time}, {agent} {mid} {did} {object}"),
+  ("place", "{attitude} {place}, {agent} {mid} {did} {object}"),
+  ("attitude", "{agent} {mid} {did} {object}"),
+  ("", "{attitude} {object} {was} {mid} {done} by {agent}"),
+  ("time", "{attitude} {time}, {object} {was} {mid} {done} by {agent}"),
+  ("place", "{attitude} {place}, {object} {was} {done} by {agent}"),
+  ("attitude", "{object} {was} {mid} {done} by {agent}"),
+  ("", "{attitude} it was {agent} who {mid} {did} {object}"),
+  ("", "{attitude} it was {object} that {agent} {mid} {did}"),
+  ("time", "{attitude} it was {time} that {agent} {did} {object}"),
+  ("place", "{attitude} it was {place} that {agent} {did} {object}"),
+  ("", "{attitude} {agent} was the one who {mid} {did} {object}"),
+)
 
 _CORE = ("agent", "action", "object")
-_TOPICAL = (*_CORE, "place", "reason")
-_OPTIONAL = ("place", "reason", *_SHARED)
+_TOPICAL = (*_CORE, "place")
+_OPTIONAL = ("place", *_SHARED)
 _WEIGHTS = {
-    "agent": 3.0, "action": 3.0, "object": 3.0, "place": 1.5, "reason": 1.5,
-    "quality": 1.0, "manner": 1.0, "time": 1.0, "attitude": 0.5,
+  "agent": 3.0, "action": 3.0, "object": 3.0, "place": 1.5,
+  "quality": 1.0, "manner": 1.0, "time": 1.0, "attitude": 0.5,
 }  # fmt: skip
 # What a slot loses, as a share of its weight, when its value changes within the
 # topic or is left out. Any other change loses all of it.
 _NEAR_COST = 0.6
+# The shares of pairs whose wording is made to point away from their grade, and
+# of those whose second sentence keeps the synonyms of the first.
+_MISLED, _ECHOED = 0.1, 0.6
 
 
 class Concept(NamedTuple):
-    """A value of a slot: its topic ("" if it goes with all) and its synonyms."""
+  """A value of a slot: its topic ("" if it goes with all) and its synonyms."""
 
-    topic: str
-    words: tuple[str, ...]
+  topic: str
+  words: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a sentence says; None leaves an optional slot out."""
+  """What a sentence says; None leaves an optional slot out."""
 
-    agent: Concept
-    action: Concept
-    object: Concept
-    place: Concept | None = None
-    reason: Concept | None = None
-    quality: Concept | None = None
-    manner: Concept | None = None
-    time: Concept | None = None
-    attitude: Concept | None = None
+  agent: Concept
+  action: Concept
+  object: Concept
+  place: Concept | None = None
+  quality: Concept | None = None
+  manner: Concept | None = None
+  time: Concept | None = None
+  attitude: Concept | None = None
 
 
 def _lexicon() -> dict[tuple[str, str], tuple[Concept, ...]]:
-    """Returns the concepts of every (slot, topic); shared slots have topic ""."""
-    table = {
-        (slot, ""): tuple(Concept("", tuple(c.split("/"))) for c in cells)
-        for slot, cells in _SHARED.items()
-    }
-    for topic, scenes in _SCENES.items():
-        for slot, cells in zip(_TOPICAL, zip(*scenes, strict=True), strict=True):
-            table[slot, topic] = tuple(
-                Concept(topic, tuple(cell.split("/"))) for cell in cells
-            )
-    return table
+  """Returns the concepts of every (slot, topic); shared slots have topic ""."""
+  table = {
+    (slot, ""): tuple(Concept("", tuple(c.split("/"))) for c in cells)
+    for slot, cells in _SHARED.items()
+  }
+  for topic, scenes in _SCENES.items():
+    for slot, cells in zip(_TOPICAL, zip(*scenes, strict=True), strict=True):
+      table[slot, topic] = tuple(
+        Concept(topic, tuple(cell.split("/"))) for cell in cells
+      )
+  return table
 
 
 _LEXICON = _lexicon()
@@ -234,232 +203,219 @@ TOPICS = tuple(_SCENES)
 
 
 def _pick(options, rng):
-    # An order of magnitude faster than Generator.choice.
-    return options[int(rng.random() * len(options))]
+  # An order of magnitude faster than Generator.choice.
+  return options[int(rng.random() * len(options))]
 
 
 def _value(slot: str, topic: str, rng) -> Concept:
-    return _pick(_LEXICON[slot, topic if slot in _TOPICAL else ""], rng)
+  return _pick(_LEXICON[slot, topic if slot in _TOPICAL else ""], rng)
 
 
 def draw_meaning(rng: np.random.Generator, topic: str | None = None) -> Meaning:
-    """Draws a meaning whose slots all come from one topic.
+  """Draws a meaning whose slots all come from one topic.
 
-    Args:
-        rng: The source of randomness.
-        topic: One of TOPICS, or None to draw one.
+  Args:
+    rng: The source of randomness.
+    topic: One of TOPICS, or None to draw one.
 
-    Returns:
-        A meaning with one to four of its optional slots filled.
-    """
-    topic = topic or _pick(TOPICS, rng)
-    scene = int(rng.random() * len(_SCENES[topic]))
-    number = TOPICS.index(topic) * len(_SCENES[topic]) + scene
-    chosen = list(_OPTIONAL)
-    while len(chosen) > 4 or (len(chosen) > 1 and rng.random() < 0.4):
-        chosen.remove(_pick(chosen, rng))
-    slots = {}
-    for slot in (*_CORE, *chosen):
-        # Synonyms must keep company that related words do not keep, or no
-        # model could tell them apart: each scene has a favourite in each slot.
-        if rng.random() < 0.5:
-            options = _LEXICON[slot, topic if slot in _TOPICAL else ""]
-            favourite = scene if slot in _TOPICAL else number
-            slots[slot] = options[favourite % len(options)]
-        else:
-            slots[slot] = _value(slot, topic, rng)
-    return Meaning(**slots)
+  Returns:
+    A meaning with one to four of its optional slots filled.
+  """
+  topic = topic or _pick(TOPICS, rng)
+  scene = int(rng.random() * len(_SCENES[topic]))
+  number = TOPICS.index(topic) * len(_SCENES[topic]) + scene
+  chosen = list(_OPTIONAL)
+  while len(chosen) > 4 or (len(chosen) > 1 and rng.random() < 0.4):
+    chosen.remove(_pick(chosen, rng))
+  slots = {}
+  for slot in (*_CORE, *chosen):
+    # Synonyms must keep company that related words do not keep, or no
+    # model could tell them apart: each scene has a favourite in each slot.
+    if rng.random() < 0.5:
+      options = _LEXICON[slot, topic if slot in _TOPICAL else ""]
+      favourite = scene if slot in _TOPICAL else number
+      slots[slot] = options[favourite % len(options)]
+    else:
+      slots[slot] = _value(slot, topic, rng)
+  return Meaning(**slots)
 
 
-def _template(meaning: Meaning, rng, unlike: str = "") -> str:
-    """Draws a form that the meaning can fill, other than `unlike`."""
-    return _pick(
-        [
-            form
-            for needs, form in _TEMPLATES
-            if form != unlike and (not needs or getattr(meaning, needs))
-        ],
-        rng,
-    )
+def _forms(meaning: Meaning) -> list[str]:
+  """Lists the forms that a meaning can fill."""
+  return [f for need, f in _TEMPLATES if not need or getattr(meaning, need)]
 
 
 def _with_article(noun: str, definite: bool) -> str:
-    if definite:
-        return f"the {noun}"
-    if noun.endswith("+"):
-        return f"some {noun}"
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+  if definite:
+    return f"the {noun.strip('+')}"
+  if noun.endswith("+"):
+    return f"some {noun.strip('+')}"
+  return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def say(
-    meaning: Meaning,
-    rng: np.random.Generator,
-    *,
-    template: str = "",
-    like: str = "",
-    unlike: str = "",
+  meaning: Meaning,
+  rng: np.random.Generator,
+  *,
+  form: str = "",
+  like: str = "",
+  unlike: str = "",
 ) -> str:
-    """Puts a meaning into words.
+  """Puts a meaning into words.
 
-    Args:
-        meaning: What to say.
-        rng: The source of randomness for form, synonyms and articles.
-        template: The form, one that the meaning can fill; "" draws one.
-        like: A sentence whose synonyms are reused where possible.
-        unlike: A sentence whose synonyms are avoided where possible.
+  Args:
+    meaning: What to say.
+    rng: The source of randomness for form, synonyms and articles.
+    form: A form that the meaning can fill; "" draws one.
+    like: A sentence whose synonyms are reused where possible.
+    unlike: A sentence whose synonyms are avoided where possible.
 
-    Returns:
-        One sentence, capitalised and closed by a full stop.
-    """
-    template = template or _template(meaning, rng)
-    plain = template.startswith(("{attitude} {agent} {mid}", "{attitude} {object}"))
-    words = dict.fromkeys(_WEIGHTS, "")
-    for slot in _WEIGHTS:
-        concept = getattr(meaning, slot)
-        if concept is None:
-            continue
-        options = concept.words
-        if slot == "attitude" and not plain:
-            options = [word for word in options if word.endswith(",")]
-        reused = [word for word in options if like and word.strip("+,") in like]
-        fresh = [word for word in options if word.strip("+,") not in unlike]
-        words[slot] = _pick(reused or fresh or options, rng)
-    if template.endswith("{attitude}"):
-        words["attitude"] = words["attitude"].strip(",")
-    did, _, done = words["action"].partition("~")
-    manner = words["manner"]
-    middle = manner.endswith("ly") and "{mid}" in template
-    # A cleft singles out something known: "it was the chef who ...".
-    known = "was the" in template or "it was" in template
-    thing = f"{words['quality']} {words['object']}".strip()
-    words |= {
-        "agent": _with_article(words["agent"], known or rng.random() < 0.7),
-        "object": _with_article(thing, known or rng.random() < 0.7).strip("+"),
-        "was": "were" if thing.endswith("+") else "was",
-        "did": did,
-        "done": done or did,
-        "mid": manner if middle else "",
-        "end": "" if middle else manner,
-    }
-    text = " ".join(template.format(**words).split()).replace(" ,", ",")
-    return f"{text[0].upper()}{text[1:]}."
+  Returns:
+    One sentence, capitalised and closed by a full stop.
+  """
+  form = form or _pick(_forms(meaning), rng)
+  # "It is a pity that, in winter, it was ..." would be too much.
+  plain = form.startswith(("{attitude} {agent} {mid}", "{attitude} {object}"))
+  words = dict.fromkeys(_WEIGHTS, "")
+  for slot in _WEIGHTS:
+    concept = getattr(meaning, slot)
+    if concept is None:
+      continue
+    options = concept.words
+    if slot == "attitude" and not plain:
+      options = [word for word in options if word.endswith(",")]
+    reused = [word for word in options if like and word.strip("+,") in like]
+    fresh = [word for word in options if word.strip("+,") not in unlike]
+    words[slot] = _pick(reused or fresh or options, rng)
+  did, _, done = words["action"].partition("~")
+  manner = words["manner"]
+  middle = " " not in manner and "{mid}" in form
+  # A cleft singles out something known: "it was the chef who ...".
+  known = "was the" in form or "it was" in form
+  thing = f"{words['quality']} {words['object']}".strip()
+  words |= {
+    "agent": _with_article(words["agent"], known or rng.random() < 0.7),
+    "object": _with_article(thing, known or rng.random() < 0.7),
+    "was": "were" if thing.endswith("+") else "was",
+    "did": did,
+    "done": done or did,
+    "mid": manner if middle else "",
+    "end": "" if middle else manner,
+  }
+  rest = [words[s] for s in ("end", "place", "time") if f"{{{s}}}" not in form]
+  if "{attitude}" not in form:
+    rest += [",", words["attitude"].strip(",")]
+  text = " ".join(f"{form.format(**words)} {' '.join(rest)}".split())
+  return f"{text[0].upper()}{text[1:]}.".replace(" ,", ",")
 
 
 def similarity(first: Meaning, second: Meaning) -> float:
-    """Grades how much of their meaning two sentences share.
+  """Grades how much of their meaning two sentences share.
 
-    Args:
-        first: One meaning.
-        second: The other; the order does not matter.
+  Args:
+    first: One meaning.
+    second: The other; the order does not matter.
 
-    Returns:
-        5.0 for equal meanings, less by the weighted share of slots that
-        differ, and 0.0 where agent, action and object are all of other topics.
-    """
-    total = lost = 0.0
-    far = 0
-    for slot, weight in _WEIGHTS.items():
-        one, other = getattr(first, slot), getattr(second, slot)
-        if one is None and other is None:
-            continue
-        total += weight
-        if one == other:
-            continue
-        near = one is None or other is None or one.topic == other.topic != ""
-        lost += weight * (_NEAR_COST if near else 1.0)
-        far += slot in _CORE and not near
-    return 0.0 if far == len(_CORE) else round(5.0 * (1.0 - lost / total), 2)
-
-
-def _changed(meaning: Meaning, rng) -> Meaning:
-    """Changes a random number of slots, within the topic or across topics."""
-    away = _pick([topic for topic in TOPICS if topic != meaning.agent.topic], rng)
-    rate, distance = rng.random(), rng.random()
-    slots = {}
-    for slot in _WEIGHTS:
-        if slot in slots or rng.random() > rate:
-            continue
-        topic = away if rng.random() < distance else meaning.agent.topic
-        present = getattr(meaning, slot) is not None
-        if slot in _OPTIONAL and (not present or rng.random() < 0.2):
-            # An absent slot stays absent most of the time, as a present one
-            # stays present: otherwise length alone would tell the grade.
-            if present or rng.random() < 0.1:
-                slots[slot] = None if present else _value(slot, topic, rng)
-        else:
-            slots[slot] = _value(slot, topic, rng)
-            # Nobody steers a cake: action and object leave a topic together.
-            if slot in ("action", "object") and topic == away:
-                slots["action"] = _value("action", topic, rng)
-                slots["object"] = _value("object", topic, rng)
-    return dataclasses.replace(meaning, **slots)
+  Returns:
+    5.0 for equal meanings, less by the weighted share of slots that
+    differ, and 0.0 where agent, action and object are all of other topics.
+  """
+  total = lost = 0.0
+  far = 0
+  for slot, weight in _WEIGHTS.items():
+    one, other = getattr(first, slot), getattr(second, slot)
+    if one is None and other is None:
+      continue
+    total += weight
+    if one == other:
+      continue
+    near = one is None or other is None or one.topic == other.topic != ""
+    lost += weight * (_NEAR_COST if near else 1.0)
+    far += slot in _CORE and not near
+  return 0.0 if far == len(_CORE) else round(5.0 * (1.0 - lost / total), 2)
 
 
-def _unrelated(meaning: Meaning, rng) -> Meaning:
-    """Draws a meaning of another topic, at times with the same when and how."""
-    away = _pick([topic for topic in TOPICS if topic != meaning.agent.topic], rng)
-    slots = {slot: _value(slot, away, rng) for slot in _CORE}
-    for slot in _OPTIONAL:
-        if getattr(meaning, slot) is not None:
-            same = slot in _SHARED and rng.random() < 0.5
-            slots[slot] = getattr(meaning, slot) if same else _value(slot, away, rng)
-    return Meaning(**slots)
+def _changed(meaning: Meaning, rng, *, unrelated: bool = False) -> Meaning:
+  """Changes a random part of the slots, or also every one with a topic."""
+  home = meaning.agent.topic
+  away = _pick([topic for topic in TOPICS if topic != home], rng)
+  rate = rng.random()
+  distance = 1.0 if unrelated else rng.random()
+  slots = {}
+  for slot in _WEIGHTS:
+    forced = unrelated and slot in _TOPICAL
+    if slot in slots or not (forced or rng.random() < rate):
+      continue
+    topic = away if rng.random() < distance else home
+    present = getattr(meaning, slot) is not None
+    # Mostly an absent slot stays absent and a present one present, or
+    # length alone would tell the grade.
+    if slot in _OPTIONAL and rng.random() < 0.1:
+      slots[slot] = None if present else _value(slot, topic, rng)
+    elif present:
+      slots[slot] = _value(slot, topic, rng)
+    # Nobody steers a cake: action and object leave a topic together.
+    if slot in ("action", "object") and topic == away:
+      slots["action"] = _value("action", topic, rng)
+      slots["object"] = _value("object", topic, rng)
+  return dataclasses.replace(meaning, **slots)
 
 
 def sentences(n: int, *, seed: int) -> list[str]:
-    """Draws distinct sentences, each about one topic.
+  """Draws distinct sentences, each about one topic.
 
-    Args:
-        n: How many, from 0 to 1,000,000 (the language holds more than that).
-        seed: Decides every draw; 0 or more.
+  Args:
+    n: How many, from 0 to 1,000,000 (the language holds more than that).
+    seed: Decides every draw; 0 or more.
 
-    Returns:
-        n different strings, the same on every machine.
-    """
-    rng = np.random.default_rng(seed)
-    found: dict[str, None] = {}
-    while len(found) < n:
-        found[say(draw_meaning(rng), rng)] = None
-    return list(found)
+  Returns:
+    n different strings, the same on every machine.
+  """
+  rng = np.random.default_rng(seed)
+  found: dict[str, None] = {}
+  while len(found) < n:
+    found[say(draw_meaning(rng), rng)] = None
+  return list(found)
 
 
 def graded_pairs(n: int, *, seed: int) -> list[tuple[float, str, str]]:
-    """Draws pairs of sentences with the grade of the meaning they share.
+  """Draws pairs of sentences with the grade of the meaning they share.
 
-    Args:
-        n: How many pairs, from 0 to 1,000,000.
-        seed: Decides every draw; 0 or more.
+  Args:
+    n: How many pairs, from 0 to 1,000,000.
+    seed: Decides every draw; 0 or more.
 
-    Returns:
-        n different (grade, sentence, sentence), the two sentences never equal.
-        Grades run from 0.0 to 5.0 and, rounded to whole numbers, go through 0,
-        1, 2, 3, 4, 5 in turn, so that any six in a row hold every level.
-    """
-    rng = np.random.default_rng(seed)
-    found: dict[tuple[str, str], float] = {}
-    while len(found) < n:
-        level = len(found) % 6
-        first = second = draw_meaning(rng)
-        if level == 0:
-            second = _unrelated(first, rng)
-        elif level < 5:
-            second = _changed(first, rng)
-        grade = similarity(first, second)
-        # Half up, as a reader rounds.
-        if int(grade + 0.5) != level:
-            continue
-        form = _template(first, rng)
-        one = say(first, rng, template=form)
-        # Wording must mislead in part, or counting shared words would do.
-        misled = rng.random() < 0.5
-        if misled and level >= 3:
-            form = _template(second, rng, unlike=form)
-            other = say(second, rng, template=form, unlike=one)
-        elif misled and form in (f for s, f in _TEMPLATES if not s or getattr(second, s)):
-            other = say(second, rng, template=form, like=one)
-        else:
-            other = say(second, rng)
-        pair = (one, other) if rng.random() < 0.5 else (other, one)
-        if one != other and pair not in found and pair[::-1] not in found:
-            found[pair] = grade
-    return [(grade, *pair) for pair, grade in found.items()]
+  Returns:
+    n different (grade, sentence, sentence), the two sentences never equal.
+    Grades run from 0.0 to 5.0 and, rounded to whole numbers, go through 0,
+    1, 2, 3, 4, 5 in turn, so that any six in a row hold every level.
+  """
+  rng = np.random.default_rng(seed)
+  found: dict[tuple[str, str], float] = {}
+  while len(found) < n:
+    level = len(found) % 6
+    first = second = draw_meaning(rng)
+    if level < 5:
+      second = _changed(first, rng, unrelated=level == 0)
+    grade = similarity(first, second)
+    # Half up, as a reader rounds.
+    if int(grade + 0.5) != level:
+      continue
+    form = _pick(_forms(first), rng)
+    one = say(first, rng, form=form)
+    forms = _forms(second)
+    # Wording must mislead in part, or counting shared words would do.
+    luck = rng.random()
+    if luck >= _MISLED:
+      echo = one if luck < _MISLED + _ECHOED else ""
+      other = say(second, rng, like=echo)
+    elif level >= 3:
+      others = [another for another in forms if another != form]
+      other = say(second, rng, form=_pick(others, rng), unlike=one)
+    else:
+      same = form if form in forms else ""
+      other = say(second, rng, form=same, like=one)
+    pair = (one, other) if rng.random() < 0.5 else (other, one)
+    if one != other and pair not in found and pair[::-1] not in found:
+      found[pair] = grade
+  return [(grade, *pair) for pair, grade in found.items()]

@@ -1,0 +1,104 @@
+"""Checkpoints: the newest to resume from, the best to export; by Orbax."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from dcse_jax.train_step import TrainState
+
+# The metric that decides which checkpoint is best; larger is better.
+_SCORE = "score"
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+  return {field: getattr(state, field) for field in TrainState.__dataclass_fields__}
+
+
+class Checkpoints:
+  """The checkpoints of one training run, in one folder.
+
+  Each holds the training state, the position in the data and the score, so that
+  a run that goes on from one is the run that was never interrupted. Two are
+  kept: the newest and the best.
+
+  Args:
+    folder: made if need be.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    policy = checkpoint_managers.AnyPreservationPolicy([
+        checkpoint_managers.LatestN(1),
+        checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics[_SCORE], n=1
+        ),
+    ])
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    self._manager = ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=lambda metrics: metrics[_SCORE],
+            create=True,
+        ),
+    )
+
+  def save(
+      self,
+      state: TrainState,
+      data_state: Any,
+      score: float,
+      best_step: int,
+      best_score: float,
+  ) -> None:
+    """Saves in the background; the state may be donated as soon as it returns.
+
+    Args:
+      state: of the training.
+      data_state: the data iterator's own, JSON.
+      score: larger is better.
+      best_step: of the best score so far, this one included.
+      best_score: that score.
+    """
+    self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)),
+            progress=ocp.args.JsonSave(
+                dict(data=data_state, best_step=best_step, best_score=best_score)
+            ),
+        ),
+        metrics={_SCORE: score},
+    )
+
+  def latest_step(self) -> int | None:
+    """The step of the newest checkpoint, None if there is none."""
+    return self._manager.latest_step()
+
+  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+    """Reads a checkpoint.
+
+    Args:
+      step: which.
+      like: a state, or shapes with shardings; it says where the arrays go, so a
+        run can go on with another number of devices.
+
+    Returns:
+      The state, and {"data", "best_step", "best_score"}.
+    """
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+    restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(target),
+            progress=ocp.args.JsonRestore(),
+        ),
+    )
+    return TrainState(**restored["state"]), restored["progress"]
+
+  def close(self) -> None:
+    """Waits for saves under way."""
+    self._manager.close()

@@ -1,0 +1,167 @@
+"""The training loop: steps, logs, evaluations, checkpoints; for any objective."""
+
+from collections.abc import Callable
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import Mesh
+import optax
+
+from dcse_jax import checkpoint
+from dcse_jax import sharding
+from dcse_jax import train_step as step_lib
+from dcse_jax.errors import UserError
+from dcse_jax.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+# The trained encoder, back on every device -> {"eval/NAME": score, "score": x}.
+Evaluate = Callable[[Any], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """A compiled step and its settings; one serves every seed of a round.
+
+  Attributes:
+    step_fn: jitted (state, batch, teacher_params) -> (state, metrics); donates
+      the state.
+  """
+
+  step_fn: Callable[..., Any]
+  tx: optax.GradientTransformation
+  mesh: Mesh
+  teacher_params: Any
+  batch_size: int
+  num_steps: int
+  log_every: int
+  eval_every: int
+
+
+def make_trainer(
+    loss_fn: step_lib.LossFn,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    teacher_params: Any = (),
+    batch_size: int,
+    num_steps: int,
+    log_every: int,
+    eval_every: int,
+) -> Trainer:
+  """Jits and shards the step over all devices.
+
+  Raises:
+    UserError: the batch does not divide among the devices.
+  """
+  mesh = sharding.make_mesh()
+  if batch_size % mesh.size:
+    raise UserError(
+        f"batch_size={batch_size} does not divide among {mesh.size} devices: "
+        f"use a multiple of {mesh.size}"
+    )
+  everywhere, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
+  step_fn = jax.jit(
+      step_lib.make_train_step(loss_fn, tx, schedule),
+      in_shardings=(everywhere, over_batch, everywhere),
+      out_shardings=(everywhere, everywhere),
+      donate_argnums=0,
+  )
+  return Trainer(
+      step_fn=step_fn,
+      tx=tx,
+      mesh=mesh,
+      teacher_params=jax.device_put(teacher_params, everywhere),
+      batch_size=batch_size,
+      num_steps=num_steps,
+      log_every=log_every,
+      eval_every=eval_every,
+  )
+
+
+def train(
+    trainer: Trainer,
+    params: Any,
+    batches: grain.DatasetIterator,
+    *,
+    rng: jax.Array,
+    evaluate: Evaluate | None,
+    folder: pathlib.Path,
+    name: str,
+) -> Any:
+  """Trains one model, or goes on with it, and returns its best parameters.
+
+  Args:
+    trainer: the step and its settings.
+    params: to start from.
+    batches: endless.
+    rng: of the run.
+    evaluate: scores the parameters; its "score" chooses the best. None keeps
+      the last.
+    folder: of the run's checkpoints and metrics. A checkpoint there is gone on
+      from.
+    name: of the run, for the terminal.
+
+  Returns:
+    The parameters of the best evaluation, on every device.
+
+  Raises:
+    UserError: the loss is not a number.
+  """
+  checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+  state = step_lib.init_state(params, trainer.tx, rng)
+  # A copy, since the first step donates it and seeds of a round share params.
+  state = jax.tree.map(
+      lambda x: jax.make_array_from_callback(
+          x.shape, sharding.replicated(trainer.mesh), lambda i, x=x: x[i]
+      ),
+      jax.device_get(state),
+  )
+  best_step, best_score, step = 0, -math.inf, 0
+  latest = checkpoints.latest_step()
+  if latest is not None:
+    state, progress = checkpoints.restore(latest, state)
+    step, best_step = latest, progress["best_step"]
+    best_score = progress["best_score"]
+    batches.set_state(progress["data"])
+    _log.info("%s: going on from step %d", name, step)
+
+  metrics = Metrics(folder, name=name, num_steps=trainer.num_steps, step=step)
+  clock, clock_step = time.perf_counter(), step
+  while step < trainer.num_steps:
+    batch = sharding.put_batch(next(batches), trainer.mesh)
+    state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+    step += 1
+    last = step == trainer.num_steps
+    if step % trainer.log_every == 0 or last:
+      values = {f"train/{k}": float(v) for k, v in values.items()}
+      if not math.isfinite(values["train/loss"]):
+        raise UserError(
+            f"{name}: the loss at step {step} is {values['train/loss']}; lower "
+            "the learning rate or raise the temperatures"
+        )
+      seconds = time.perf_counter() - clock
+      sentences = (step - clock_step) * trainer.batch_size
+      values["train/sentences_per_second"] = sentences / seconds
+      metrics.write(step, values)
+      clock, clock_step = time.perf_counter(), step
+    if step % trainer.eval_every == 0 or last:
+      scores = evaluate(state.params) if evaluate else {"score": float(step)}
+      score = scores.pop("score")
+      if evaluate:
+        metrics.write(step, scores)
+      if score > best_score:
+        best_step, best_score = step, score
+      checkpoints.save(state, batches.get_state(), score, best_step, best_score)
+      clock, clock_step = time.perf_counter(), step
+  if best_step != step:
+    state, _ = checkpoints.restore(best_step, state)
+  checkpoints.close()
+  metrics.close()
+  return state.params
