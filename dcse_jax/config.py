@@ -144,9 +144,9 @@ def round_config(
 def of_round(config: ConfigDict, name: str) -> ConfigDict:
   """The config of one round: the recipe's fields, overridden by its own."""
   merged = config.copy_and_resolve_references()
-  del merged["rounds"]
-  for field, value in config.rounds[name].items():
-    merged[field] = value
+  with merged.unlocked():
+    del merged.rounds
+    merged.update(config.rounds[name])
   return merged
 
 

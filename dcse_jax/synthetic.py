@@ -119,33 +119,17 @@ _SHARED = {
     "in summer/during the hot months/in the warm season",
     "at midnight/in the middle of the night/in the dead of night",
   ),
-  "attitude": (
-    "according to the newspaper,/as the press reported,/the papers say that",
-    "according to a neighbour,/as a neighbour told it,/a neighbour says that",
-    "by all accounts,/reportedly,/rumour has it that/people say that",
-    "fortunately,/luckily,/by good luck,/it is good news that",
-    "unfortunately,/sadly,/regrettably,/it is a pity that",
-    "surprisingly,/to general surprise,/against all expectations,",
-    "obviously,/clearly,/without any doubt,",
-  ),
 }  # fmt: skip
 
 # (the slot that must be filled, the form). "{mid}" takes a one-word manner; all
-# that a form does not place follows it: manner, place, time and ", attitude".
+# that a form does not place follows it: manner, place, time.
 _TEMPLATES = (
-  ("", "{attitude} {agent} {mid} {did} {object}"),
-  ("time", "{attitude} {time}, {agent} {mid} {did} {object}"),
-  ("place", "{attitude} {place}, {agent} {mid} {did} {object}"),
-  ("attitude", "{agent} {mid} {did} {object}"),
-  ("", "{attitude} {object} {was} {mid} {done} by {agent}"),
-  ("time", "{attitude} {time}, {object} {was} {mid} {done} by {agent}"),
-  ("place", "{attitude} {place}, {object} {was} {done} by {agent}"),
-  ("attitude", "{object} {was} {mid} {done} by {agent}"),
-  ("", "{attitude} it was {agent} who {mid} {did} {object}"),
-  ("", "{attitude} it was {object} that {agent} {mid} {did}"),
-  ("time", "{attitude} it was {time} that {agent} {did} {object}"),
-  ("place", "{attitude} it was {place} that {agent} {did} {object}"),
-  ("", "{attitude} {agent} was the one who {mid} {did} {object}"),
+  ("", "{agent} {mid} {did} {object}"),
+  ("time", "{time}, {agent} {mid} {did} {object}"),
+  ("place", "{place}, {agent} {mid} {did} {object}"),
+  ("", "{object} {was} {mid} {done} by {agent}"),
+  ("time", "{time}, {object} {was} {mid} {done} by {agent}"),
+  ("place", "{place}, {object} {was} {mid} {done} by {agent}"),
 )
 
 _CORE = ("agent", "action", "object")
@@ -153,15 +137,11 @@ _TOPICAL = (*_CORE, "place")
 _OPTIONAL = ("place", *_SHARED)
 _WEIGHTS = {
   "agent": 3.0, "action": 3.0, "object": 3.0, "place": 1.5,
-  "quality": 1.0, "manner": 1.0, "time": 1.0, "attitude": 0.5,
+  "quality": 1.0, "manner": 1.0, "time": 1.0,
 }  # fmt: skip
 # What a slot loses, as a share of its weight, when its value changes within the
 # topic or is left out. Any other change loses all of it.
 _NEAR_COST = 0.6
-# The shares of pairs whose wording is made to point away from their grade, and
-# of those whose second sentence keeps the synonyms of the first.
-_MISLED, _ECHOED = 0.1, 0.6
-
 
 class Concept(NamedTuple):
   """A value of a slot: its topic ("" if it goes with all) and its synonyms."""
@@ -181,7 +161,6 @@ class Meaning:
   quality: Concept | None = None
   manner: Concept | None = None
   time: Concept | None = None
-  attitude: Concept | None = None
 
 
 def _lexicon() -> dict[tuple[str, str], tuple[Concept, ...]]:
@@ -219,13 +198,13 @@ def draw_meaning(rng: np.random.Generator, topic: str | None = None) -> Meaning:
     topic: One of TOPICS, or None to draw one.
 
   Returns:
-    A meaning with one to four of its optional slots filled.
+    A meaning with one or two of its optional slots filled.
   """
   topic = topic or _pick(TOPICS, rng)
   scene = int(rng.random() * len(_SCENES[topic]))
   number = TOPICS.index(topic) * len(_SCENES[topic]) + scene
   chosen = list(_OPTIONAL)
-  while len(chosen) > 4 or (len(chosen) > 1 and rng.random() < 0.4):
+  while len(chosen) > 2 or (len(chosen) > 1 and rng.random() < 0.4):
     chosen.remove(_pick(chosen, rng))
   slots = {}
   for slot in (*_CORE, *chosen):
@@ -253,49 +232,29 @@ def _with_article(noun: str, definite: bool) -> str:
   return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def say(
-  meaning: Meaning,
-  rng: np.random.Generator,
-  *,
-  form: str = "",
-  like: str = "",
-  unlike: str = "",
-) -> str:
-  """Puts a meaning into words.
+def say(meaning: Meaning, rng: np.random.Generator) -> str:
+  """Puts a meaning into words: draws the form, the synonyms and the articles.
 
   Args:
     meaning: What to say.
-    rng: The source of randomness for form, synonyms and articles.
-    form: A form that the meaning can fill; "" draws one.
-    like: A sentence whose synonyms are reused where possible.
-    unlike: A sentence whose synonyms are avoided where possible.
+    rng: The source of randomness.
 
   Returns:
     One sentence, capitalised and closed by a full stop.
   """
-  form = form or _pick(_forms(meaning), rng)
-  # "It is a pity that, in winter, it was ..." would be too much.
-  plain = form.startswith(("{attitude} {agent} {mid}", "{attitude} {object}"))
+  form = _pick(_forms(meaning), rng)
   words = dict.fromkeys(_WEIGHTS, "")
   for slot in _WEIGHTS:
     concept = getattr(meaning, slot)
-    if concept is None:
-      continue
-    options = concept.words
-    if slot == "attitude" and not plain:
-      options = [word for word in options if word.endswith(",")]
-    reused = [word for word in options if like and word.strip("+,") in like]
-    fresh = [word for word in options if word.strip("+,") not in unlike]
-    words[slot] = _pick(reused or fresh or options, rng)
+    if concept is not None:
+      words[slot] = _pick(concept.words, rng)
   did, _, done = words["action"].partition("~")
   manner = words["manner"]
-  middle = " " not in manner and "{mid}" in form
-  # A cleft singles out something known: "it was the chef who ...".
-  known = "was the" in form or "it was" in form
+  middle = " " not in manner
   thing = f"{words['quality']} {words['object']}".strip()
   words |= {
-    "agent": _with_article(words["agent"], known or rng.random() < 0.7),
-    "object": _with_article(thing, known or rng.random() < 0.7),
+    "agent": _with_article(words["agent"], rng.random() < 0.7),
+    "object": _with_article(thing, rng.random() < 0.7),
     "was": "were" if thing.endswith("+") else "was",
     "did": did,
     "done": done or did,
@@ -303,10 +262,8 @@ def say(
     "end": "" if middle else manner,
   }
   rest = [words[s] for s in ("end", "place", "time") if f"{{{s}}}" not in form]
-  if "{attitude}" not in form:
-    rest += [",", words["attitude"].strip(",")]
   text = " ".join(f"{form.format(**words)} {' '.join(rest)}".split())
-  return f"{text[0].upper()}{text[1:]}.".replace(" ,", ",")
+  return f"{text[0].upper()}{text[1:]}."
 
 
 def similarity(first: Meaning, second: Meaning) -> float:
@@ -401,21 +358,8 @@ def graded_pairs(n: int, *, seed: int) -> list[tuple[float, str, str]]:
     # Half up, as a reader rounds.
     if int(grade + 0.5) != level:
       continue
-    form = _pick(_forms(first), rng)
-    one = say(first, rng, form=form)
-    forms = _forms(second)
-    # Wording must mislead in part, or counting shared words would do.
-    luck = rng.random()
-    if luck >= _MISLED:
-      echo = one if luck < _MISLED + _ECHOED else ""
-      other = say(second, rng, like=echo)
-    elif level >= 3:
-      others = [another for another in forms if another != form]
-      other = say(second, rng, form=_pick(others, rng), unlike=one)
-    else:
-      same = form if form in forms else ""
-      other = say(second, rng, form=same, like=one)
-    pair = (one, other) if rng.random() < 0.5 else (other, one)
+    one, other = say(first, rng), say(second, rng)
+    pair = (one, other)
     if one != other and pair not in found and pair[::-1] not in found:
       found[pair] = grade
   return [(grade, *pair) for pair, grade in found.items()]
