@@ -112,7 +112,7 @@ class Embeddings(nnx.Module):
 
   def __call__(self, input_ids, attention_mask, rng):
     x = self.word(input_ids) + self.position(self._positions(attention_mask))
-    x = x + self.token_type(jnp.zeros((), jnp.int32))
+    x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
     return _dropout(self.norm(x), self.config.dropout, rng)
 
   def _positions(self, attention_mask):

@@ -22,6 +22,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import losses
 from dcse_jax import optimizer
+from dcse_jax import sharding
 from dcse_jax import sts
 from dcse_jax import synthetic
 from dcse_jax import teachers as teachers_lib
@@ -64,6 +65,7 @@ class Recipe:
 
   def __init__(self, config: config_lib.ConfigDict, workdir: pathlib.Path):
     self.config, self.workdir = config, workdir
+    self.mesh = sharding.make_mesh()
     self._claim_workdir()
     if config.synthetic_sentences:
       self._write_synthetic()
@@ -279,6 +281,7 @@ class Recipe:
             clip_norm=config.clip_norm,
         ),
         schedule,
+        mesh=self.mesh,
         teacher_params=teacher_params,
         batch_size=config.batch_size,
         num_steps=config.num_train_steps,

@@ -1,15 +1,18 @@
 """Which device holds what: batches over "data", everything else everywhere."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 
-def make_mesh() -> Mesh:
-  """A mesh of every device of every host, one axis "data"."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with one axis, "data", of these devices or all of every host."""
+  devices = jax.devices() if devices is None else devices
   # Explicit axes, jax's default, refuse x @ y.T of two batch-sharded arrays.
   return jax.make_mesh(
-      (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+      (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
   )
 
 

@@ -1,6 +1,7 @@
 """The training loop: steps, logs, evaluations, checkpoints; for any objective."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import logging
 import math
@@ -49,18 +50,18 @@ def make_trainer(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
+    mesh: Mesh,
     teacher_params: Any = (),
     batch_size: int,
     num_steps: int,
     log_every: int,
     eval_every: int,
 ) -> Trainer:
-  """Jits and shards the step over all devices.
+  """Jits and shards the step over the mesh.
 
   Raises:
     UserError: the batch does not divide among the devices.
   """
-  mesh = sharding.make_mesh()
   if batch_size % mesh.size:
     raise UserError(
         f"batch_size={batch_size} does not divide among {mesh.size} devices: "
@@ -114,7 +115,6 @@ def train(
   Raises:
     UserError: the loss is not a number.
   """
-  checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
   state = step_lib.init_state(params, trainer.tx, rng)
   # A copy, since the first step donates it and seeds of a round share params.
   state = jax.tree.map(
@@ -123,45 +123,59 @@ def train(
       ),
       jax.device_get(state),
   )
-  best_step, best_score, step = 0, -math.inf, 0
-  latest = checkpoints.latest_step()
-  if latest is not None:
-    state, progress = checkpoints.restore(latest, state)
-    step, best_step = latest, progress["best_step"]
-    best_score = progress["best_score"]
-    batches.set_state(progress["data"])
-    _log.info("%s: going on from step %d", name, step)
-
-  metrics = Metrics(folder, name=name, num_steps=trainer.num_steps, step=step)
-  clock, clock_step = time.perf_counter(), step
-  while step < trainer.num_steps:
-    batch = sharding.put_batch(next(batches), trainer.mesh)
-    state, values = trainer.step_fn(state, batch, trainer.teacher_params)
-    step += 1
-    last = step == trainer.num_steps
-    if step % trainer.log_every == 0 or last:
-      values = {f"train/{k}": float(v) for k, v in values.items()}
-      if not math.isfinite(values["train/loss"]):
-        raise UserError(
-            f"{name}: the loss at step {step} is {values['train/loss']}; lower "
-            "the learning rate or raise the temperatures"
-        )
-      seconds = time.perf_counter() - clock
-      sentences = (step - clock_step) * trainer.batch_size
-      values["train/sentences_per_second"] = sentences / seconds
-      metrics.write(step, values)
-      clock, clock_step = time.perf_counter(), step
-    if step % trainer.eval_every == 0 or last:
-      scores = evaluate(state.params) if evaluate else {"score": float(step)}
-      score = scores.pop("score")
-      if evaluate:
-        metrics.write(step, scores)
-      if score > best_score:
-        best_step, best_score = step, score
-      checkpoints.save(state, batches.get_state(), score, best_step, best_score)
-      clock, clock_step = time.perf_counter(), step
-  if best_step != step:
-    state, _ = checkpoints.restore(best_step, state)
-  checkpoints.close()
-  metrics.close()
+  checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+  # On the way out, by whatever way, saves under way are waited for.
+  with contextlib.closing(checkpoints):
+    step, best_step, best_score = 0, 0, -math.inf
+    if (latest := checkpoints.latest_step()) is not None:
+      state, progress = checkpoints.restore(latest, state)
+      batches.set_state(progress["data"])
+      step, best_step = latest, progress["best_step"]
+      best_score = progress["best_score"]
+      _log.info("%s: going on from step %d", name, step)
+    metrics = Metrics(folder, name=name, num_steps=trainer.num_steps, step=step)
+    with contextlib.closing(metrics):
+      speed = _Speed(trainer.batch_size, step)
+      while step < trainer.num_steps:
+        batch = sharding.put_batch(next(batches), trainer.mesh)
+        state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+        step += 1
+        last = step == trainer.num_steps
+        if step % trainer.log_every == 0 or last:
+          values = {f"train/{key}": float(v) for key, v in values.items()}
+          if not math.isfinite(values["train/loss"]):
+            raise UserError(
+                f"{name}: the loss at step {step} is {values['train/loss']}; "
+                "lower the learning rate or raise the temperatures"
+            )
+          values["train/sentences_per_second"] = speed.since_last(step)
+          metrics.write(step, values)
+        if step % trainer.eval_every == 0 or last:
+          scores = evaluate(state.params) if evaluate else {"score": float(step)}
+          score = scores.pop("score")
+          if evaluate:
+            metrics.write(step, scores)
+          # Of equal scores the later, as Orbax keeps it.
+          if score >= best_score:
+            best_step, best_score = step, score
+          checkpoints.save(
+              state, batches.get_state(), score, best_step, best_score
+          )
+          speed.since_last(step)  # Evaluation is not training.
+    if best_step != step:
+      state, _ = checkpoints.restore(best_step, state)
   return state.params
+
+
+class _Speed:
+  """Sentences a second between one call and the next."""
+
+  def __init__(self, batch_size: int, step: int):
+    self._batch_size = batch_size
+    self._time, self._step = time.perf_counter(), step
+
+  def since_last(self, step: int) -> float:
+    now = time.perf_counter()
+    rate = (step - self._step) * self._batch_size / (now - self._time)
+    self._time, self._step = now, step
+    return rate

@@ -68,7 +68,7 @@ def make_train_step(
     metrics = {
         "loss": loss,
         **parts,
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
         "learning_rate": schedule(state.step),
     }
     state = dataclasses.replace(

@@ -1,0 +1,74 @@
+"""Tiny models for tests, made on the spot."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import folder
+from dcse_jax import synthetic
+from dcse_jax import tokenizer as tokenizer_lib
+
+SENTENCES = synthetic.sentences(300, seed=0)
+
+
+def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
+  """A random BERT with a trained tokenizer, as `folder.load` would give it."""
+  tokenizer = tokenizer_lib.train_wordpiece(SENTENCES, vocab_size=200)
+  config = encoder_lib.EncoderConfig(
+      **dict(
+          model_type="bert",
+          vocab_size=len(tokenizer),
+          hidden_size=16,
+          num_layers=num_layers,
+          num_heads=2,
+          intermediate_size=32,
+          max_positions=64,
+          type_vocab_size=2,
+          # Large enough for unlike sentences to get unlike embeddings.
+          initializer_range=0.2,
+      )
+      | shape
+  )
+  params = encoder_lib.init_params(config, jax.random.key(seed))
+  return folder.Model(
+      config=config,
+      params=jax.device_get(params),
+      tokenizer=tokenizer,
+      pooling=pooling,
+      normalize=False,
+      max_length=32,
+  )
+
+
+def write_tiny_folder(path, seed=0, **kwargs) -> str:
+  """Saves a tiny model; its path."""
+  folder.save(tiny_model(seed, **kwargs), path)
+  return str(path)
+
+
+def write_sts(path: pathlib.Path, name: str, num_pairs: int = 60) -> None:
+  """Writes a graded set NAME.tsv into a folder."""
+  path.mkdir(parents=True, exist_ok=True)
+  pairs = synthetic.graded_pairs(num_pairs, seed=1)
+  lines = [f"{score}\t{a}\t{b}\n" for score, a, b in pairs]
+  (path / f"{name}.tsv").write_text("".join(lines))
+
+
+def random_batch(seed, *, batch=8, columns=1, length=12, vocab_size=150):
+  """A batch with sentences of unlike lengths, [B, C, S]."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(3, length + 1, (batch, columns, 1))
+  mask = np.arange(length) < lengths
+  ids = rng.integers(5, vocab_size, (batch, columns, length))
+  return {
+      "input_ids": np.where(mask, ids, 0).astype(np.int32),
+      "attention_mask": mask,
+      "example_id": np.arange(batch, dtype=np.int32),
+  }
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]

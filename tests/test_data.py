@@ -1,0 +1,163 @@
+"""The token cache and the order of batches."""
+
+import json
+
+import grain
+import numpy as np
+import pytest
+
+from dcse_jax.data import batches as batches_lib
+from dcse_jax.data import tokens as tokens_lib
+
+
+def tokenize(sentences):
+  """Token ids that can be read off the sentence: "4 5" is [2, 4, 5, 3]."""
+  return [[2, *map(int, s.split()), 3][:6] for s in sentences]
+
+
+def build(path, columns, *, state="v1", max_length=6):
+  return tokens_lib.build_token_cache(
+      path,
+      columns,
+      tokenize=tokenize,
+      tokenizer_state=state,
+      max_length=max_length,
+      pad_token_id=0,
+      vocab_size=100,
+  )
+
+
+def make_batches(cache, batch_size, **kwargs):
+  return batches_lib.make_batches(cache, batch_size=batch_size, seed=7, **kwargs)
+
+
+def numbered(n):
+  return [str(i) for i in range(10, 10 + n)]
+
+
+def test_a_batch_holds_the_padded_tokens_of_its_rows(tmp_path):
+  cache = build(tmp_path, [["4 5", "6", "7 8 9 10 11 12"]])
+  batch = cache.gather(np.asarray([2, 1]))
+  np.testing.assert_array_equal(
+      batch["input_ids"], [[[2, 7, 8, 9, 10, 11]], [[2, 6, 3, 0, 0, 0]]]
+  )
+  np.testing.assert_array_equal(
+      batch["attention_mask"].sum(axis=2), [[6], [3]]
+  )
+  np.testing.assert_array_equal(batch["example_id"], [2, 1])
+
+
+def test_a_cache_is_made_once_and_anew_when_anything_it_is_made_of_changes(
+    tmp_path,
+):
+  text = [["4 5", "6", "7"]]
+  first = build(tmp_path, text)
+  assert build(tmp_path, text).key == first.key
+  assert len(list(tmp_path.iterdir())) == 1
+  others = {
+      build(tmp_path, [["4 5", "6", "8"]]).key,
+      build(tmp_path, [["4", "5 6", "7"]]).key,
+      build(tmp_path, [["4 5", "6", "7"], ["4", "4", "4"]]).key,
+      build(tmp_path, text, state="v2").key,
+      build(tmp_path, text, max_length=5).key,
+  }
+  assert len(others | {first.key}) == 6
+  assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_an_interrupted_build_leaves_no_cache(tmp_path):
+  def broken(sentences):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    tokens_lib.build_token_cache(
+        tmp_path,
+        [["4"]],
+        tokenize=broken,
+        tokenizer_state="v1",
+        max_length=6,
+        pad_token_id=0,
+        vocab_size=100,
+    )
+  assert not list(tmp_path.glob("tokens-*"))
+  assert len(build(tmp_path, [["4"]])) == 1
+
+
+def test_ids_past_65535_survive_the_cache(tmp_path):
+  cache = tokens_lib.build_token_cache(
+      tmp_path,
+      [["x"]],
+      tokenize=lambda s: [[70_000]],
+      tokenizer_state="v1",
+      max_length=2,
+      pad_token_id=1,
+      vocab_size=70_001,
+  )
+  assert cache.gather(np.asarray([0]))["input_ids"].tolist() == [[[70_000, 1]]]
+
+
+def test_rows_that_repeat_in_tokens_are_dropped_and_counted(tmp_path):
+  # Cut to six tokens, the last two are one sentence to the model.
+  cache = build(tmp_path, [["4", "5", "4", "1 2 3 4 5 6", "1 2 3 4 5 7"]])
+  assert (len(cache), cache.dropped) == (3, 2)
+
+
+def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(tmp_path):
+  cache = build(tmp_path, [numbered(22)])
+  iterator = make_batches(cache, 5)
+  epochs = [
+      np.concatenate([next(iterator)["example_id"] for _ in range(4)])
+      for _ in range(3)
+  ]
+  for epoch in epochs:
+    assert len(set(epoch.tolist())) == 20
+  assert epochs[0].tolist() != epochs[1].tolist() != epochs[2].tolist()
+
+
+def test_hosts_share_one_global_batch_without_overlap(tmp_path):
+  cache = build(tmp_path, [numbered(40)])
+  alone = make_batches(cache, 8)
+  hosts = [make_batches(cache, 8, host=h, num_hosts=4) for h in range(4)]
+  for _ in range(7):
+    parts = [next(host)["example_id"] for host in hosts]
+    np.testing.assert_array_equal(
+        np.concatenate(parts), next(alone)["example_id"]
+    )
+
+
+def test_a_restored_iterator_goes_on_exactly(tmp_path):
+  cache = build(tmp_path, [numbered(30)])
+  iterator = make_batches(cache, 4)
+  for _ in range(9):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = [next(iterator)["example_id"].tolist() for _ in range(9)]
+  resumed = make_batches(cache, 4)
+  resumed.set_state(state)
+  assert [next(resumed)["example_id"].tolist() for _ in range(9)] == expected
+
+
+def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(tmp_path):
+  # Anchors 10..29 come twice each, with 40 different positives; one positive is
+  # another row's anchor.
+  anchors = numbered(20) * 2
+  positives = [f"{i} 1" for i in range(40)]
+  positives[3] = "29"
+  cache = build(tmp_path, [anchors, positives])
+  assert len(cache) == 40
+  assert batches_lib.count_twins(cache) == 40
+  iterator = make_batches(cache, 10)
+  seen = set()
+  for _ in range(60):
+    rows = next(iterator)["example_id"]
+    assert len(rows) == 10
+    sentences = cache.sentence_ids[rows].ravel().tolist()
+    assert len(sentences) == len(set(sentences))
+    seen.update(rows.tolist())
+  assert seen == set(range(40))
+
+
+def test_the_order_is_a_grain_iterator_whose_state_is_json(tmp_path):
+  iterator = make_batches(build(tmp_path, [numbered(8)]), 4)
+  assert isinstance(iterator, grain.DatasetIterator)
+  json.dumps(iterator.get_state())

@@ -1,0 +1,95 @@
+"""Spearman on STS sets, by closed form and by the published conventions."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from dcse_jax import sts
+from dcse_jax.errors import UserError
+
+
+def write(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(text.encode())
+
+
+def one_hot_angles(sentences):
+  """Embeds "30" as the unit vector at 30 degrees."""
+  angles = np.radians([float(s) for s in sentences])
+  return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_spearman_with_ties_is_pearson_of_mean_ranks():
+  a, b = np.asarray([1.0, 2.0, 2.0, 5.0]), np.asarray([0.1, 0.4, 0.3, 0.3])
+  ranks_a, ranks_b = [1, 2.5, 2.5, 4], [1, 4, 2.5, 2.5]
+  expected = 100 * np.corrcoef(ranks_a, ranks_b)[0, 1]
+  assert sts.spearman(a, b) == pytest.approx(expected)
+
+
+def test_a_collapsed_encoder_scores_zero_not_nan():
+  assert sts.spearman(np.ones(5), np.arange(5.0)) == 0.0
+
+
+def test_subsets_of_a_file_make_one_ranking(tmp_path):
+  # Each subset alone is ranked perfectly (100); together they are not.
+  write(
+      tmp_path / "X.tsv",
+      "1\t0\t50\ta\n2\t0\t40\ta\n1\t0\t20\tb\n2\t0\t10\tb\n",
+  )
+  sets = sts.read_sts(str(tmp_path))
+  # Scores 1 2 1 2 against cosines ranked 1 2 3 4.
+  expected = 100 * np.corrcoef([1.5, 3.5, 1.5, 3.5], [1, 2, 3, 4])[0, 1]
+  scores = sts.score_sts(one_hot_angles, sets)
+  assert scores == pytest.approx({"X": expected, "avg": expected})
+
+
+def test_each_distinct_sentence_is_embedded_once(tmp_path):
+  write(tmp_path / "X.tsv", "1\t0\t50\n2\t0\t40\n")
+  write(tmp_path / "Y.tsv", "1\t0\t50\n2\t50\t40\n")
+  calls = []
+
+  def embed(sentences):
+    calls.append(list(sentences))
+    return one_hot_angles(sentences)
+
+  sts.score_sts(embed, sts.read_sts(str(tmp_path)))
+  assert calls == [["0", "50", "40"]]
+
+
+def test_the_average_leaves_train_and_dev_sets_out():
+  names = ["SICKR-dev", "STS12-test", "STSB-train", "mine"]
+  assert sts.averaged_sets(names) == ["STS12-test", "mine"]
+  assert sts.averaged_sets(["STSB-dev"]) == ["STSB-dev"]
+
+
+def test_quotes_are_part_of_a_sentence_and_crlf_is_not(tmp_path):
+  write(tmp_path / "X.tsv", '1.5\tsay "hi\tbye\r\n0\ta\tb\tsubset\r\n')
+  pairs = sts.read_sts_file(tmp_path / "X.tsv")
+  assert pairs.first == ['say "hi', "a"]
+  assert pairs.second == ["bye", "b"]
+  np.testing.assert_array_equal(pairs.scores, [1.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    "line", ["x\ta\tb", "1\ta", "1\ta\tb\tc\td", "nan\ta\tb", "1"]
+)
+def test_a_line_of_another_form_is_named(line, tmp_path):
+  write(tmp_path / "X.tsv", f"1\ta\tb\n{line}\n")
+  with pytest.raises(UserError, match=r"X\.tsv:2: expected a score"):
+    sts.read_sts(str(tmp_path))
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+  (tmp_path / "X.tsv").write_bytes(b"1\ta\tb\n1\t\xff\tb\n")
+  with pytest.raises(UserError, match=r"X\.tsv:2: not UTF-8"):
+    sts.read_sts(str(tmp_path))
+
+
+def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
+  write(tmp_path / "X.tsv", "1\ta\tb\n2\ta\tc\n")
+  with pytest.raises(UserError, match="'STSB-dev'.*holds X"):
+    sts.read_sts(str(tmp_path), ["STSB-dev"])
+  with pytest.raises(UserError, match="holds no .tsv file"):
+    sts.read_sts(str(tmp_path / "nowhere"))
