@@ -21,6 +21,7 @@ def get_config():
       num_layers=1,
       num_heads=8,
       intermediate_size=512,
+      initializer_range=0.05,
   )
   config.pooling = "mean"
   config.max_length = 20
@@ -29,11 +30,12 @@ def get_config():
   config.temperature = 0.2
   config.log_every = 20
   config.eval_every = 20
+  config.recipe = ("pretrained", "base", "distilled")
   config.rounds.pretrained = config_lib.round_config(
       seeds=(0,),
       objective="masked_language_model",
       num_train_steps=3000,
-      learning_rate=3e-3,
+      learning_rate=2e-3,
       warmup_steps=100,
       log_every=250,
       eval_every=1000,

@@ -4,7 +4,7 @@ A file of `configs/` begins with `default()` and sets what its paper sets. A
 field that a run may leave out has a value that says so: "", 0 or ().
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -36,6 +36,32 @@ _POSITIVE = (
 )
 
 
+# What SimCSE and its successors report, in their order; files of an STS folder.
+SEVEN_TEST_SETS = (
+    "STS12-test",
+    "STS13-test",
+    "STS14-test",
+    "STS15-test",
+    "STS16-test",
+    "STSB-test",
+    "SICKR-test",
+)
+
+
+def choose(variant: str, variants: Mapping[str, Any]) -> Any:
+  """The value of a config file's variant.
+
+  Raises:
+    UserError: no such variant, naming those there are.
+  """
+  if variant not in variants:
+    raise UserError(
+        f"unknown variant {variant!r} of the config: use one of "
+        + ", ".join(name or "none" for name in variants)
+    )
+  return variants[variant]
+
+
 def default() -> ConfigDict:
   """A config with every field at its default; SimCSE's values where it has one."""
   config = ConfigDict()
@@ -52,6 +78,7 @@ def default() -> ConfigDict:
           num_layers=4,
           num_heads=4,
           intermediate_size=1024,
+          initializer_range=0.02,
       )
   )
   # How states become an embedding, where the model's folder does not say
@@ -104,9 +131,11 @@ def default() -> ConfigDict:
   config.log_every = 25
   config.eval_every = 125  # Evaluates and saves a checkpoint.
 
-  # The recipe: rounds by name, in order. Each trains one model a seed, from
-  # `model` again, and may set any field above for itself.
-  config.rounds = ConfigDict(sort_keys=False)
+  # The recipe: names of `rounds` in the order of training; the last is the
+  # result. Each round trains one model a seed, from `model` again, and may set
+  # any field above for itself.
+  config.recipe = ()
+  config.rounds = ConfigDict()
   return config
 
 
@@ -160,18 +189,24 @@ def check(config: ConfigDict) -> None:
   for name in config:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
-  if not config.rounds:
-    raise UserError("config.rounds is empty: a recipe has one round or more")
-  earlier = []
-  for name, values in config.rounds.items():
-    for field in values:
+  if not config.recipe:
+    raise UserError("config.recipe is empty: name one round or more")
+  for i, name in enumerate(config.recipe):
+    if name not in config.rounds or name in config.recipe[:i]:
+      raise UserError(
+          f"config.recipe={config.recipe}: name each of "
+          f"{', '.join(config.rounds)} once at most"
+      )
+    for field in config.rounds[name]:
       if field not in known and field not in round_config(()):
         raise UserError(f"rounds.{name}: unknown field {field!r}")
-    _check_round(name, of_round(config, name), earlier)
-    earlier.append(name)
+    later = set(config.rounds) - set(config.recipe[:i])
+    _check_round(name, of_round(config, name), config.recipe[:i], later)
 
 
-def _check_round(name: str, config: ConfigDict, earlier: list[str]) -> None:
+def _check_round(
+    name: str, config: ConfigDict, earlier: Sequence[str], later: set[str]
+) -> None:
   for field, choices in _CHOICES.items():
     if config[field] not in choices:
       raise UserError(
@@ -191,6 +226,11 @@ def _check_round(name: str, config: ConfigDict, earlier: list[str]) -> None:
     raise UserError(
         f"rounds.{name}.start={config.start!r}: name an earlier round "
         f"({', '.join(earlier) or 'there is none'})"
+    )
+  if unready := later.intersection(config.teachers):
+    raise UserError(
+        f"rounds.{name}.teachers={config.teachers}: {', '.join(unready)} does not "
+        f"come before {name} in config.recipe={config.recipe}"
     )
   weights = config.teacher_weights
   if weights and (len(weights) != len(config.teachers) or min(weights) <= 0):

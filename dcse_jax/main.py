@@ -1,5 +1,7 @@
 """Trains: `python -m dcse_jax.main --config configs/quickstart.py --workdir DIR`."""
 
+import pathlib
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,6 +24,9 @@ _WORKDIR = flags.DEFINE_string(
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UserError("give --config FILE.py and --workdir DIR")
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  if not pathlib.Path(path.partition(":")[0]).is_file():
+    raise UserError(f"there is no config file {path}: see configs/")
   rounds.run(_CONFIG.value, _WORKDIR.value)
 
 

@@ -65,36 +65,6 @@ _SCENES = {
     ("headteacher/principal/headmistress", "checked/looked over/inspected",
      "sums+/maths exercises+", "in the staff room/in the teachers' lounge"),
   ),
-  "farming": (
-    ("farmer/smallholder/cattleman", "raised/reared/brought up",
-     "cow/heifer/dairy cow", "in the barn/in the cowshed/in the byre"),
-    ("shepherd/shepherdess/herdsman", "looked after/tended/cared for",
-     "sheep+/lambs+/ewes+", "in the meadow/in the pasture/on the grassland"),
-    ("vet/animal doctor/veterinary surgeon", "treated/healed/cured",
-     "horse/pony/mare", "in the stable/in the horse stalls"),
-    ("cattle dealer/livestock trader", "bought/purchased/acquired",
-     "hens+/chickens+", "at the livestock fair/at the cattle auction"),
-  ),
-  "sea": (
-    ("captain/skipper/shipmaster", "steered/piloted/navigated",
-     "ship/vessel/steamer", "on the open sea/out on the ocean/far from land"),
-    ("sailor/mariner/seaman", "scrubbed/washed down/cleaned",
-     "yacht/sailing boat/sloop", "in the harbour/at the port/in the docks"),
-    ("fisherman/angler/fisherwoman", "towed/hauled/tugged",
-     "trawler/fishing boat", "in the bay/in the cove/in the inlet"),
-    ("shipwright/boatbuilder/shipbuilder", "repaired/mended/fixed",
-     "dinghies+/rowing boats+/skiffs+", "on the beach/on the shore"),
-  ),
-  "office": (
-    ("secretary/personal assistant/clerk", "typed/keyed in/typed up",
-     "report/write-up/dossier", "in the office/at the desk/at work"),
-    ("manager/boss/director", "approved/authorised/signed off",
-     "contract/agreement/deal", "in the meeting room/in the boardroom"),
-    ("accountant/bookkeeper/auditor", "reviewed/went over~gone over/audited",
-     "budget/spending plan", "at head office/at headquarters"),
-    ("lawyer/solicitor/attorney", "rejected/turned down/refused",
-     "invoices+/bills+", "at the law firm/in the legal department"),
-  ),
 }  # fmt: skip
 
 # Slots whose values go with every topic. Of the attitudes, those that end with

@@ -57,16 +57,7 @@ def make_trainer(
     log_every: int,
     eval_every: int,
 ) -> Trainer:
-  """Jits and shards the step over the mesh.
-
-  Raises:
-    UserError: the batch does not divide among the devices.
-  """
-  if batch_size % mesh.size:
-    raise UserError(
-        f"batch_size={batch_size} does not divide among {mesh.size} devices: "
-        f"use a multiple of {mesh.size}"
-    )
+  """Jits and shards the step over the mesh; batch_size divides among it."""
   everywhere, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
   step_fn = jax.jit(
       step_lib.make_train_step(loss_fn, tx, schedule),

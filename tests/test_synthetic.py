@@ -94,6 +94,6 @@ def test_sentences_are_well_formed():
 
 def test_plural_objects_take_a_plural_verb():
   text = " ".join(synthetic.sentences(3000, seed=2))
-  assert re.search(r"(pancakes|sheep|invoices) were ", text)
-  assert not re.search(r"(pancakes|lambs|sheep|invoices|dinghies) was ", text)
-  assert not re.search(r"(soup|cow|report|match) were ", text)
+  assert re.search(r"(pancakes|waterfalls|melodies) were ", text)
+  assert not re.search(r"(pancakes|crepes|waterfalls|melodies|airs) was ", text)
+  assert not re.search(r"(soup|castle|symphony|match) were ", text)

@@ -1,0 +1,33 @@
+"""Unsupervised SimCSE: a sentence and itself under another dropout mask.
+
+Gao, Yao and Chen, SimCSE, EMNLP 2021 (arXiv:2104.08821), Tables 5 and D.1:
+batch and learning rate by model, temperature 0.05, length 32, one epoch of a
+million Wikipedia sentences, STS-B dev every 125 steps. Published averages of
+seven STS sets: BERT-base 76.25, RoBERTa-base 76.57.
+
+python -m dcse_jax.main --config configs/simcse.py:bert-base \\
+    --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/simcse
+"""
+
+from dcse_jax import config as config_lib
+
+# Variant: hub id, batch size, learning rate.
+_VARIANTS = {
+    "bert-base": ("bert-base-uncased", 64, 3e-5),
+    "bert-large": ("bert-large-uncased", 64, 1e-5),
+    "roberta-base": ("roberta-base", 512, 1e-5),
+    "roberta-large": ("roberta-large", 512, 3e-5),
+}
+
+
+def get_config(variant="bert-base"):
+  config = config_lib.default()
+  model, batch_size, learning_rate = config_lib.choose(variant, _VARIANTS)
+  config.model = model
+  config.batch_size = batch_size
+  config.learning_rate = learning_rate
+  config.num_train_steps = 1_000_000 // batch_size
+  config.test = config_lib.SEVEN_TEST_SETS
+  config.recipe = ("simcse",)
+  config.rounds.simcse = config_lib.round_config(seeds=(42,))
+  return config

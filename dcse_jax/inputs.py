@@ -1,0 +1,233 @@
+"""All that a run reads, read and checked before anything is compiled."""
+
+from collections.abc import Mapping
+import functools
+import logging
+import pathlib
+
+import jax
+
+from dcse_jax import config as config_lib
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import folder
+from dcse_jax import sts
+from dcse_jax import synthetic
+from dcse_jax import tokenizer as tokenizer_lib
+from dcse_jax.data import batches as batches_lib
+from dcse_jax.data import text as text_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# Sentences whose token ids decide whether a teacher reads what the student does.
+_PROBE = 200
+
+
+class Inputs:
+  """Text, STS sets, the encoder to start from and outside teachers of a recipe.
+
+  Args:
+    config: of the recipe.
+    rounds: the config of each round to run, in order.
+    workdir: gets the token caches and whatever is made for want of a file.
+
+  Attributes:
+    start: the encoder that rounds start from.
+    sets: the dev and test sets by name; none if the config names no folder.
+
+  Raises:
+    UserError: anything missing, unreadable, or unfit for what else there is.
+  """
+
+  def __init__(
+      self,
+      config: config_lib.ConfigDict,
+      rounds: Mapping[str, config_lib.ConfigDict],
+      workdir: pathlib.Path,
+  ):
+    self._config, self._workdir = config, workdir
+    if config.synthetic_sentences:
+      self._write_synthetic(rounds)
+    self.sets = self._read_sets()
+    # Before the encoder, which takes longest to load.
+    for round_config in rounds.values():
+      self._text(round_config.text, tuple(round_config.columns))
+    self.start = self._load_start() if config.model else self._new_model()
+    earlier = set()
+    for name, round_config in rounds.items():
+      self._check_round(name, round_config)
+      for teacher in set(round_config.teachers) - earlier:
+        self._check_teacher(teacher, round_config)
+      earlier.add(name)
+
+  def _write_synthetic(self, rounds) -> None:
+    """Makes up the text and the sets, and names them in every config."""
+    config, data = self._config, self._workdir / "data"
+    data.joinpath("sts").mkdir(parents=True, exist_ok=True)
+    sentences = synthetic.sentences(
+        config.synthetic_sentences, seed=config.seed
+    )
+    data.joinpath("corpus.txt").write_text("\n".join(sentences) + "\n")
+    pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
+    half = len(pairs) // 2
+    for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
+      data.joinpath("sts", f"{name}.tsv").write_text(
+          "".join(f"{score}\t{a}\t{b}\n" for score, a, b in part)
+      )
+    config.sts = str(data / "sts")
+    for each in (config, *rounds.values()):
+      each.text = str(data / "corpus.txt")
+
+  def _read_sets(self) -> dict[str, sts.StsSet]:
+    config = self._config
+    if not config.sts:
+      _log.info("no STS sets: the last parameters of each model are kept")
+      return {}
+    if not config.dev:
+      raise UserError("config.dev is empty: name the set that chooses the best")
+    return sts.read_sts(config.sts, (*config.dev, *config.test))
+
+  @functools.cache
+  def _text(self, source: str, columns: tuple[str, ...]) -> text_lib.Text:
+    if not source:
+      raise UserError("give --config.text=FILE, the text to train on")
+    text = text_lib.read_text(source, columns)
+    empty = f", {text.empty_rows} empty left out" if text.empty_rows else ""
+    _log.info("%s: %d rows%s", source, len(text.columns[0]), empty)
+    return text
+
+  def _load_start(self) -> folder.Model:
+    config = self._config
+    model = folder.load(
+        config.model,
+        default_pooling=config.pooling,
+        num_layers=config.num_layers or None,
+        revision=config.revision or None,
+    )
+    if model.pooling != config.pooling:
+      _log.info("%s: pooling %r, its own", config.model, model.pooling)
+    return model
+
+  def _new_model(self) -> folder.Model:
+    """A random encoder with a tokenizer trained on the text."""
+    config = self._config
+    path = self._workdir / "tokenizer"
+    if not path.exists():
+      text = self._text(config.text, tuple(config.columns))
+      trained = tokenizer_lib.train_wordpiece(
+          [sentence for column in text.columns for sentence in column],
+          vocab_size=config.encoder.vocab_size,
+      )
+      beside = path.with_name(".tokenizer.tmp")
+      trained.save_pretrained(beside)
+      beside.rename(path)
+    tokenizer = folder.load_tokenizer(path)
+    shape = encoder_lib.EncoderConfig(
+        model_type="bert",
+        max_positions=max(512, config.max_length),
+        type_vocab_size=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **{**config.encoder, "vocab_size": len(tokenizer)},
+    )
+    if shape.hidden_size % shape.num_heads:
+      raise UserError(
+          f"encoder.hidden_size={shape.hidden_size} does not divide among "
+          f"encoder.num_heads={shape.num_heads}"
+      )
+    params = encoder_lib.init_params(shape, jax.random.key(config.seed))
+    return folder.Model(
+        config=shape,
+        params=jax.device_get(params),
+        tokenizer=tokenizer,
+        pooling=config.pooling,
+        normalize=False,
+        max_length=config.max_length,
+    )
+
+  def _check_round(self, name: str, round_config) -> None:
+    model = self._config.model or "a new encoder"
+    if round_config.max_length > self.start.config.max_tokens:
+      raise UserError(
+          f"max_length={round_config.max_length}, but {model} takes "
+          f"{self.start.config.max_tokens} tokens at most"
+      )
+    if (
+        round_config.objective == "masked_language_model"
+        and self.start.tokenizer.mask_token_id is None
+    ):
+      raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
+    rows = len(self.tokens(round_config))
+    if rows < round_config.batch_size:
+      raise UserError(
+          f"{round_config.text} holds {rows} distinct rows, fewer than "
+          f"batch_size={round_config.batch_size}: use more text or smaller "
+          "batches"
+      )
+
+  @functools.cache
+  def outside(self, name: str) -> folder.Model:
+    """A teacher that no round trains: a folder or hub id."""
+    return folder.load(name)
+
+  def _check_teacher(self, name: str, round_config) -> None:
+    """A teacher reads the student's token ids: they must mean the same to it."""
+    teacher = self.outside(name)
+    if teacher.config.max_tokens < round_config.max_length:
+      raise UserError(
+          f"teacher {name} takes {teacher.config.max_tokens} tokens at most: "
+          "lower config.max_length"
+      )
+    text = self._text(round_config.text, tuple(round_config.columns))
+    ours, theirs = (
+        folder.tokenize(
+            tokenizer, text.columns[0][:_PROBE], round_config.max_length
+        )
+        for tokenizer in (self.start.tokenizer, teacher.tokenizer)
+    )
+    vocabularies = (
+        model.tokenizer.get_vocab() for model in (self.start, teacher)
+    )
+    if ours != theirs or next(vocabularies) != next(vocabularies):
+      raise UserError(
+          f"teacher {name} has another vocabulary than the student, whose token "
+          "ids it is fed: name a teacher with the student's tokenizer"
+      )
+
+  def tokens(
+      self, round_config: config_lib.ConfigDict
+  ) -> tokens_lib.TokenCache:
+    """The tokenised text of a round."""
+    return self._tokens(
+        round_config.text, tuple(round_config.columns), round_config.max_length
+    )
+
+  @functools.cache
+  def _tokens(self, source, columns, max_length):
+    text = self._text(source, columns)
+    tokenizer = self.start.tokenizer
+    cache = tokens_lib.build_token_cache(
+        self._workdir / "cache",
+        text.columns,
+        tokenize=functools.partial(
+            folder.tokenize, tokenizer, max_length=max_length
+        ),
+        tokenizer_state=tokenizer.backend_tokenizer.to_str(),
+        max_length=max_length,
+        pad_token_id=self.start.config.pad_token_id,
+        vocab_size=self.start.config.vocab_size,
+        show_progress=len(text.columns[0]) > 100_000,
+    )
+    if cache.dropped:
+      _log.info(
+          "%s: %d rows left out whose tokens repeat an earlier row's",
+          source,
+          cache.dropped,
+      )
+    if twins := batches_lib.count_twins(cache):
+      _log.info(
+          "%s: %d rows share a sentence with another; never in one batch",
+          source,
+          twins,
+      )
+    return cache

@@ -1,0 +1,346 @@
+"""Whole recipes through the real loop, and every way that bad input ends."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dcse_jax import SentenceEncoder
+from dcse_jax import config as config_lib
+from dcse_jax import folder
+from dcse_jax import rounds
+from dcse_jax import sts
+from dcse_jax.errors import UserError
+from tests import models
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = dict(
+    vocab_size=200,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=32,
+    initializer_range=0.2,
+)
+
+
+def load_config(name, *variant):
+  spec = importlib.util.spec_from_file_location(name, ROOT / f"configs/{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*variant)
+
+
+def tiny(config):
+  """Any config, at a size for tests."""
+  config.encoder = TINY
+  config.batch_size = 8
+  config.max_length = 16
+  for name in config.rounds:
+    values = config.rounds[name]
+    values.update(num_train_steps=4, eval_every=2, log_every=2)
+  return config
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+  """The quickstart's recipe, tiny, run once."""
+  workdir = tmp_path_factory.mktemp("quickstart")
+  config = tiny(load_config("quickstart"))
+  config.synthetic_sentences, config.synthetic_pairs = 200, 60
+  config.lock()
+  return config, workdir, rounds.run(config, str(workdir))
+
+
+@pytest.fixture
+def files(tmp_path):
+  """A text, STS sets and a model folder for configs that start from one."""
+  (tmp_path / "text.txt").write_text("\n".join(models.SENTENCES[:60]) + "\n")
+  models.write_sts(tmp_path / "sts", "STSB-dev")
+  models.write_sts(tmp_path / "sts", "X-test")
+  models.write_tiny_folder(tmp_path / "model", num_layers=1)
+  return tmp_path
+
+
+def from_files(files, name="distillcse", **fields):
+  config = tiny(load_config(name))
+  config.model = str(files / "model")
+  config.text = str(files / "text.txt")
+  config.sts = str(files / "sts")
+  config.test = ("X-test",)
+  for field, value in fields.items():
+    config[field] = value
+  return config
+
+
+def test_results_list_every_model_in_order_of_training(quickstart):
+  _, workdir, models_ = quickstart
+  written = json.loads((workdir / "results.json").read_text())
+  assert written == {"models": models_}
+  assert [(m["name"], m["round"], m["seed"]) for m in models_] == [
+      ("pretrained", "pretrained", 0),
+      ("base-1", "base", 1),
+      ("base-2", "base", 2),
+      ("distilled", "distilled", 3),
+  ]
+  for model in models_:
+    assert set(model) == {"name", "round", "seed", "dev", "test"}
+    assert -100 <= model["dev"] <= 100 and -100 <= model["test"] <= 100
+
+
+def test_the_export_is_the_last_rounds_model_and_scores_as_reported(quickstart):
+  _, workdir, models_ = quickstart
+  sets = sts.read_sts(str(workdir / "data" / "sts"))
+  scores = sts.score_sts(SentenceEncoder(workdir / "export").encode, sets)
+  assert scores["test"] == pytest.approx(models_[-1]["test"], abs=0.01)
+  assert scores["dev"] == pytest.approx(models_[-1]["dev"], abs=0.01)
+
+
+def test_the_same_command_again_trains_nothing(quickstart, capsys):
+  config, workdir, models_ = quickstart
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("result.json")}
+  assert rounds.run(config, str(workdir)) == models_
+  after = {p: p.stat().st_mtime_ns for p in workdir.rglob("result.json")}
+  assert before == after and len(before) == 4
+  assert "/4  " not in capsys.readouterr().out
+
+
+def test_a_lost_model_is_trained_again_to_the_same_bits(quickstart, tmp_path):
+  config, workdir, models_ = quickstart
+  shutil.copytree(workdir, tmp_path / "again")
+  shutil.rmtree(tmp_path / "again" / "base" / "2")
+  assert rounds.run(config, str(tmp_path / "again")) == models_
+  theirs, ours = (
+      folder.load(str(path / "base" / "2" / "model")).params
+      for path in (workdir, tmp_path / "again")
+  )
+  jax.tree.map(np.testing.assert_array_equal, theirs, ours)
+
+
+def test_a_workdir_of_another_config_is_refused(quickstart):
+  config, workdir, _ = quickstart
+  other = config.copy_and_resolve_references()
+  with other.unlocked():
+    other.temperature = 0.07
+  with pytest.raises(UserError, match="another config .differing: temperature"):
+    rounds.run(other, str(workdir))
+
+
+@pytest.mark.parametrize("name", ["simcse", "focal", "distillcse"])
+def test_every_paper_config_trains_on_a_users_text(name, files):
+  config = from_files(files, name)
+  # Two bases are enough here.
+  if name == "distillcse":
+    config.rounds.base.seeds = (1, 2)
+  trained = rounds.run(config, str(files / "run"))
+  assert trained[-1]["round"] == config.recipe[-1]
+  embeddings = SentenceEncoder(files / "run" / "export").encode(["A cat."])
+  assert embeddings.shape == (1, 16) and embeddings.dtype == np.float32
+
+
+def test_a_recipe_of_the_student_alone_takes_outside_teachers(files):
+  models.write_tiny_folder(files / "t1", seed=3, num_layers=1)
+  models.write_tiny_folder(files / "t2", seed=4, num_layers=2)
+  config = from_files(files, recipe=("student",))
+  config.rounds.student.teachers = (str(files / "t1"), str(files / "t2"))
+  config.rounds.student.teacher_weights = (0.33, 0.67)
+  trained = rounds.run(config, str(files / "run"))
+  assert [model["round"] for model in trained] == ["student"]
+  lines = models.read_jsonl(files / "run" / "student" / "42" / "metrics.jsonl")
+  assert "train/distillation" in lines[0]
+
+
+def test_pairs_with_hard_negatives_train_from_a_table(files):
+  rows = zip(models.SENTENCES[:40], models.SENTENCES[40:], models.SENTENCES[80:])
+  lines = ["a\tb\tc\n", *("\t".join(row) + "\n" for row in rows)]
+  (files / "nli.tsv").write_text("".join(lines))
+  config = from_files(files, "simcse", text=str(files / "nli.tsv"))
+  config.columns = ("a", "b", "c")
+  rounds.run(config, str(files / "run"))
+
+
+def test_without_sts_sets_the_last_parameters_are_exported(files):
+  config = from_files(files, "simcse", sts="")
+  (model,) = rounds.run(config, str(files / "run"))
+  assert model["dev"] is None and model["test"] is None
+  assert (files / "run" / "export" / "model.safetensors").exists()
+
+
+def test_the_folders_own_pooling_wins_over_the_configs(files):
+  config = from_files(files, "simcse", pooling="cls")
+  rounds.run(config, str(files / "run"))
+  assert folder.load(str(files / "run" / "export")).pooling == "mean"
+
+
+def test_paper_and_script_temperatures_are_both_there():
+  paper, script = load_config("distillcse"), load_config(
+      "distillcse", "bert-base,script"
+  )
+  temperatures = lambda c: (c.student_temperature, c.teacher_temperature)
+  assert temperatures(paper) == (0.02, 0.01)
+  assert temperatures(script) == (0.025, 0.0125)
+  assert script.num_train_steps == 5000
+  assert load_config("distillcse", "roberta-large").learning_rate == 1e-5
+
+
+def break_text(files, config):
+  config.text = str(files / "nowhere.txt")
+
+
+def empty_text(files, config):
+  (files / "text.txt").write_text("\n \n")
+
+
+def latin1_text(files, config):
+  (files / "text.txt").write_bytes(b"fine\nna\xefve\n")
+
+
+def unknown_architecture(files, config):
+  path = files / "model" / "config.json"
+  path.write_text(path.read_text().replace('"bert"', '"t5"'))
+
+
+def other_vocabulary(files, config):
+  models.write_tiny_folder(files / "teacher", seed=3)
+  path = files / "teacher" / "tokenizer.json"
+  content = json.loads(path.read_text())
+  vocab = content["model"]["vocab"]
+  first, second = list(vocab)[20:22]
+  vocab[first], vocab[second] = vocab[second], vocab[first]
+  path.write_text(json.dumps(content))
+  config.rounds.student.teachers = (str(files / "teacher"),)
+
+
+def large_batch(files, config):
+  config.batch_size = 64
+
+
+def unknown_metric(files, config):
+  config.dev = ("STSB-devel",)
+
+
+def too_many_layers(files, config):
+  config.num_layers = 7
+
+
+def bad_choice(files, config):
+  config.divergence = "l2"
+
+
+def two_shuffles(files, config):
+  config.rounds.student.group_size = 4
+
+
+def odd_batch(files, config):
+  config.batch_size = 9
+
+
+def no_text(files, config):
+  config.text = ""
+
+
+def long_sentences(files, config):
+  config.max_length = 65
+
+
+def teacher_round_left_out(files, config):
+  config.recipe = ("student",)
+
+
+def unknown_round_field(files, config):
+  config.rounds.student.temprature = 0.1
+
+
+BAD_INPUT = {
+    break_text: r"nowhere\.txt",
+    empty_text: r"text\.txt: holds no sentence",
+    latin1_text: r"text\.txt.*2.*UTF-8",
+    unknown_architecture: r"unknown architecture 't5'",
+    other_vocabulary: r"another vocabulary than the student",
+    large_batch: r"60 distinct rows, fewer than batch_size=64",
+    unknown_metric: r"no evaluation yields 'STSB-devel'",
+    too_many_layers: r"num_layers=7",
+    bad_choice: r"divergence='l2'.*cross_entropy",
+    two_shuffles: r"exclude each other",
+    odd_batch: r"batch_size=9 .*multiple of 8",
+    no_text: r"--config\.text",
+    long_sentences: r"max_length=65.*64 tokens",
+    teacher_round_left_out: r"base does not come before student",
+    unknown_round_field: r"rounds\.student: unknown field 'temprature'",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT, ids=lambda f: f.__name__)
+def test_bad_input_ends_in_one_line_before_any_compilation(
+    spoil, files, monkeypatch
+):
+  config = from_files(files)
+  spoil(files, config)
+
+  def compile_nothing(*args, **kwargs):
+    raise AssertionError("compiled before the input was checked")
+
+  monkeypatch.setattr(jax, "jit", compile_nothing)
+  with pytest.raises(UserError, match=BAD_INPUT[spoil]) as error:
+    rounds.run(config, str(files / "run"))
+  assert "\n" not in str(error.value)
+  # A mended command may use the same workdir.
+  assert not (files / "run" / "config.json").exists()
+
+
+def run_cli(*arguments):
+  return subprocess.run(
+      [sys.executable, "-m", *arguments],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      env={**os.environ, "XLA_FLAGS": ""},
+  )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--config=configs/nowhere.py",), r"nowhere\.py"),
+        (("--config=configs/simcse.py:bert-tiny",), r"'bert-tiny'.*roberta"),
+        (("--config=configs/simcse.py", "--config.temp=1"), r"temp"),
+        (("--config=configs/simcse.py", "--config.batch_size=x"), r"batch_size"),
+        (("--confg=configs/simcse.py",), r"confg"),
+        ((), r"--config FILE"),
+        (("--config=configs/simcse.py",), r"--config\.text"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_wrong_command_prints_one_line_and_exits_with_2(
+    arguments, message, tmp_path
+):
+  result = run_cli("dcse_jax.main", f"--workdir={tmp_path}", *arguments)
+  assert result.returncode == 2, result.stderr
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: ")
+  assert re.search(message, lines[0]), lines[0]
+
+
+def test_evaluate_prints_a_table_and_writes_json(tmp_path):
+  model = models.write_tiny_folder(tmp_path / "m")
+  models.write_sts(tmp_path / "sts", "one")
+  models.write_sts(tmp_path / "sts", "two-test", 30)
+  result = run_cli(
+      "dcse_jax.evaluate",
+      f"--model={model}",
+      f"--sts={tmp_path / 'sts'}",
+      f"--output={tmp_path / 'out.json'}",
+  )
+  assert result.returncode == 0, result.stderr
+  scores = json.loads((tmp_path / "out.json").read_text())
+  assert set(scores) == {"one", "two-test", "avg"}
+  assert scores["avg"] == pytest.approx((scores["one"] + scores["two-test"]) / 2)
+  assert f"{scores['one']:.2f}" in result.stdout
