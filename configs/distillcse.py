@@ -25,10 +25,10 @@ from dcse_jax import config as config_lib
 
 # Variant: hub id, learning rate. The batch is 64 for all.
 _VARIANTS = {
-    "bert-base": ("bert-base-uncased", 3e-5),
-    "bert-large": ("bert-large-uncased", 1e-5),
-    "roberta-base": ("roberta-base", 1e-5),
-    "roberta-large": ("roberta-large", 1e-5),
+  "bert-base": ("bert-base-uncased", 3e-5),
+  "bert-large": ("bert-large-uncased", 1e-5),
+  "roberta-base": ("roberta-base", 1e-5),
+  "roberta-large": ("roberta-large", 1e-5),
 }
 
 
@@ -38,14 +38,14 @@ def get_config(variant="bert-base"):
   config.model, config.learning_rate = config_lib.choose(model, _VARIANTS)
   sources = {"": (0.02, 0.01, 15_625), "script": (0.025, 0.0125, 5_000)}
   (
-      config.student_temperature,
-      config.teacher_temperature,
-      config.num_train_steps,
+    config.student_temperature,
+    config.teacher_temperature,
+    config.num_train_steps,
   ) = config_lib.choose(source, sources)
   config.test = config_lib.SEVEN_TEST_SETS
   config.recipe = ("base", "student")
   config.rounds.base = config_lib.round_config(seeds=(42, 43, 44, 45))
   config.rounds.student = config_lib.round_config(
-      seeds=(42,), teachers=("base",), group_probability=0.1
+    seeds=(42,), teachers=("base",), group_probability=0.1
   )
   return config

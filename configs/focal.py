@@ -15,10 +15,10 @@ from dcse_jax import config as config_lib
 
 # Variant: hub id, batch size, learning rate.
 _VARIANTS = {
-    "bert-base": ("bert-base-uncased", 64, 3e-5),
-    "bert-large": ("bert-large-uncased", 64, 1e-5),
-    "roberta-base": ("roberta-base", 512, 1e-5),
-    "roberta-large": ("roberta-large", 512, 3e-5),
+  "bert-base": ("bert-base-uncased", 64, 3e-5),
+  "bert-large": ("bert-large-uncased", 64, 1e-5),
+  "roberta-base": ("roberta-base", 512, 1e-5),
+  "roberta-large": ("roberta-large", 512, 3e-5),
 }
 
 

@@ -1,6 +1,6 @@
 """Unsupervised SimCSE: a sentence and itself under another dropout mask.
 
-Gao, Yao and Chen, SimCSE, EMNLP 2021 (arXiv:2104.08821), Tables 5 and D.1:
+Gao, Yao and Chen, SimCSE, EMNLP 2021 (arXiv:2104.08821), Table 5 and appendix A:
 batch and learning rate by model, temperature 0.05, length 32, one epoch of a
 million Wikipedia sentences, STS-B dev every 125 steps. Published averages of
 seven STS sets: BERT-base 76.25, RoBERTa-base 76.57.
@@ -13,10 +13,10 @@ from dcse_jax import config as config_lib
 
 # Variant: hub id, batch size, learning rate.
 _VARIANTS = {
-    "bert-base": ("bert-base-uncased", 64, 3e-5),
-    "bert-large": ("bert-large-uncased", 64, 1e-5),
-    "roberta-base": ("roberta-base", 512, 1e-5),
-    "roberta-large": ("roberta-large", 512, 3e-5),
+  "bert-base": ("bert-base-uncased", 64, 3e-5),
+  "bert-large": ("bert-large-uncased", 64, 1e-5),
+  "roberta-base": ("roberta-base", 512, 1e-5),
+  "roberta-large": ("roberta-large", 512, 3e-5),
 }
 
 

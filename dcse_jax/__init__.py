@@ -1,5 +1,10 @@
 """Sentence embeddings by contrastive self-training with distillation, in JAX."""
 
+import os
+
+# transformers is used for its tokenizers alone; that it finds no torch is fine.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 __version__ = "0.1.0"
 
 

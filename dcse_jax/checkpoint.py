@@ -30,55 +30,44 @@ class Checkpoints:
   """
 
   def __init__(self, folder: pathlib.Path):
-    policy = checkpoint_managers.AnyPreservationPolicy([
+    policy = checkpoint_managers.AnyPreservationPolicy(
+      [
         checkpoint_managers.LatestN(1),
-        checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics[_SCORE], n=1
-        ),
-    ])
+        checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=1),
+      ]
+    )
     logging.getLogger("absl").setLevel(logging.WARNING)
     self._manager = ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=lambda metrics: metrics[_SCORE],
-            create=True,
-        ),
+      folder.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=lambda metrics: metrics[_SCORE],
+        create=True,
+      ),
     )
 
-  def save(
-      self,
-      state: TrainState,
-      data_state: Any,
-      score: float,
-      best_step: int,
-      best_score: float,
-  ) -> None:
+  def save(self, state: TrainState, progress: dict[str, Any], score: float) -> None:
     """Saves in the background; the state may be donated as soon as it returns.
 
     Args:
       state: of the training.
-      data_state: the data iterator's own, JSON.
+      progress: all else that a run needs to go on, JSON.
       score: larger is better.
-      best_step: of the best score so far, this one included.
-      best_score: that score.
     """
     self._manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)),
-            progress=ocp.args.JsonSave(
-                dict(data=data_state, best_step=best_step, best_score=best_score)
-            ),
-        ),
-        metrics={_SCORE: score},
+      int(state.step),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_as_dict(state)),
+        progress=ocp.args.JsonSave(progress),
+      ),
+      metrics={_SCORE: score},
     )
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
-  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.
 
     Args:
@@ -87,15 +76,15 @@ class Checkpoints:
         run can go on with another number of devices.
 
     Returns:
-      The state, and {"data", "best_step", "best_score"}.
+      The state and the progress, as saved.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
     restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target),
-            progress=ocp.args.JsonRestore(),
-        ),
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target),
+        progress=ocp.args.JsonRestore(),
+      ),
     )
     return TrainState(**restored["state"]), restored["progress"]
 

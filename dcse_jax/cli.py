@@ -21,6 +21,8 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     raise UserError(f"{_one_line(error)}; --help lists the flags") from error
+  except (AttributeError, KeyError) as error:
+    raise UserError(f"unknown config field: {_one_line(error)}") from error
   except Exception as error:
     raise UserError(_one_line(error)) from error
   if len(rest) > 1:

@@ -15,36 +15,52 @@ from dcse_jax.errors import UserError
 ConfigDict = ml_collections.ConfigDict
 
 _CHOICES = {
-    "pooling": POOLINGS,
-    "objective": ("contrastive", "masked_language_model"),
-    "contrastive": ("info_nce", "focal_info_nce"),
-    "divergence": ("cross_entropy", "kl", "js"),
-    "schedule": ("linear", "cosine"),
-    "dtype": ("float32", "bfloat16"),
+  "pooling": POOLINGS,
+  "objective": ("contrastive", "masked_language_model"),
+  "contrastive": ("info_nce", "focal_info_nce"),
+  "divergence": ("cross_entropy", "kl", "js"),
+  "schedule": ("linear", "cosine"),
+  "dtype": ("float32", "bfloat16"),
 }
+# What a round cannot have for itself.
+_OF_RECIPE = (
+  "model",
+  "revision",
+  "encoder",
+  "pooling",
+  "num_layers",
+  "synthetic_sentences",
+  "synthetic_pairs",
+  "sts",
+  "dev",
+  "test",
+  "seed",
+  "recipe",
+  "rounds",
+)
 _POSITIVE = (
-    "max_length",
-    "batch_size",
-    "num_train_steps",
-    "log_every",
-    "eval_every",
-    "temperature",
-    "student_temperature",
-    "teacher_temperature",
-    "learning_rate",
-    "clip_norm",
+  "max_length",
+  "batch_size",
+  "num_train_steps",
+  "log_every",
+  "eval_every",
+  "temperature",
+  "student_temperature",
+  "teacher_temperature",
+  "learning_rate",
+  "clip_norm",
 )
 
 
 # What SimCSE and its successors report, in their order; files of an STS folder.
 SEVEN_TEST_SETS = (
-    "STS12-test",
-    "STS13-test",
-    "STS14-test",
-    "STS15-test",
-    "STS16-test",
-    "STSB-test",
-    "SICKR-test",
+  "STS12-test",
+  "STS13-test",
+  "STS14-test",
+  "STS15-test",
+  "STS16-test",
+  "STSB-test",
+  "SICKR-test",
 )
 
 
@@ -56,8 +72,8 @@ def choose(variant: str, variants: Mapping[str, Any]) -> Any:
   """
   if variant not in variants:
     raise UserError(
-        f"unknown variant {variant!r} of the config: use one of "
-        + ", ".join(name or "none" for name in variants)
+      f"unknown variant {variant!r} of the config: use one of "
+      + ", ".join(name or "none" for name in variants)
     )
   return variants[variant]
 
@@ -72,14 +88,14 @@ def default() -> ConfigDict:
   config.model = ""
   config.revision = ""
   config.encoder = ConfigDict(
-      dict(
-          vocab_size=8000,
-          hidden_size=256,
-          num_layers=4,
-          num_heads=4,
-          intermediate_size=1024,
-          initializer_range=0.02,
-      )
+    dict(
+      vocab_size=8000,
+      hidden_size=256,
+      num_layers=4,
+      num_heads=4,
+      intermediate_size=1024,
+      initializer_range=0.02,
+    )
   )
   # How states become an embedding, where the model's folder does not say
   # itself. "cls" trains through a projection that evaluation drops.
@@ -127,25 +143,25 @@ def default() -> ConfigDict:
   config.clip_norm = 1.0
   config.dtype = "float32"  # Of matrix products; all else is float32.
 
-  config.seed = 0  # Of the whole recipe; every model's own is added.
+  config.seed = 0  # Of the whole recipe; every model's own is mixed in.
   config.log_every = 25
   config.eval_every = 125  # Evaluates and saves a checkpoint.
 
   # The recipe: names of `rounds` in the order of training; the last is the
   # result. Each round trains one model a seed, from `model` again, and may set
-  # any field above for itself.
+  # for itself any field above but those of the whole recipe (`_OF_RECIPE`).
   config.recipe = ()
   config.rounds = ConfigDict()
   return config
 
 
 def round_config(
-    seeds: Sequence[int],
-    *,
-    start: str = "",
-    teachers: Sequence[str] = (),
-    teacher_weights: Sequence[float] = (),
-    **fields: Any,
+  seeds: Sequence[int],
+  *,
+  start: str = "",
+  teachers: Sequence[str] = (),
+  teacher_weights: Sequence[float] = (),
+  **fields: Any,
 ) -> ConfigDict:
   """One round of a recipe.
 
@@ -160,13 +176,13 @@ def round_config(
     **fields: fields of the config that differ in this round.
   """
   return ConfigDict(
-      dict(
-          seeds=tuple(seeds),
-          start=start,
-          teachers=tuple(teachers),
-          teacher_weights=tuple(teacher_weights),
-          **fields,
-      )
+    dict(
+      seeds=tuple(seeds),
+      start=start,
+      teachers=tuple(teachers),
+      teacher_weights=tuple(teacher_weights),
+      **fields,
+    )
   )
 
 
@@ -189,77 +205,97 @@ def check(config: ConfigDict) -> None:
   for name in config:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
+  _check_encoder(config.encoder)
+  if config.synthetic_sentences and (config.text or config.sts):
+    raise UserError(
+      "synthetic_sentences makes up text and sets: leave config.text and "
+      "config.sts empty, or set synthetic_sentences=0"
+    )
   if not config.recipe:
     raise UserError("config.recipe is empty: name one round or more")
   for i, name in enumerate(config.recipe):
     if name not in config.rounds or name in config.recipe[:i]:
       raise UserError(
-          f"config.recipe={config.recipe}: name each of "
-          f"{', '.join(config.rounds)} once at most"
+        f"config.recipe={config.recipe}: name each of "
+        f"{', '.join(config.rounds)} once at most"
       )
     for field in config.rounds[name]:
       if field not in known and field not in round_config(()):
         raise UserError(f"rounds.{name}: unknown field {field!r}")
+      if field in _OF_RECIPE:
+        raise UserError(
+          f"rounds.{name}.{field}: {field} is of the whole recipe; set config.{field}"
+        )
     later = set(config.rounds) - set(config.recipe[:i])
     _check_round(name, of_round(config, name), config.recipe[:i], later)
 
 
+def _check_encoder(encoder: ConfigDict) -> None:
+  known = default().encoder
+  if set(encoder) != set(known):
+    raise UserError(
+      f"config.encoder has the fields {', '.join(encoder)}: it needs "
+      + ", ".join(known)
+    )
+  for field, value in encoder.items():
+    if not value > 0:
+      raise UserError(f"config.encoder.{field}={value}: must be above 0")
+  if encoder.hidden_size % encoder.num_heads:
+    raise UserError(
+      f"encoder.hidden_size={encoder.hidden_size} does not divide among "
+      f"encoder.num_heads={encoder.num_heads}"
+    )
+
+
 def _check_round(
-    name: str, config: ConfigDict, earlier: Sequence[str], later: set[str]
+  name: str, config: ConfigDict, earlier: Sequence[str], later: set[str]
 ) -> None:
   for field, choices in _CHOICES.items():
     if config[field] not in choices:
       raise UserError(
-          f"{field}={config[field]!r} in round {name}: use one of "
-          + ", ".join(choices)
+        f"{field}={config[field]!r} in round {name}: use one of " + ", ".join(choices)
       )
   for field in _POSITIVE:
     if not config[field] > 0:
-      raise UserError(
-          f"{field}={config[field]} in round {name}: must be above 0"
-      )
+      raise UserError(f"{field}={config[field]} in round {name}: must be above 0")
   if not config.seeds or len(set(config.seeds)) != len(config.seeds):
     raise UserError(
-        f"rounds.{name}.seeds={config.seeds}: name one seed or more, each once"
+      f"rounds.{name}.seeds={config.seeds}: name one seed or more, each once"
     )
   if config.start and config.start not in earlier:
     raise UserError(
-        f"rounds.{name}.start={config.start!r}: name an earlier round "
-        f"({', '.join(earlier) or 'there is none'})"
+      f"rounds.{name}.start={config.start!r}: name an earlier round "
+      f"({', '.join(earlier) or 'there is none'})"
     )
   if unready := later.intersection(config.teachers):
     raise UserError(
-        f"rounds.{name}.teachers={config.teachers}: {', '.join(unready)} does not "
-        f"come before {name} in config.recipe={config.recipe}"
+      f"rounds.{name}.teachers={config.teachers}: {', '.join(unready)} does not "
+      f"come before {name} in config.recipe={config.recipe}"
     )
   weights = config.teacher_weights
   if weights and (len(weights) != len(config.teachers) or min(weights) <= 0):
     raise UserError(
-        f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
-        f"the {len(config.teachers)} names in teachers"
+      f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
+      f"the {len(config.teachers)} names in teachers"
     )
   shuffles = (config.group_probability, config.group_size, config.group_top)
   if sum(value != 0 for value in shuffles) > 1:
     raise UserError(
-        f"round {name}: group_probability, group_size and group_top exclude "
-        "each other; set one"
+      f"round {name}: group_probability, group_size and group_top exclude "
+      "each other; set one"
     )
   if not 0 <= config.group_probability <= 1:
     raise UserError(
-        f"group_probability={config.group_probability} in round {name}: must "
-        "be in [0, 1]"
+      f"group_probability={config.group_probability} in round {name}: must be in [0, 1]"
     )
   if not 0 <= config.group_top < config.batch_size:
     raise UserError(
-        f"group_top={config.group_top} in round {name}: must be below "
-        f"batch_size={config.batch_size}"
+      f"group_top={config.group_top} in round {name}: must be below "
+      f"batch_size={config.batch_size}"
     )
   if config.group_size < 0 or config.batch_size < 2:
     raise UserError(
-        f"round {name}: group_size must be 0 or more and batch_size 2 or more"
+      f"round {name}: group_size must be 0 or more and batch_size 2 or more"
     )
-  if config.contrastive == "focal_info_nce" and len(config.columns) > 2:
-    raise UserError(
-        "focal_info_nce takes no hard negatives: name two columns, or use "
-        "contrastive='info_nce'"
-    )
+  if config.objective == "masked_language_model" and config.teachers:
+    raise UserError(f"round {name} pretrains a language model: it takes no teachers")

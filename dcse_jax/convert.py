@@ -1,12 +1,11 @@
 """Weights in and out: Hugging Face folders to parameter trees and back.
 
-One table per family names every tensor of a checkpoint and its place in our
-tree. It is read both ways, and a key that it does not explain, or a place that
+One table names every tensor of a checkpoint and its place in our tree. It is read
+both ways, and a key that it does not explain, or a place that
 it leaves empty, is an error. Writing needs no torch.
 """
 
 from collections.abc import Mapping
-import json
 import pathlib
 import re
 from typing import Any
@@ -18,6 +17,7 @@ import safetensors.numpy
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
 
 _LINEAR = {"kernel": "weight", "bias": "bias"}
 _NORM = {"scale": "weight", "bias": "bias"}
@@ -26,31 +26,31 @@ _EMBEDDING = {"embedding": "weight"}
 # Our module -> (Hugging Face module, its parameters). "{i}" is the layer, which
 # is a leading axis on our side.
 _BERT = {
-    "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
-    "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
-    "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
-    "embeddings.norm": ("embeddings.LayerNorm", _NORM),
-    "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
-    "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
-    "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
-    "layers.attention_output": (
-        "encoder.layer.{i}.attention.output.dense",
-        _LINEAR,
-    ),
-    "layers.attention_norm": (
-        "encoder.layer.{i}.attention.output.LayerNorm",
-        _NORM,
-    ),
-    "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
-    "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
-    "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
-    "pooler": ("pooler.dense", _LINEAR),
+  "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
+  "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
+  "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
+  "embeddings.norm": ("embeddings.LayerNorm", _NORM),
+  "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
+  "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
+  "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
+  "layers.attention_output": (
+    "encoder.layer.{i}.attention.output.dense",
+    _LINEAR,
+  ),
+  "layers.attention_norm": (
+    "encoder.layer.{i}.attention.output.LayerNorm",
+    _NORM,
+  ),
+  "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
+  "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
+  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
+  "pooler": ("pooler.dense", _LINEAR),
 }
 
 # What a checkpoint may hold besides the encoder: a buffer that old releases
 # saved, and the heads of other tasks.
 _NOT_THE_ENCODER = re.compile(
-    r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs)\..*"
+  r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs)\..*"
 )
 _PREFIX = re.compile(r"(bert|roberta)\.")
 # Checkpoints that began as TensorFlow ones.
@@ -68,43 +68,40 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
   path = folder / "config.json"
   if not path.exists():
     raise UserError(
-        f"{folder} has no config.json: name a Hugging Face model folder, with "
-        "config.json, model.safetensors and a tokenizer"
+      f"{folder} has no config.json: name a Hugging Face model folder, with "
+      "config.json, model.safetensors and a tokenizer"
     )
-  try:
-    config = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}): fetch it again") from error
+  config = read_json(path)
   model_type = config.get("model_type")
   if model_type not in _MODEL_TYPES:
     raise UserError(
-        f"{path}: unknown architecture {model_type!r}; known are "
-        + ", ".join(_MODEL_TYPES)
+      f"{path}: unknown architecture {model_type!r}; known are "
+      + ", ".join(_MODEL_TYPES)
     )
   position = config.get("position_embedding_type", "absolute")
   activation = config.get("hidden_act", "gelu")
   if position != "absolute" or activation not in encoder_lib.ACTIVATIONS:
     raise UserError(
-        f"{path}: position_embedding_type {position!r} with hidden_act "
-        f"{activation!r} is not supported; use a model with absolute positions "
-        f"and one of {', '.join(encoder_lib.ACTIVATIONS)}"
+      f"{path}: position_embedding_type {position!r} with hidden_act "
+      f"{activation!r} is not supported; use a model with absolute positions "
+      f"and one of {', '.join(encoder_lib.ACTIVATIONS)}"
     )
   try:
     return encoder_lib.EncoderConfig(
-        model_type=model_type,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        intermediate_size=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
-        type_vocab_size=config["type_vocab_size"],
-        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-        activation=activation,
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-        initializer_range=config.get("initializer_range", 0.02),
-        pad_token_id=config.get("pad_token_id") or 0,
+      model_type=model_type,
+      vocab_size=config["vocab_size"],
+      hidden_size=config["hidden_size"],
+      num_layers=config["num_hidden_layers"],
+      num_heads=config["num_attention_heads"],
+      intermediate_size=config["intermediate_size"],
+      max_positions=config["max_position_embeddings"],
+      type_vocab_size=config["type_vocab_size"],
+      layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+      activation=activation,
+      dropout=config.get("hidden_dropout_prob", 0.1),
+      attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+      initializer_range=config.get("initializer_range", 0.02),
+      pad_token_id=config.get("pad_token_id", 0 if model_type == "bert" else 1),
     )
   except KeyError as error:
     raise UserError(f"{path} lacks {error}: fetch the folder again") from error
@@ -113,27 +110,27 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
 def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
   """The config.json that Hugging Face's AutoModel reads."""
   names = {
-      "bert": "BertModel",
-      "roberta": "RobertaModel",
-      "xlm-roberta": "XLMRobertaModel",
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
   }
   return {
-      "architectures": [names[config.model_type]],
-      "model_type": config.model_type,
-      "vocab_size": config.vocab_size,
-      "hidden_size": config.hidden_size,
-      "num_hidden_layers": config.num_layers,
-      "num_attention_heads": config.num_heads,
-      "intermediate_size": config.intermediate_size,
-      "max_position_embeddings": config.max_positions,
-      "type_vocab_size": config.type_vocab_size,
-      "layer_norm_eps": config.layer_norm_eps,
-      "hidden_act": config.activation,
-      "hidden_dropout_prob": config.dropout,
-      "attention_probs_dropout_prob": config.attention_dropout,
-      "initializer_range": config.initializer_range,
-      "pad_token_id": config.pad_token_id,
-      "dtype": "float32",
+    "architectures": [names[config.model_type]],
+    "model_type": config.model_type,
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.hidden_size,
+    "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads,
+    "intermediate_size": config.intermediate_size,
+    "max_position_embeddings": config.max_positions,
+    "type_vocab_size": config.type_vocab_size,
+    "layer_norm_eps": config.layer_norm_eps,
+    "hidden_act": config.activation,
+    "hidden_dropout_prob": config.dropout,
+    "attention_probs_dropout_prob": config.attention_dropout,
+    "initializer_range": config.initializer_range,
+    "pad_token_id": config.pad_token_id,
+    "dtype": "float32",
   }
 
 
@@ -147,12 +144,12 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   if single.exists():
     shards = [single]
   elif (folder / index).exists():
-    weight_map = json.loads((folder / index).read_text())["weight_map"]
+    weight_map = read_json(folder / index).get("weight_map", {})
     shards = [folder / name for name in sorted(set(weight_map.values()))]
   else:
     raise UserError(
-        f"{folder} has neither model.safetensors nor {index}: save the model "
-        "with model.save_pretrained(folder) from transformers"
+      f"{folder} has neither model.safetensors nor {index}: save the model "
+      "with model.save_pretrained(folder) from transformers"
     )
   tensors = {}
   for shard in shards:
@@ -160,7 +157,7 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
       tensors.update(safetensors.numpy.load_file(shard))
     except (OSError, safetensors.SafetensorError) as error:
       raise UserError(
-          f"cannot read {shard} ({error}): fetch the folder again"
+        f"cannot read {shard} ({error}): fetch the folder again"
       ) from error
   return tensors
 
@@ -178,7 +175,7 @@ def _from_torch(name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def from_tensors(
-    tensors: Mapping[str, np.ndarray], config: encoder_lib.EncoderConfig
+  tensors: Mapping[str, np.ndarray], config: encoder_lib.EncoderConfig
 ) -> encoder_lib.Params:
   """Lays the tensors of a checkpoint out as an encoder's parameters.
 
@@ -205,8 +202,9 @@ def from_tensors(
     key = f"{theirs}.{names[leaf_name]}"
     stacked = "{i}" in key
     keys = [key.format(i=i) for i in range(config.num_layers)] if stacked else [key]
+    shape = leaf.shape[1:] if stacked else leaf.shape
     parts = []
-    for key, shape in zip(keys, [leaf.shape[stacked:]] * len(keys)):
+    for key in keys:
       if key not in left:
         problems.append(f"{key} is missing")
         continue
@@ -222,9 +220,7 @@ def from_tensors(
     node[leaf_name] = np.stack(parts) if stacked else parts[0]
   problems += [f"{key} is not known" for key in sorted(left)]
   if problems:
-    raise UserError(
-        "the weights do not fit their config.json: " + "; ".join(problems)
-    )
+    raise UserError("the weights do not fit their config.json: " + "; ".join(problems))
   return params
 
 
@@ -236,9 +232,9 @@ def to_tensors(params: encoder_lib.Params) -> dict[str, np.ndarray]:
     key = f"{theirs}.{names[leaf_name]}"
     leaf = np.asarray(leaf, dtype=np.float32)
     parts = (
-        {key.format(i=i): part for i, part in enumerate(leaf)}
-        if "{i}" in key
-        else {key: leaf}
+      {key.format(i=i): part for i, part in enumerate(leaf)}
+      if "{i}" in key
+      else {key: leaf}
     )
     for key, part in parts.items():
       part = part.T if leaf_name == "kernel" else part

@@ -15,22 +15,21 @@ _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 @functools.partial(jax.jit, static_argnames=("config", "pooling"))
 def _encode(params, input_ids, attention_mask, *, config, pooling):
-  return encoder_lib.encode(
-      params, config, input_ids, attention_mask, pooling=pooling
-  )
+  return encoder_lib.encode(params, config, input_ids, attention_mask, pooling=pooling)
 
 
 def _padded_length(longest: int, limit: int) -> int:
-  return min(next((n for n in _LENGTHS if n >= longest), limit), limit)
+  rounded = -(-longest // _LENGTHS[-1]) * _LENGTHS[-1]
+  return min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
 
 
 def encode_tokens(
-    params: encoder_lib.Params,
-    config: encoder_lib.EncoderConfig,
-    token_ids: Sequence[Sequence[int]],
-    *,
-    pooling: str,
-    batch_size: int = 64,
+  params: encoder_lib.Params,
+  config: encoder_lib.EncoderConfig,
+  token_ids: Sequence[Sequence[int]],
+  *,
+  pooling: str,
+  batch_size: int = 64,
 ) -> np.ndarray:
   """Embeddings of tokenised sentences, without dropout or projection.
 
@@ -84,25 +83,25 @@ class SentenceEncoder:
   """
 
   def __init__(
-      self,
-      name: str,
-      *,
-      pooling: str | None = None,
-      num_layers: int | None = None,
-      max_length: int | None = None,
-      revision: str | None = None,
+    self,
+    name: str,
+    *,
+    pooling: str | None = None,
+    num_layers: int | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
   ):
     self.model = folder.load(
-        str(name),
-        pooling=pooling,
-        num_layers=num_layers,
-        max_length=max_length,
-        revision=revision,
+      str(name),
+      pooling=pooling,
+      num_layers=num_layers,
+      max_length=max_length,
+      revision=revision,
     )
     self._params = jax.device_put(self.model.params)
 
   def encode(
-      self, sentences: str | Iterable[str], *, batch_size: int = 64
+    self, sentences: str | Iterable[str], *, batch_size: int = 64
   ) -> np.ndarray:
     """Embeddings of sentences.
 
@@ -118,11 +117,11 @@ class SentenceEncoder:
     if not sentences:
       return np.zeros((0, model.config.hidden_size), np.float32)
     embeddings = encode_tokens(
-        self._params,
-        model.config,
-        folder.tokenize(model.tokenizer, sentences, model.max_length),
-        pooling=model.pooling,
-        batch_size=batch_size,
+      self._params,
+      model.config,
+      folder.tokenize(model.tokenizer, sentences, model.max_length),
+      pooling=model.pooling,
+      batch_size=batch_size,
     )
     if model.normalize:
       norms = np.linalg.norm(embeddings, axis=1, keepdims=True)

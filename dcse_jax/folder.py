@@ -16,6 +16,7 @@ import safetensors.numpy
 from dcse_jax import convert
 from dcse_jax import encoder as encoder_lib
 from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
 
 # The folder's files, by what reads them; heads and other formats stay away.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
@@ -46,16 +47,23 @@ class Model:
 
 
 def tokenize(
-    tokenizer: Any, sentences: Sequence[str], max_length: int
+  tokenizer: Any, sentences: Sequence[str], max_length: int
 ) -> list[list[int]]:
   """Token ids of each sentence, special tokens included, cut to max_length."""
   return tokenizer(
-      list(sentences),
-      truncation=True,
-      max_length=max_length,
-      return_attention_mask=False,
-      return_token_type_ids=False,
+    list(sentences),
+    truncation=True,
+    max_length=max_length,
+    return_attention_mask=False,
+    return_token_type_ids=False,
   )["input_ids"]
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+  """All that token ids depend on but the length at which they are cut."""
+  state = json.loads(tokenizer.backend_tokenizer.to_str())
+  # A tokenizer remembers how it was last called.
+  return json.dumps({**state, "truncation": None, "padding": None})
 
 
 def locate(name: str, revision: str | None = None) -> pathlib.Path:
@@ -77,26 +85,26 @@ def locate(name: str, revision: str | None = None) -> pathlib.Path:
 
   try:
     return pathlib.Path(
-        huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(_HUB_FILES)
-        )
+      huggingface_hub.snapshot_download(
+        name, revision=revision, allow_patterns=list(_HUB_FILES)
+      )
     )
   except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
-        f"{name} is neither a folder here nor a model that the hub gave "
-        f"({reason[0]}): check the name, the network or your hub login"
+      f"{name} is neither a folder here nor a model that the hub gave "
+      f"({reason[0]}): check the name, the network or your hub login"
     ) from error
 
 
 def load(
-    name: str,
-    *,
-    pooling: str | None = None,
-    default_pooling: str = "cls",
-    num_layers: int | None = None,
-    max_length: int | None = None,
-    revision: str | None = None,
+  name: str,
+  *,
+  pooling: str | None = None,
+  default_pooling: str = "cls",
+  num_layers: int | None = None,
+  max_length: int | None = None,
+  revision: str | None = None,
 ) -> Model:
   """Loads a model folder or hub id.
 
@@ -111,11 +119,17 @@ def load(
   Raises:
     UserError: the folder lacks something or holds what is not understood.
   """
+  if pooling not in (None, *encoder_lib.POOLINGS):
+    raise UserError(
+      f"pooling={pooling!r}: use one of {', '.join(encoder_lib.POOLINGS)}"
+    )
+  if max_length is not None and max_length < 1:
+    raise UserError(f"max_length={max_length}: must be above 0")
   folder = locate(name, revision)
   config = convert.read_config(folder)
   tensors = convert.read_tensors(folder)
   config = dataclasses.replace(
-      config, has_pooler=any("pooler.dense." in key for key in tensors)
+    config, has_pooler=any("pooler.dense." in key for key in tensors)
   )
   params = convert.from_tensors(tensors, config)
   own_pooling, normalize, own_length = read_modules(folder, config)
@@ -124,29 +138,28 @@ def load(
   if num_layers is not None:
     if not 1 <= num_layers <= config.num_layers:
       raise UserError(
-          f"num_layers={num_layers}, but {name} has {config.num_layers}: keep "
-          f"1 to {config.num_layers}"
+        f"num_layers={num_layers}, but {name} has {config.num_layers}: keep "
+        f"1 to {config.num_layers}"
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
   tokenizer = load_tokenizer(folder)
   if len(tokenizer) > config.vocab_size:
     raise UserError(
-        f"{name}: its tokenizer has {len(tokenizer)} tokens and its encoder "
-        f"{config.vocab_size}; they belong to different models"
+      f"{name}: its tokenizer has {len(tokenizer)} tokens and its encoder "
+      f"{config.vocab_size}; they belong to different models"
     )
   longest = min(config.max_tokens, tokenizer.model_max_length)
   if max_length is not None and max_length > config.max_tokens:
     raise UserError(
-        f"max_length={max_length}, but {name} takes {config.max_tokens} tokens "
-        "at most"
+      f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
     )
   return Model(
-      config=config,
-      params=params,
-      tokenizer=tokenizer,
-      pooling=pooling or own_pooling or default_pooling,
-      normalize=normalize,
-      max_length=max_length or min(own_length or longest, longest),
+    config=config,
+    params=params,
+    tokenizer=tokenizer,
+    pooling=pooling or own_pooling or default_pooling,
+    normalize=normalize,
+    max_length=max_length or min(own_length or longest, longest),
   )
 
 
@@ -157,26 +170,25 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   files = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
   if not any((folder / name).exists() for name in files):
     raise UserError(
-        f"{folder} has no tokenizer ({', '.join(files)}): copy the files there"
+      f"{folder} has no tokenizer ({', '.join(files)}): copy the files there"
     )
   try:
-    return transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   except Exception as error:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
-        f"cannot read the tokenizer in {folder} ({reason[0]}): fetch it again"
+      f"cannot read the tokenizer in {folder} ({reason[0]}): fetch it again"
     ) from error
-
-
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"cannot read {path} ({error}): fetch it again") from error
+  if not tokenizer.is_fast:
+    raise UserError(
+      f"{folder} has no tokenizer.json that a fast tokenizer reads: save one "
+      "with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+    )
+  return tokenizer
 
 
 def read_modules(
-    folder: pathlib.Path, config: encoder_lib.EncoderConfig
+  folder: pathlib.Path, config: encoder_lib.EncoderConfig
 ) -> tuple[str | None, bool, int | None]:
   """What modules.json of sentence-transformers says: pooling, normalise, length.
 
@@ -190,18 +202,18 @@ def read_modules(
   if not (folder / "modules.json").exists():
     return None, False, None
   pooling, normalize, max_length, layers = None, False, None, None
-  for module in _read_json(folder / "modules.json"):
+  for module in read_json(folder / "modules.json"):
     kind = module["type"].rpartition(".")[2]
     path = folder / module["path"]
     if kind == "Transformer":
       settings = path / "sentence_bert_config.json"
       if settings.exists():
-        settings = _read_json(settings)
+        settings = read_json(settings)
         max_length = settings.get("max_seq_length")
         if settings.get("do_lower_case"):
           raise UserError(
-              f"{folder}: do_lower_case in sentence_bert_config.json is not "
-              "supported; put a Lowercase normalizer into tokenizer.json"
+            f"{folder}: do_lower_case in sentence_bert_config.json is not "
+            "supported; put a Lowercase normalizer into tokenizer.json"
           )
     elif kind == "WeightedLayerPooling":
       layers = _read_layer_pooling(path, config)
@@ -211,8 +223,8 @@ def read_modules(
       normalize = True
     else:
       raise UserError(
-          f"{folder}: its sentence-transformers module {kind} is not "
-          "supported; a folder may hold Transformer, Pooling and Normalize"
+        f"{folder}: its sentence-transformers module {kind} is not "
+        "supported; a folder may hold Transformer, Pooling and Normalize"
       )
   if layers is not None and pooling == "mean":
     pooling = layers
@@ -220,22 +232,19 @@ def read_modules(
 
 
 def _read_pooling(path: pathlib.Path) -> str:
-  settings = _read_json(path / "config.json")
+  settings = read_json(path / "config.json")
   modes = [
-      name
-      for name in _POOLING_MODES
-      if settings.get("pooling_mode") in (_POOLING_MODES[name], [name])
-      or settings.get(f"pooling_mode_{_OLD_POOLING_MODES[name]}")
+    name
+    for name in _POOLING_MODES
+    if settings.get("pooling_mode") in (_POOLING_MODES[name], [name])
+    or settings.get(f"pooling_mode_{_OLD_POOLING_MODES[name]}")
   ]
   others = [
-      key
-      for key, value in settings.items()
-      if key.startswith("pooling_mode_") and value
+    key for key, value in settings.items() if key.startswith("pooling_mode_") and value
   ]
   if len(modes) != 1 or len(others) > 1:
     raise UserError(
-        f"{path / 'config.json'}: only cls or mean pooling, one of them, is "
-        "supported"
+      f"{path / 'config.json'}: only cls or mean pooling, one of them, is supported"
     )
   return modes[0]
 
@@ -253,8 +262,8 @@ def _read_layer_pooling(path, config):
     if np.array_equal(weights["layer_weights"], expected):
       return pooling
   raise UserError(
-      f"{path}: only a mean of the top two, or of the embedding and last "
-      "layers, is supported"
+    f"{path}: only a mean of the top two, or of the embedding and last "
+    "layers, is supported"
   )
 
 
@@ -268,42 +277,42 @@ def _module_files(model: Model) -> dict[str, Any]:
     kinds.append("Normalize")
   paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
   files = {
-      "config.json": convert.config_to_json(model.config),
-      "modules.json": [
-          {
-              "idx": i,
-              "name": str(i),
-              "path": paths[i],
-              "type": f"sentence_transformers.models.{kind}",
-          }
-          for i, kind in enumerate(kinds)
-      ],
-      "sentence_bert_config.json": {
-          "max_seq_length": model.max_length,
-          "do_lower_case": False,
-      },
-      "config_sentence_transformers.json": {
-          "prompts": {},
-          "default_prompt_name": None,
-          "similarity_fn_name": "cosine",
-      },
+    "config.json": convert.config_to_json(model.config),
+    "modules.json": [
+      {
+        "idx": i,
+        "name": str(i),
+        "path": paths[i],
+        "type": f"sentence_transformers.models.{kind}",
+      }
+      for i, kind in enumerate(kinds)
+    ],
+    "sentence_bert_config.json": {
+      "max_seq_length": model.max_length,
+      "do_lower_case": False,
+    },
+    "config_sentence_transformers.json": {
+      "prompts": {},
+      "default_prompt_name": None,
+      "similarity_fn_name": "cosine",
+    },
   }
   is_cls = model.pooling.startswith("cls")
   files[f"{paths[kinds.index('Pooling')]}/config.json"] = {
-      "word_embedding_dimension": model.config.hidden_size,
-      "pooling_mode_cls_token": is_cls,
-      "pooling_mode_mean_tokens": not is_cls,
-      "pooling_mode_max_tokens": False,
-      "pooling_mode_mean_sqrt_len_tokens": False,
+    "word_embedding_dimension": model.config.hidden_size,
+    "pooling_mode_cls_token": is_cls,
+    "pooling_mode_mean_tokens": not is_cls,
+    "pooling_mode_max_tokens": False,
+    "pooling_mode_mean_sqrt_len_tokens": False,
   }
   if "Normalize" in kinds:
     files[f"{paths[-1]}/config.json"] = {}
   if "WeightedLayerPooling" in kinds:
     files["config.json"]["output_hidden_states"] = True
     files["1_WeightedLayerPooling/config.json"] = {
-        "word_embedding_dimension": model.config.hidden_size,
-        "layer_start": 0,
-        "num_hidden_layers": model.config.num_layers,
+      "word_embedding_dimension": model.config.hidden_size,
+      "layer_start": 0,
+      "num_hidden_layers": model.config.num_layers,
     }
   return files
 
@@ -318,22 +327,26 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
   beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
   shutil.rmtree(beside, ignore_errors=True)
   beside.mkdir(parents=True)
+  # Not with the length at which this process happened to cut last.
+  model.tokenizer.backend_tokenizer.no_truncation()
+  model.tokenizer.backend_tokenizer.no_padding()
+  model.tokenizer.model_max_length = model.max_length
   model.tokenizer.save_pretrained(beside)
   for name, content in _module_files(model).items():
     (beside / name).parent.mkdir(exist_ok=True)
     (beside / name).write_text(json.dumps(content, indent=2) + "\n")
   metadata = {"format": "pt"}  # transformers refuses a file without it.
   safetensors.numpy.save_file(
-      convert.to_tensors(model.params),
-      beside / "model.safetensors",
-      metadata=metadata,
+    convert.to_tensors(model.params),
+    beside / "model.safetensors",
+    metadata=metadata,
   )
   if (beside / "1_WeightedLayerPooling").exists():
     weights = _layer_weights(model.pooling, model.config.num_layers)
     safetensors.numpy.save_file(
-        {"layer_weights": weights},
-        beside / "1_WeightedLayerPooling" / "model.safetensors",
-        metadata=metadata,
+      {"layer_weights": weights},
+      beside / "1_WeightedLayerPooling" / "model.safetensors",
+      metadata=metadata,
     )
   if folder.exists():
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""All that a run reads, read and checked before anything is compiled."""
+"""All that a run reads, read and checked before any training is compiled."""
 
 from collections.abc import Mapping
 import functools
@@ -41,10 +41,10 @@ class Inputs:
   """
 
   def __init__(
-      self,
-      config: config_lib.ConfigDict,
-      rounds: Mapping[str, config_lib.ConfigDict],
-      workdir: pathlib.Path,
+    self,
+    config: config_lib.ConfigDict,
+    rounds: Mapping[str, config_lib.ConfigDict],
+    workdir: pathlib.Path,
   ):
     self._config, self._workdir = config, workdir
     if config.synthetic_sentences:
@@ -65,15 +65,13 @@ class Inputs:
     """Makes up the text and the sets, and names them in every config."""
     config, data = self._config, self._workdir / "data"
     data.joinpath("sts").mkdir(parents=True, exist_ok=True)
-    sentences = synthetic.sentences(
-        config.synthetic_sentences, seed=config.seed
-    )
+    sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
     data.joinpath("corpus.txt").write_text("\n".join(sentences) + "\n")
     pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
     half = len(pairs) // 2
     for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
       data.joinpath("sts", f"{name}.tsv").write_text(
-          "".join(f"{score}\t{a}\t{b}\n" for score, a, b in part)
+        "".join(f"{score}\t{a}\t{b}\n" for score, a, b in part)
       )
     config.sts = str(data / "sts")
     for each in (config, *rounds.values()):
@@ -92,7 +90,10 @@ class Inputs:
   def _text(self, source: str, columns: tuple[str, ...]) -> text_lib.Text:
     if not source:
       raise UserError("give --config.text=FILE, the text to train on")
-    text = text_lib.read_text(source, columns)
+    path = source
+    if not source.startswith("tfds:"):
+      path = str(pathlib.Path(source).expanduser())
+    text = text_lib.read_text(path, columns)
     empty = f", {text.empty_rows} empty left out" if text.empty_rows else ""
     _log.info("%s: %d rows%s", source, len(text.columns[0]), empty)
     return text
@@ -100,10 +101,10 @@ class Inputs:
   def _load_start(self) -> folder.Model:
     config = self._config
     model = folder.load(
-        config.model,
-        default_pooling=config.pooling,
-        num_layers=config.num_layers or None,
-        revision=config.revision or None,
+      config.model,
+      default_pooling=config.pooling,
+      num_layers=config.num_layers or None,
+      revision=config.revision or None,
     )
     if model.pooling != config.pooling:
       _log.info("%s: pooling %r, its own", config.model, model.pooling)
@@ -112,94 +113,93 @@ class Inputs:
   def _new_model(self) -> folder.Model:
     """A random encoder with a tokenizer trained on the text."""
     config = self._config
-    path = self._workdir / "tokenizer"
+    text = self._text(config.text, tuple(config.columns))
+    vocab_size = config.encoder.vocab_size
+    key = tokens_lib.content_key(text.columns, "wordpiece", vocab_size)
+    path = self._workdir / "cache" / f"tokenizer-{key}"
     if not path.exists():
-      text = self._text(config.text, tuple(config.columns))
       trained = tokenizer_lib.train_wordpiece(
-          [sentence for column in text.columns for sentence in column],
-          vocab_size=config.encoder.vocab_size,
+        [sentence for column in text.columns for sentence in column],
+        vocab_size=vocab_size,
       )
-      beside = path.with_name(".tokenizer.tmp")
+      beside = path.with_name(f".{path.name}.tmp")
       trained.save_pretrained(beside)
       beside.rename(path)
     tokenizer = folder.load_tokenizer(path)
     shape = encoder_lib.EncoderConfig(
-        model_type="bert",
-        max_positions=max(512, config.max_length),
-        type_vocab_size=2,
-        pad_token_id=tokenizer.pad_token_id,
-        **{**config.encoder, "vocab_size": len(tokenizer)},
+      model_type="bert",
+      max_positions=max(512, config.max_length),
+      type_vocab_size=2,
+      pad_token_id=tokenizer.pad_token_id,
+      **{**config.encoder, "vocab_size": len(tokenizer)},
     )
-    if shape.hidden_size % shape.num_heads:
-      raise UserError(
-          f"encoder.hidden_size={shape.hidden_size} does not divide among "
-          f"encoder.num_heads={shape.num_heads}"
-      )
     params = encoder_lib.init_params(shape, jax.random.key(config.seed))
     return folder.Model(
-        config=shape,
-        params=jax.device_get(params),
-        tokenizer=tokenizer,
-        pooling=config.pooling,
-        normalize=False,
-        max_length=config.max_length,
+      config=shape,
+      params=jax.device_get(params),
+      tokenizer=tokenizer,
+      pooling=config.pooling,
+      normalize=False,
+      max_length=config.max_length,
     )
 
   def _check_round(self, name: str, round_config) -> None:
     model = self._config.model or "a new encoder"
     if round_config.max_length > self.start.config.max_tokens:
       raise UserError(
-          f"max_length={round_config.max_length}, but {model} takes "
-          f"{self.start.config.max_tokens} tokens at most"
+        f"max_length={round_config.max_length}, but {model} takes "
+        f"{self.start.config.max_tokens} tokens at most"
       )
     if (
-        round_config.objective == "masked_language_model"
-        and self.start.tokenizer.mask_token_id is None
+      round_config.objective == "masked_language_model"
+      and self.start.tokenizer.mask_token_id is None
     ):
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
-    rows = len(self.tokens(round_config))
+    tokens = self.tokens(round_config)
+    if round_config.contrastive == "focal_info_nce" and len(tokens.tokens) > 2:
+      raise UserError(
+        f"round {name}: focal_info_nce takes no hard negatives; name two "
+        "columns, or use contrastive='info_nce'"
+      )
+    rows = batches_lib.count_apart(tokens)
     if rows < round_config.batch_size:
       raise UserError(
-          f"{round_config.text} holds {rows} distinct rows, fewer than "
-          f"batch_size={round_config.batch_size}: use more text or smaller "
-          "batches"
+        f"{round_config.text} holds {rows} distinct rows that can meet in a "
+        f"batch, fewer than batch_size={round_config.batch_size}: use more "
+        "text or smaller batches"
       )
 
   @functools.cache
   def outside(self, name: str) -> folder.Model:
     """A teacher that no round trains: a folder or hub id."""
-    return folder.load(name)
+    model = folder.load(name, default_pooling=self._config.pooling)
+    _log.info("teacher %s: pooling %r", name, model.pooling)
+    return model
 
   def _check_teacher(self, name: str, round_config) -> None:
     """A teacher reads the student's token ids: they must mean the same to it."""
     teacher = self.outside(name)
     if teacher.config.max_tokens < round_config.max_length:
       raise UserError(
-          f"teacher {name} takes {teacher.config.max_tokens} tokens at most: "
-          "lower config.max_length"
+        f"teacher {name} takes {teacher.config.max_tokens} tokens at most: "
+        "lower config.max_length"
       )
     text = self._text(round_config.text, tuple(round_config.columns))
     ours, theirs = (
-        folder.tokenize(
-            tokenizer, text.columns[0][:_PROBE], round_config.max_length
-        )
-        for tokenizer in (self.start.tokenizer, teacher.tokenizer)
+      folder.tokenize(tokenizer, text.columns[0][:_PROBE], round_config.max_length)
+      for tokenizer in (self.start.tokenizer, teacher.tokenizer)
     )
-    vocabularies = (
-        model.tokenizer.get_vocab() for model in (self.start, teacher)
-    )
+    vocabularies = (model.tokenizer.get_vocab() for model in (self.start, teacher))
     if ours != theirs or next(vocabularies) != next(vocabularies):
       raise UserError(
-          f"teacher {name} has another vocabulary than the student, whose token "
-          "ids it is fed: name a teacher with the student's tokenizer"
+        f"teacher {name} has another vocabulary than the student, whose token "
+        "ids it is fed: name a teacher with the student's tokenizer"
       )
 
-  def tokens(
-      self, round_config: config_lib.ConfigDict
-  ) -> tokens_lib.TokenCache:
+  def tokens(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache:
     """The tokenised text of a round."""
     return self._tokens(
-        round_config.text, tuple(round_config.columns), round_config.max_length
+      round_config.text, tuple(round_config.columns), round_config.max_length
     )
 
   @functools.cache
@@ -207,27 +207,25 @@ class Inputs:
     text = self._text(source, columns)
     tokenizer = self.start.tokenizer
     cache = tokens_lib.build_token_cache(
-        self._workdir / "cache",
-        text.columns,
-        tokenize=functools.partial(
-            folder.tokenize, tokenizer, max_length=max_length
-        ),
-        tokenizer_state=tokenizer.backend_tokenizer.to_str(),
-        max_length=max_length,
-        pad_token_id=self.start.config.pad_token_id,
-        vocab_size=self.start.config.vocab_size,
-        show_progress=len(text.columns[0]) > 100_000,
+      self._workdir / "cache",
+      text.columns,
+      tokenize=functools.partial(folder.tokenize, tokenizer, max_length=max_length),
+      tokenizer_state=folder.tokenizer_state(tokenizer),
+      max_length=max_length,
+      pad_token_id=self.start.config.pad_token_id,
+      vocab_size=self.start.config.vocab_size,
+      show_progress=len(text.columns[0]) > 100_000,
     )
     if cache.dropped:
       _log.info(
-          "%s: %d rows left out whose tokens repeat an earlier row's",
-          source,
-          cache.dropped,
+        "%s: %d rows left out whose tokens repeat an earlier row's",
+        source,
+        cache.dropped,
       )
     if twins := batches_lib.count_twins(cache):
       _log.info(
-          "%s: %d rows share a sentence with another; never in one batch",
-          source,
-          twins,
+        "%s: %d rows share a sentence with another; never in one batch",
+        source,
+        twins,
       )
     return cache

@@ -10,14 +10,16 @@ from dcse_jax import rounds
 from dcse_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    help_string="A file of configs/, with a variant after a colon if it has "
-    "any; --config.FIELD=VALUE overrides a field.",
-    lock_config=True,
+  "config",
+  help_string="A file of configs/, with a variant after a colon if it has "
+  "any; --config.FIELD=VALUE overrides a field.",
+  lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for all that the run writes; the same command "
-    "goes on with an interrupted run."
+  "workdir",
+  None,
+  "Folder for all that the run writes; the same command "
+  "goes on with an interrupted run.",
 )
 
 

@@ -19,26 +19,26 @@ class Metrics:
       that goes on from here, and are removed.
   """
 
-  def __init__(
-      self, folder: pathlib.Path, *, name: str, num_steps: int, step: int
-  ):
+  def __init__(self, folder: pathlib.Path, *, name: str, num_steps: int, step: int):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
       _drop_later_lines(path, step)
     self._file = path.open("a")
     self._board = tensorboardX.SummaryWriter(
-        str(folder / "tensorboard"), purge_step=step
+      # Its readers drop what is at this step and later.
+      str(folder / "tensorboard"),
+      purge_step=step + 1 if step else None,
     )
     self._name, self._num_steps = name, num_steps
     self._bar = tqdm.tqdm(
-        desc=name,
-        total=num_steps,
-        initial=step,
-        unit="step",
-        # Lines are plainer than a bar in a log file.
-        disable=not sys.stderr.isatty(),
-        leave=False,
+      desc=name,
+      total=num_steps,
+      initial=step,
+      unit="step",
+      # Lines are plainer than a bar in a log file.
+      disable=not sys.stderr.isatty(),
+      leave=False,
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -62,7 +62,7 @@ class Metrics:
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:
   kept = []
-  for line in path.read_text().splitlines():
+  for line in path.read_text(encoding="utf-8").splitlines():
     try:
       if json.loads(line)["step"] <= step:
         kept.append(line + "\n")

@@ -5,7 +5,7 @@ import optax
 
 
 def make_schedule(
-    *, learning_rate: float, schedule: str, warmup_steps: int, num_steps: int
+  *, learning_rate: float, schedule: str, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
   """Learning rate by step: linear warm-up, then decay to 0 at num_steps.
 
@@ -17,8 +17,8 @@ def make_schedule(
   """
   rest = max(num_steps - warmup_steps, 1)
   decays = {
-      "linear": optax.linear_schedule(learning_rate, 0.0, rest),
-      "cosine": optax.cosine_decay_schedule(learning_rate, rest),
+    "linear": optax.linear_schedule(learning_rate, 0.0, rest),
+    "cosine": optax.cosine_decay_schedule(learning_rate, rest),
   }
   warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
   return optax.join_schedules([warmup, decays[schedule]], [warmup_steps])
@@ -27,15 +27,15 @@ def make_schedule(
 def _is_decayed(params):
   """Matrices decay; biases and LayerNorm weights do not, as BERT has it."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key in ("kernel", "embedding"), params
+    lambda path, _: path[-1].key in ("kernel", "embedding"), params
   )
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+  schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
   """Clips by global norm, then AdamW with PyTorch's betas and epsilon."""
   return optax.chain(
-      optax.clip_by_global_norm(clip_norm),
-      optax.adamw(schedule, weight_decay=weight_decay, mask=_is_decayed),
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(schedule, weight_decay=weight_decay, mask=_is_decayed),
   )

@@ -1,6 +1,6 @@
 """The self-training recipe: rounds of training, each on the models of earlier ones.
 
-Everything that a run reads is read and checked before anything is compiled. A
+Everything that a run reads is read and checked before training is compiled. A
 finished model leaves `WORKDIR/ROUND/SEED/result.json`, written last; the same
 command run again goes on where it was.
 """
@@ -8,7 +8,6 @@ command run again goes on where it was.
 from collections.abc import Callable, Sequence
 import dataclasses
 import json
-import logging
 import pathlib
 import shutil
 from typing import Any
@@ -28,9 +27,9 @@ from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.encode import encode_tokens
 from dcse_jax.errors import UserError
+from dcse_jax.files import make_folder
+from dcse_jax.files import read_json
 from dcse_jax.files import write_json
-
-_log = logging.getLogger(__name__)
 
 
 def run(config: config_lib.ConfigDict, workdir: str) -> list[dict[str, Any]]:
@@ -45,7 +44,7 @@ def run(config: config_lib.ConfigDict, workdir: str) -> list[dict[str, Any]]:
     two mean Spearman in percent, None without such sets.
 
   Raises:
-    UserError: bad input, found before any compilation.
+    UserError: bad input, found before any training is compiled.
   """
   config_lib.check(config)
   return Recipe(config, pathlib.Path(workdir)).run()
@@ -56,40 +55,42 @@ class Recipe:
 
   def __init__(self, config: config_lib.ConfigDict, workdir: pathlib.Path):
     self.config, self.workdir = config.copy_and_resolve_references(), workdir
-    self.rounds = {
-        name: config_lib.of_round(config, name) for name in config.recipe
-    }
+    self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
     self.mesh = sharding.make_mesh()
-    written = self._check_workdir()
+    make_folder(workdir)
+    ours = {"config": json.loads(self.config.to_json_best_effort())}
+    self._check_workdir(ours["config"], "config", "config")
     for name, round_config in self.rounds.items():
       if round_config.batch_size % self.mesh.size:
         raise UserError(
-            f"batch_size={round_config.batch_size} of round {name} does not "
-            f"divide among {self.mesh.size} devices: use a multiple of "
-            f"{self.mesh.size}"
+          f"batch_size={round_config.batch_size} of round {name} does not "
+          f"divide among {self.mesh.size} devices: use a multiple of "
+          f"{self.mesh.size}"
         )
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
+    ours["text"] = {
+      name: self.inputs.tokens(round_config).key
+      for name, round_config in self.rounds.items()
+    }
+    self._check_workdir(ours["text"], "text", "text or tokenizer")
     # Not before the inputs are known to be good: a command that was refused
     # must not bind the workdir to its mistake.
-    write_json(self.workdir / "config.json", written)
+    write_json(self.workdir / "config.json", ours)
 
-  def _check_workdir(self) -> dict[str, Any]:
-    """Refuses a workdir that another config made; returns this one as JSON."""
+  def _check_workdir(self, ours: dict[str, Any], part: str, what: str) -> None:
+    """Refuses a workdir that another config or text made."""
     path = self.workdir / "config.json"
-    ours = json.loads(self.config.to_json_best_effort())
-    if path.exists():
-      theirs = json.loads(path.read_text())
-      names = sorted(
-          name
-          for name in ours.keys() | theirs.keys()
-          if ours.get(name) != theirs.get(name)
+    if not path.exists():
+      return
+    theirs = read_json(path)[part]
+    names = sorted(
+      name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )
+    if names:
+      raise UserError(
+        f"{self.workdir} belongs to a run with another {what} (differing: "
+        f"{', '.join(names)}): name another --workdir or restore it"
       )
-      if names:
-        raise UserError(
-            f"{self.workdir} belongs to a run with another config (differing: "
-            f"{', '.join(names)}): name another --workdir or restore the values"
-        )
-    return ours
 
   def run(self) -> list[dict[str, Any]]:
     """Trains what is not trained yet; writes results.json and export/."""
@@ -98,9 +99,9 @@ class Recipe:
       if todo:
         self._run_round(name, round_config, todo)
     rows = [
-        self._result(name, seed)
-        for name, round_config in self.rounds.items()
-        for seed in round_config.seeds
+      self._result(name, seed)
+      for name, round_config in self.rounds.items()
+      for seed in round_config.seeds
     ]
     self._export(list(self.rounds)[-1])
     columns = ("name", "round", "seed", "dev", "test")
@@ -115,7 +116,7 @@ class Recipe:
 
   def _result(self, name: str, seed: int) -> dict[str, Any] | None:
     path = self._folder(name, seed) / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
   def _best(self, name: str) -> pathlib.Path:
     """The folder of a finished round's best model on dev."""
@@ -128,35 +129,33 @@ class Recipe:
     start = self.inputs.start
     if config.start:
       start = folder.load(
-          str(self._best(config.start) / "model"), default_pooling=config.pooling
+        str(self._best(config.start) / "model"), default_pooling=config.pooling
       )
     cache = self.inputs.tokens(config)
     stacks, teacher_params = (), ()
     if config.teachers:
-      stacks, teacher_params = teachers_lib.stack_teachers(
-          *self._teachers(config)
-      )
+      stacks, teacher_params = teachers_lib.stack_teachers(*self._teachers(config))
     init_fn, loss_fn = objective.make_objective(config, start, stacks)
     schedule = optimizer.make_schedule(
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        warmup_steps=config.warmup_steps,
-        num_steps=config.num_train_steps,
+      learning_rate=config.learning_rate,
+      schedule=config.schedule,
+      warmup_steps=config.warmup_steps,
+      num_steps=config.num_train_steps,
     )
     trainer = train_lib.make_trainer(
-        loss_fn,
-        optimizer.make_optimizer(
-            schedule,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-        ),
+      loss_fn,
+      optimizer.make_optimizer(
         schedule,
-        mesh=self.mesh,
-        teacher_params=teacher_params,
-        batch_size=config.batch_size,
-        num_steps=config.num_train_steps,
-        log_every=config.log_every,
-        eval_every=config.eval_every,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+      ),
+      schedule,
+      mesh=self.mesh,
+      teacher_params=teacher_params,
+      batch_size=config.batch_size,
+      num_steps=config.num_train_steps,
+      log_every=config.log_every,
+      eval_every=config.eval_every,
     )
     sets = self.inputs.sets
     dev = {key: sets[key] for key in config.dev} if sets else {}
@@ -171,19 +170,20 @@ class Recipe:
       rng = jax.random.fold_in(jax.random.key(config.seed), seed)
       init_rng, train_rng = jax.random.split(rng)
       best = train_lib.train(
-          trainer,
-          init_fn(init_rng),
-          batches_lib.make_batches(
-              cache,
-              batch_size=config.batch_size,
-              seed=_data_seed(config.seed, seed),
-              host=jax.process_index(),
-              num_hosts=jax.process_count(),
-          ),
-          rng=train_rng,
-          evaluate=evaluate if dev else None,
-          folder=self._folder(name, seed),
-          name=_model_name(name, seed, config.seeds),
+        trainer,
+        init_fn(init_rng),
+        batches_lib.make_batches(
+          cache,
+          batch_size=config.batch_size,
+          seed=_data_seed(config.seed, seed),
+          host=jax.process_index(),
+          num_hosts=jax.process_count(),
+        ),
+        rng=train_rng,
+        evaluate=evaluate if dev else None,
+        folder=self._folder(name, seed),
+        name=_model_name(name, seed, config.seeds),
+        config=json.loads(config.to_json_best_effort()),
       )
       self._finish(name, seed, config, start, best["encoder"])
 
@@ -191,12 +191,12 @@ class Recipe:
     """Writes a model's folder and, last, its result."""
     scores = _make_scorer(start, self.inputs.sets)(params)
     result = dict(
-        name=_model_name(name, seed, config.seeds),
-        round=name,
-        seed=seed,
-        dev=_mean(scores, config.dev),
-        test=_mean(scores, config.test),
-        sets=scores,
+      name=_model_name(name, seed, config.seeds),
+      round=name,
+      seed=seed,
+      dev=_mean(scores, config.dev),
+      test=_mean(scores, config.test),
+      sets=scores,
     )
     path = self._folder(name, seed)
     model = dataclasses.replace(start, params=jax.device_get(params))
@@ -210,8 +210,8 @@ class Recipe:
     for name, share in zip(config.teachers, shares):
       if name in self.rounds:
         members = [
-            folder.load(str(self._folder(name, seed) / "model"))
-            for seed in self.rounds[name].seeds
+          folder.load(str(self._folder(name, seed) / "model"))
+          for seed in self.rounds[name].seeds
         ]
       else:
         members = [self.inputs.outside(name)]
@@ -243,7 +243,7 @@ def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:
 
 
 def _make_scorer(
-    model: folder.Model, sets: dict[str, sts.StsSet]
+  model: folder.Model, sets: dict[str, sts.StsSet]
 ) -> Callable[[Any], dict[str, float]]:
   """Encoder parameters to Spearman by set; tokenises once."""
   tokens: list[list[int]] = []
@@ -254,12 +254,8 @@ def _make_scorer(
 
     def embed(sentences):
       if not tokens:
-        tokens.extend(
-            folder.tokenize(model.tokenizer, sentences, model.max_length)
-        )
-      return encode_tokens(
-          params, model.config, tokens, pooling=model.pooling
-      )
+        tokens.extend(folder.tokenize(model.tokenizer, sentences, model.max_length))
+      return encode_tokens(params, model.config, tokens, pooling=model.pooling)
 
     scores = sts.score_sts(embed, sets)
     return {name: scores[name] for name in sets}
@@ -272,12 +268,11 @@ def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:
   tests = tests if len(tests) > 1 else ()
   header = ["model", "dev", *tests, "test"]
   body = [
-      [row["name"], row["dev"], *(row["sets"].get(t) for t in tests), row["test"]]
-      for row in rows
+    [row["name"], row["dev"], *(row["sets"].get(t) for t in tests), row["test"]]
+    for row in rows
   ]
   cells = [header] + [
-      [line[0], *("-" if v is None else f"{v:.2f}" for v in line[1:])]
-      for line in body
+    [line[0], *("-" if v is None else f"{v:.2f}" for v in line[1:])] for line in body
   ]
   widths = [max(map(len, column)) for column in zip(*cells)]
   lines = ["Spearman x 100"]

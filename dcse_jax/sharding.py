@@ -12,7 +12,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   # Explicit axes, jax's default, refuse x @ y.T of two batch-sharded arrays.
   return jax.make_mesh(
-      (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
   )
 
 
@@ -30,6 +30,6 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Makes the global batch of each host's part."""
   sharding = over_batch(mesh)
   return {
-      name: jax.make_array_from_process_local_data(sharding, value)
-      for name, value in batch.items()
+    name: jax.make_array_from_process_local_data(sharding, value)
+    for name, value in batch.items()
   }

@@ -39,7 +39,7 @@ def read_sts_file(path: pathlib.Path) -> StsSet:
       fields = line.decode("utf-8").rstrip("\r").split("\t")
     except UnicodeDecodeError as error:
       raise UserError(
-          f"{path}:{number}: not UTF-8; re-save the file as UTF-8"
+        f"{path}:{number}: not UTF-8; re-save the file as UTF-8"
       ) from error
     if fields == [""]:
       continue
@@ -49,8 +49,8 @@ def read_sts_file(path: pathlib.Path) -> StsSet:
       score = math.nan
     if len(fields) not in (3, 4) or not math.isfinite(score):
       raise UserError(
-          f"{path}:{number}: expected a score, two sentences and at most a "
-          "subset, separated by tabs"
+        f"{path}:{number}: expected a score, two sentences and at most a "
+        "subset, separated by tabs"
       )
     scores.append(score)
     first.append(fields[1])
@@ -60,9 +60,7 @@ def read_sts_file(path: pathlib.Path) -> StsSet:
   return StsSet(np.asarray(scores), first, second)
 
 
-def read_sts(
-    folder: str, names: Sequence[str] | None = None
-) -> dict[str, StsSet]:
+def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSet]:
   """Reads the STS sets of a folder, each named by its file.
 
   Args:
@@ -79,7 +77,7 @@ def read_sts(
   for name in names or ():
     if name not in there:
       raise UserError(
-          f"no evaluation yields {name!r}: {folder} holds {', '.join(there)}"
+        f"no evaluation yields {name!r}: {folder} holds {', '.join(there)}"
       )
   names = there if names is None else names
   return {name: read_sts_file(path / f"{name}.tsv") for name in names}
@@ -111,7 +109,7 @@ def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def score_sts(
-    embed: Callable[[list[str]], np.ndarray], sets: dict[str, StsSet]
+  embed: Callable[[list[str]], np.ndarray], sets: dict[str, StsSet]
 ) -> dict[str, float]:
   """Scores every set.
 
@@ -131,8 +129,8 @@ def score_sts(
   scores = {}
   for name, pairs in sets.items():
     cosine = paired_cosine(
-        embeddings[[row[s] for s in pairs.first]],
-        embeddings[[row[s] for s in pairs.second]],
+      embeddings[[row[s] for s in pairs.first]],
+      embeddings[[row[s] for s in pairs.second]],
     )
     scores[name] = spearman(cosine, pairs.scores)
   scores["avg"] = float(np.mean([scores[n] for n in averaged_sets(list(sets))]))

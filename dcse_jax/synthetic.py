@@ -113,6 +113,7 @@ _WEIGHTS = {
 # topic or is left out. Any other change loses all of it.
 _NEAR_COST = 0.6
 
+
 class Concept(NamedTuple):
   """A value of a slot: its topic ("" if it goes with all) and its synonyms."""
 

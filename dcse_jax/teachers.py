@@ -29,7 +29,7 @@ class TeacherStack:
 
 
 def stack_teachers(
-    models: Sequence[Model], weights: Sequence[float]
+  models: Sequence[Model], weights: Sequence[float]
 ) -> tuple[tuple[TeacherStack, ...], tuple[encoder_lib.Params, ...]]:
   """Groups teachers by shape.
 
@@ -49,18 +49,18 @@ def stack_teachers(
     shares = tuple(float(weights[i] / sum(weights)) for i in members)
     stacks.append(TeacherStack(config, pooling, shares))
     params.append(
-        jax.tree.map(lambda *x: np.stack(x), *(models[i].params for i in members))
+      jax.tree.map(lambda *x: np.stack(x), *(models[i].params for i in members))
     )
   return tuple(stacks), tuple(params)
 
 
 def teacher_similarity(
-    params: Sequence[encoder_lib.Params],
-    stacks: Sequence[TeacherStack],
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    *,
-    dtype,
+  params: Sequence[encoder_lib.Params],
+  stacks: Sequence[TeacherStack],
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  *,
+  dtype,
 ) -> jax.Array:
   """The weighted mean over teachers of the cosines of a batch.
 
@@ -79,12 +79,12 @@ def teacher_similarity(
 
     def embed(teacher, stack=stack):
       return encoder_lib.encode(
-          teacher,
-          stack.config,
-          input_ids,
-          attention_mask,
-          pooling=stack.pooling,
-          dtype=dtype,
+        teacher,
+        stack.config,
+        input_ids,
+        attention_mask,
+        pooling=stack.pooling,
+        dtype=dtype,
       )
 
     # One after the other: on a CPU faster than vmap, and it needs the memory of

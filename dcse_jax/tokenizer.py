@@ -14,31 +14,30 @@ def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
 
   Args:
     sentences: the corpus.
-    vocab_size: tokens at most, special ones included.
+    vocab_size: tokens at most, special ones included; but never fewer than the
+      text has letters.
 
   Returns:
     A transformers tokenizer; padding is token 0.
   """
-  backend = tokenizers.Tokenizer(
-      tokenizers.models.WordPiece(unk_token="[UNK]")
-  )
+  backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
   backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
   backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   # The trainer numbers letters in an order that changes from run to run, and
   # settles ties between pieces by number. Numbered here, they stay the same.
   words = (
-      word
-      for sentence in sentences
-      for word, _ in backend.pre_tokenizer.pre_tokenize_str(
-          backend.normalizer.normalize_str(sentence)
-      )
+    word
+    for sentence in sentences
+    for word, _ in backend.pre_tokenizer.pre_tokenize_str(
+      backend.normalizer.normalize_str(sentence)
+    )
   )
   letters = sorted({letter for word in set(words) for letter in word})
   alphabet = [*letters, *("##" + letter for letter in letters)]
   trainer = tokenizers.trainers.WordPieceTrainer(
-      vocab_size=vocab_size,
-      special_tokens=[*_SPECIAL, *alphabet],
-      show_progress=False,
+    vocab_size=vocab_size,
+    special_tokens=[*_SPECIAL, *alphabet],
+    show_progress=False,
   )
   backend.train_from_iterator(sentences, trainer)
   return transformers.BertTokenizerFast(vocab=backend.get_vocab())

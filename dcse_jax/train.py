@@ -46,46 +46,47 @@ class Trainer:
 
 
 def make_trainer(
-    loss_fn: step_lib.LossFn,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    mesh: Mesh,
-    teacher_params: Any = (),
-    batch_size: int,
-    num_steps: int,
-    log_every: int,
-    eval_every: int,
+  loss_fn: step_lib.LossFn,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  *,
+  mesh: Mesh,
+  teacher_params: Any = (),
+  batch_size: int,
+  num_steps: int,
+  log_every: int,
+  eval_every: int,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
   everywhere, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
   step_fn = jax.jit(
-      step_lib.make_train_step(loss_fn, tx, schedule),
-      in_shardings=(everywhere, over_batch, everywhere),
-      out_shardings=(everywhere, everywhere),
-      donate_argnums=0,
+    step_lib.make_train_step(loss_fn, tx, schedule),
+    in_shardings=(everywhere, over_batch, everywhere),
+    out_shardings=(everywhere, everywhere),
+    donate_argnums=0,
   )
   return Trainer(
-      step_fn=step_fn,
-      tx=tx,
-      mesh=mesh,
-      teacher_params=jax.device_put(teacher_params, everywhere),
-      batch_size=batch_size,
-      num_steps=num_steps,
-      log_every=log_every,
-      eval_every=eval_every,
+    step_fn=step_fn,
+    tx=tx,
+    mesh=mesh,
+    teacher_params=jax.device_put(teacher_params, everywhere),
+    batch_size=batch_size,
+    num_steps=num_steps,
+    log_every=log_every,
+    eval_every=eval_every,
   )
 
 
 def train(
-    trainer: Trainer,
-    params: Any,
-    batches: grain.DatasetIterator,
-    *,
-    rng: jax.Array,
-    evaluate: Evaluate | None,
-    folder: pathlib.Path,
-    name: str,
+  trainer: Trainer,
+  params: Any,
+  batches: grain.DatasetIterator,
+  *,
+  rng: jax.Array,
+  evaluate: Evaluate | None,
+  folder: pathlib.Path,
+  name: str,
+  config: dict[str, Any],
 ) -> Any:
   """Trains one model, or goes on with it, and returns its best parameters.
 
@@ -99,20 +100,21 @@ def train(
     folder: of the run's checkpoints and metrics. A checkpoint there is gone on
       from.
     name: of the run, for the terminal.
+    config: of the round, JSON; every checkpoint carries it.
 
   Returns:
     The parameters of the best evaluation, on every device.
 
   Raises:
-    UserError: the loss is not a number.
+    UserError: the loss or its gradient is not a number.
   """
   state = step_lib.init_state(params, trainer.tx, rng)
   # A copy, since the first step donates it and seeds of a round share params.
   state = jax.tree.map(
-      lambda x: jax.make_array_from_callback(
-          x.shape, sharding.replicated(trainer.mesh), lambda i, x=x: x[i]
-      ),
-      jax.device_get(state),
+    lambda x: jax.make_array_from_callback(
+      x.shape, sharding.replicated(trainer.mesh), lambda i, x=x: x[i]
+    ),
+    jax.device_get(state),
   )
   checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
   # On the way out, by whatever way, saves under way are waited for.
@@ -132,16 +134,15 @@ def train(
         state, values = trainer.step_fn(state, batch, trainer.teacher_params)
         step += 1
         last = step == trainer.num_steps
-        if step % trainer.log_every == 0 or last:
+        logs = step % trainer.log_every == 0 or last
+        evaluates = step % trainer.eval_every == 0 or last
+        if logs or evaluates:
           values = {f"train/{key}": float(v) for key, v in values.items()}
-          if not math.isfinite(values["train/loss"]):
-            raise UserError(
-                f"{name}: the loss at step {step} is {values['train/loss']}; "
-                "lower the learning rate or raise the temperatures"
-            )
+          _check_finite(name, step, values)
+        if logs:
           values["train/sentences_per_second"] = speed.since_last(step)
           metrics.write(step, values)
-        if step % trainer.eval_every == 0 or last:
+        if evaluates:
           scores = evaluate(state.params) if evaluate else {"score": float(step)}
           score = scores.pop("score")
           if evaluate:
@@ -149,13 +150,26 @@ def train(
           # Of equal scores the later, as Orbax keeps it.
           if score >= best_score:
             best_step, best_score = step, score
-          checkpoints.save(
-              state, batches.get_state(), score, best_step, best_score
+          progress = dict(
+            data=batches.get_state(),
+            best_step=best_step,
+            best_score=best_score,
+            config=config,
           )
+          checkpoints.save(state, progress, score)
           speed.since_last(step)  # Evaluation is not training.
     if best_step != step:
       state, _ = checkpoints.restore(best_step, state)
   return state.params
+
+
+def _check_finite(name: str, step: int, values: dict[str, float]) -> None:
+  for key in ("train/loss", "train/gradient_norm"):
+    if not math.isfinite(values[key]):
+      raise UserError(
+        f"{name}: {key} at step {step} is {values[key]}; lower the learning "
+        "rate or raise the temperatures, and go on from the last checkpoint"
+      )
 
 
 class _Speed:

@@ -42,19 +42,19 @@ class TrainState:
 
 
 def init_state(
-    params: Any, tx: optax.GradientTransformation, rng: jax.Array
+  params: Any, tx: optax.GradientTransformation, rng: jax.Array
 ) -> TrainState:
   """The state before the first step."""
   return TrainState(
-      params=params,
-      opt_state=tx.init(params),
-      step=jnp.zeros((), jnp.int32),
-      rng=jax.random.key_data(rng),
+    params=params,
+    opt_state=tx.init(params),
+    step=jnp.zeros((), jnp.int32),
+    rng=jax.random.key_data(rng),
   )
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
+  loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
   """The step (state, batch, teacher_params) -> (state, metrics), not yet jitted."""
 
@@ -62,20 +62,20 @@ def make_train_step(
     rng = jax.random.wrap_key_data(state.rng)
     rng = jax.random.fold_in(rng, state.step)
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch, rng, teacher_params
+      state.params, batch, rng, teacher_params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics = {
-        "loss": loss,
-        **parts,
-        "gradient_norm": optax.tree.norm(grads),
-        "learning_rate": schedule(state.step),
+      "loss": loss,
+      **parts,
+      "gradient_norm": optax.tree.norm(grads),
+      "learning_rate": schedule(state.step),
     }
     state = dataclasses.replace(
-        state,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        step=state.step + 1,
+      state,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      step=state.step + 1,
     )
     return state, metrics
 
@@ -83,36 +83,34 @@ def make_train_step(
 
 
 def init_sentence_params(
-    encoder: encoder_lib.Params,
-    config: encoder_lib.EncoderConfig,
-    pooling: str,
-    rng: jax.Array,
+  encoder: encoder_lib.Params,
+  config: encoder_lib.EncoderConfig,
+  pooling: str,
+  rng: jax.Array,
 ) -> Any:
   """What `sentence_loss` trains: the encoder and, under "cls", a projection."""
   params = {"encoder": encoder}
   if pooling == "cls":
-    params["projection"] = encoder_lib.init_params(
-        config, rng, encoder_lib.Projection
-    )
+    params["projection"] = encoder_lib.init_params(config, rng, encoder_lib.Projection)
   return params
 
 
 def sentence_loss(
-    params: Any,
-    batch: Batch,
-    rng: jax.Array,
-    teacher_params: Any,
-    *,
-    config: encoder_lib.EncoderConfig,
-    pooling: str,
-    dtype: Any,
-    contrast: Callable[..., jax.Array],
-    stacks: tuple[teachers_lib.TeacherStack, ...] = (),
-    shuffle: Mapping[str, float] | None = None,
-    distill_weight: float = 1.0,
-    student_temperature: float = 0.025,
-    teacher_temperature: float = 0.0125,
-    divergence: str = "cross_entropy",
+  params: Any,
+  batch: Batch,
+  rng: jax.Array,
+  teacher_params: Any,
+  *,
+  config: encoder_lib.EncoderConfig,
+  pooling: str,
+  dtype: Any,
+  contrast: Callable[..., jax.Array],
+  stacks: tuple[teachers_lib.TeacherStack, ...] = (),
+  shuffle: Mapping[str, float] | None = None,
+  distill_weight: float = 1.0,
+  student_temperature: float = 0.025,
+  teacher_temperature: float = 0.0125,
+  divergence: str = "cross_entropy",
 ) -> tuple[jax.Array, Metrics]:
   """Contrastive loss plus distill_weight times distillation, batch means.
 
@@ -148,13 +146,13 @@ def sentence_loss(
     input_ids, mask = (jnp.repeat(x, 2, axis=1) for x in (input_ids, mask))
   size, views, length = input_ids.shape
   embeddings = encoder_lib.encode(
-      params["encoder"],
-      config,
-      input_ids.reshape(-1, length),
-      mask.reshape(-1, length),
-      pooling=pooling,
-      rng=dropout_rng,
-      dtype=dtype,
+    params["encoder"],
+    config,
+    input_ids.reshape(-1, length),
+    mask.reshape(-1, length),
+    pooling=pooling,
+    rng=dropout_rng,
+    dtype=dtype,
   )
   if "projection" in params:
     embeddings = encoder_lib.project(params["projection"], config, embeddings)
@@ -165,27 +163,27 @@ def sentence_loss(
   if not stacks:
     return contrastive, {"contrastive": contrastive}
   target = teachers_lib.teacher_similarity(
-      teacher_params, stacks, input_ids[:, 0], mask[:, 0], dtype=dtype
+    teacher_params, stacks, input_ids[:, 0], mask[:, 0], dtype=dtype
   )
   if shuffle:
     target = losses.group_shuffle(target, shuffle_rng, **shuffle)
   distillation = jnp.mean(
-      losses.distillation(
-          losses.cosine_similarity(anchors, anchors),
-          target,
-          student_temperature=student_temperature,
-          teacher_temperature=teacher_temperature,
-          divergence=divergence,
-      )
+    losses.distillation(
+      losses.cosine_similarity(anchors, anchors),
+      target,
+      student_temperature=student_temperature,
+      teacher_temperature=teacher_temperature,
+      divergence=divergence,
+    )
   )
   loss = contrastive + distill_weight * distillation
   return loss, {"contrastive": contrastive, "distillation": distillation}
 
 
 def init_language_model_params(
-    encoder: encoder_lib.Params,
-    config: encoder_lib.EncoderConfig,
-    rng: jax.Array,
+  encoder: encoder_lib.Params,
+  config: encoder_lib.EncoderConfig,
+  rng: jax.Array,
 ) -> Any:
   """What `language_model_loss` trains: the encoder and its scoring head."""
   head = encoder_lib.init_params(config, rng, encoder_lib.LanguageModelHead)
@@ -193,15 +191,15 @@ def init_language_model_params(
 
 
 def language_model_loss(
-    params: Any,
-    batch: Batch,
-    rng: jax.Array,
-    teacher_params: Any,
-    *,
-    config: encoder_lib.EncoderConfig,
-    dtype: Any,
-    mask_token_id: int,
-    special_token_ids: tuple[int, ...],
+  params: Any,
+  batch: Batch,
+  rng: jax.Array,
+  teacher_params: Any,
+  *,
+  config: encoder_lib.EncoderConfig,
+  dtype: Any,
+  mask_token_id: int,
+  special_token_ids: tuple[int, ...],
 ) -> tuple[jax.Array, Metrics]:
   """Masked language modelling of the first column, masked anew at every step.
 
@@ -243,15 +241,15 @@ def language_model_loss(
   input_ids = input_ids.at[row, position].set(jnp.where(is_slot, shown, labels))
 
   *_, states = encoder_lib.hidden_states(
-      params["encoder"],
-      config,
-      input_ids,
-      attention_mask,
-      rng=dropout_rng,
-      dtype=dtype,
+    params["encoder"],
+    config,
+    input_ids,
+    attention_mask,
+    rng=dropout_rng,
+    dtype=dtype,
   )
   logits = encoder_lib.score_tokens(
-      params["head"], params["encoder"], config, states[row, position], dtype=dtype
+    params["head"], params["encoder"], config, states[row, position], dtype=dtype
   )
   loss = jnp.mean(losses.masked_language_model(logits, labels, is_slot))
   right = (jnp.argmax(logits, axis=-1) == labels) & is_slot

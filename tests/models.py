@@ -18,28 +18,28 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
   """A random BERT with a trained tokenizer, as `folder.load` would give it."""
   tokenizer = tokenizer_lib.train_wordpiece(SENTENCES, vocab_size=200)
   config = encoder_lib.EncoderConfig(
-      **dict(
-          model_type="bert",
-          vocab_size=len(tokenizer),
-          hidden_size=16,
-          num_layers=num_layers,
-          num_heads=2,
-          intermediate_size=32,
-          max_positions=64,
-          type_vocab_size=2,
-          # Large enough for unlike sentences to get unlike embeddings.
-          initializer_range=0.2,
-      )
-      | shape
+    **dict(
+      model_type="bert",
+      vocab_size=len(tokenizer),
+      hidden_size=16,
+      num_layers=num_layers,
+      num_heads=2,
+      intermediate_size=32,
+      max_positions=64,
+      type_vocab_size=2,
+      # Large enough for unlike sentences to get unlike embeddings.
+      initializer_range=0.2,
+    )
+    | shape
   )
   params = encoder_lib.init_params(config, jax.random.key(seed))
   return folder.Model(
-      config=config,
-      params=jax.device_get(params),
-      tokenizer=tokenizer,
-      pooling=pooling,
-      normalize=False,
-      max_length=32,
+    config=config,
+    params=jax.device_get(params),
+    tokenizer=tokenizer,
+    pooling=pooling,
+    normalize=False,
+    max_length=32,
   )
 
 
@@ -64,9 +64,9 @@ def random_batch(seed, *, batch=8, columns=1, length=12, vocab_size=150):
   mask = np.arange(length) < lengths
   ids = rng.integers(5, vocab_size, (batch, columns, length))
   return {
-      "input_ids": np.where(mask, ids, 0).astype(np.int32),
-      "attention_mask": mask,
-      "example_id": np.arange(batch, dtype=np.int32),
+    "input_ids": np.where(mask, ids, 0).astype(np.int32),
+    "attention_mask": mask,
+    "example_id": np.arange(batch, dtype=np.int32),
   }
 
 

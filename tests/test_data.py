@@ -17,13 +17,13 @@ def tokenize(sentences):
 
 def build(path, columns, *, state="v1", max_length=6):
   return tokens_lib.build_token_cache(
-      path,
-      columns,
-      tokenize=tokenize,
-      tokenizer_state=state,
-      max_length=max_length,
-      pad_token_id=0,
-      vocab_size=100,
+    path,
+    columns,
+    tokenize=tokenize,
+    tokenizer_state=state,
+    max_length=max_length,
+    pad_token_id=0,
+    vocab_size=100,
   )
 
 
@@ -39,27 +39,25 @@ def test_a_batch_holds_the_padded_tokens_of_its_rows(tmp_path):
   cache = build(tmp_path, [["4 5", "6", "7 8 9 10 11 12"]])
   batch = cache.gather(np.asarray([2, 1]))
   np.testing.assert_array_equal(
-      batch["input_ids"], [[[2, 7, 8, 9, 10, 11]], [[2, 6, 3, 0, 0, 0]]]
+    batch["input_ids"], [[[2, 7, 8, 9, 10, 11]], [[2, 6, 3, 0, 0, 0]]]
   )
-  np.testing.assert_array_equal(
-      batch["attention_mask"].sum(axis=2), [[6], [3]]
-  )
+  np.testing.assert_array_equal(batch["attention_mask"].sum(axis=2), [[6], [3]])
   np.testing.assert_array_equal(batch["example_id"], [2, 1])
 
 
 def test_a_cache_is_made_once_and_anew_when_anything_it_is_made_of_changes(
-    tmp_path,
+  tmp_path,
 ):
   text = [["4 5", "6", "7"]]
   first = build(tmp_path, text)
   assert build(tmp_path, text).key == first.key
   assert len(list(tmp_path.iterdir())) == 1
   others = {
-      build(tmp_path, [["4 5", "6", "8"]]).key,
-      build(tmp_path, [["4", "5 6", "7"]]).key,
-      build(tmp_path, [["4 5", "6", "7"], ["4", "4", "4"]]).key,
-      build(tmp_path, text, state="v2").key,
-      build(tmp_path, text, max_length=5).key,
+    build(tmp_path, [["4 5", "6", "8"]]).key,
+    build(tmp_path, [["4", "5 6", "7"]]).key,
+    build(tmp_path, [["4 5", "6", "7"], ["4", "4", "4"]]).key,
+    build(tmp_path, text, state="v2").key,
+    build(tmp_path, text, max_length=5).key,
   }
   assert len(others | {first.key}) == 6
   assert len(list(tmp_path.iterdir())) == 6
@@ -71,13 +69,13 @@ def test_an_interrupted_build_leaves_no_cache(tmp_path):
 
   with pytest.raises(KeyboardInterrupt):
     tokens_lib.build_token_cache(
-        tmp_path,
-        [["4"]],
-        tokenize=broken,
-        tokenizer_state="v1",
-        max_length=6,
-        pad_token_id=0,
-        vocab_size=100,
+      tmp_path,
+      [["4"]],
+      tokenize=broken,
+      tokenizer_state="v1",
+      max_length=6,
+      pad_token_id=0,
+      vocab_size=100,
     )
   assert not list(tmp_path.glob("tokens-*"))
   assert len(build(tmp_path, [["4"]])) == 1
@@ -85,13 +83,13 @@ def test_an_interrupted_build_leaves_no_cache(tmp_path):
 
 def test_ids_past_65535_survive_the_cache(tmp_path):
   cache = tokens_lib.build_token_cache(
-      tmp_path,
-      [["x"]],
-      tokenize=lambda s: [[70_000]],
-      tokenizer_state="v1",
-      max_length=2,
-      pad_token_id=1,
-      vocab_size=70_001,
+    tmp_path,
+    [["x"]],
+    tokenize=lambda s: [[70_000]],
+    tokenizer_state="v1",
+    max_length=2,
+    pad_token_id=1,
+    vocab_size=70_001,
   )
   assert cache.gather(np.asarray([0]))["input_ids"].tolist() == [[[70_000, 1]]]
 
@@ -106,8 +104,7 @@ def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(tmp_path):
   cache = build(tmp_path, [numbered(22)])
   iterator = make_batches(cache, 5)
   epochs = [
-      np.concatenate([next(iterator)["example_id"] for _ in range(4)])
-      for _ in range(3)
+    np.concatenate([next(iterator)["example_id"] for _ in range(4)]) for _ in range(3)
   ]
   for epoch in epochs:
     assert len(set(epoch.tolist())) == 20
@@ -120,9 +117,7 @@ def test_hosts_share_one_global_batch_without_overlap(tmp_path):
   hosts = [make_batches(cache, 8, host=h, num_hosts=4) for h in range(4)]
   for _ in range(7):
     parts = [next(host)["example_id"] for host in hosts]
-    np.testing.assert_array_equal(
-        np.concatenate(parts), next(alone)["example_id"]
-    )
+    np.testing.assert_array_equal(np.concatenate(parts), next(alone)["example_id"])
 
 
 def test_a_restored_iterator_goes_on_exactly(tmp_path):
@@ -155,6 +150,21 @@ def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(tmp_path):
     assert len(sentences) == len(set(sentences))
     seen.update(rows.tolist())
   assert seen == set(range(40))
+
+
+def test_a_corpus_of_nearly_nothing_but_twins_still_fills_whole_batches(
+  tmp_path,
+):
+  # 60 rows share one anchor; 7 others share nothing: 8 rows can meet.
+  anchors = ["10"] * 60 + numbered(8)[1:]
+  positives = [f"{i} 2" for i in range(67)]
+  cache = build(tmp_path, [anchors, positives])
+  assert batches_lib.count_twins(cache) == 60
+  assert batches_lib.count_apart(cache) == 8
+  iterator = make_batches(cache, 8)
+  for _ in range(20):
+    sentences = cache.sentence_ids[next(iterator)["example_id"]].ravel().tolist()
+    assert len(sentences) == len(set(sentences)) == 16
 
 
 def test_the_order_is_a_grain_iterator_whose_state_is_json(tmp_path):

@@ -20,12 +20,12 @@ from dcse_jax.errors import UserError
 from tests import models
 
 SHAPE = dict(
-    vocab_size=120,
-    hidden_size=24,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=40,
-    max_position_embeddings=40,
+  vocab_size=120,
+  hidden_size=24,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  intermediate_size=40,
+  max_position_embeddings=40,
 )
 
 
@@ -33,10 +33,10 @@ def random_torch_model(kind):
   """A PyTorch model whose biases and LayerNorm weights are random too."""
   torch.manual_seed(0)
   configs = {
-      "bert": transformers.BertConfig(**SHAPE),
-      "roberta": transformers.RobertaConfig(
-          **SHAPE, pad_token_id=1, type_vocab_size=1, layer_norm_eps=1e-5
-      ),
+    "bert": transformers.BertConfig(**SHAPE),
+    "roberta": transformers.RobertaConfig(
+      **SHAPE, pad_token_id=1, type_vocab_size=1, layer_norm_eps=1e-5
+    ),
   }
   model = transformers.AutoModel.from_config(configs[kind]).eval()
   with torch.no_grad():
@@ -72,23 +72,19 @@ def test_hidden_states_equal_pytorch_with_padding(kind, tmp_path):
   ids, mask = padded_inputs(config.pad_token_id)
   with torch.no_grad():
     expected = model(
-        input_ids=torch.tensor(ids),
-        attention_mask=torch.tensor(mask.astype(int)),
-        output_hidden_states=True,
+      input_ids=torch.tensor(ids),
+      attention_mask=torch.tensor(mask.astype(int)),
+      output_hidden_states=True,
     ).hidden_states
-  states = jax.jit(
-      lambda p: encoder_lib.hidden_states(p, config, ids, mask)
-  )(params)
+  states = jax.jit(lambda p: encoder_lib.hidden_states(p, config, ids, mask))(params)
   for ours, theirs in zip(states, (expected[0], expected[-2], expected[-1])):
-    np.testing.assert_allclose(
-        np.asarray(ours)[mask], theirs.numpy()[mask], atol=1e-5
-    )
+    np.testing.assert_allclose(np.asarray(ours)[mask], theirs.numpy()[mask], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_weights_come_back_bitwise_from_our_tree(kind, tmp_path):
   tensors = safetensors.numpy.load_file(
-      save_torch(random_torch_model(kind), tmp_path) / "model.safetensors"
+    save_torch(random_torch_model(kind), tmp_path) / "model.safetensors"
   )
   params, _ = read(tmp_path)
   back = convert.to_tensors(params)
@@ -110,16 +106,14 @@ def test_sharded_weights_equal_one_file(tmp_path):
 def test_heads_prefixes_and_old_names_of_a_checkpoint_are_understood(tmp_path):
   params, config = read(save_torch(random_torch_model("bert"), tmp_path))
   old = {
-      f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-          "LayerNorm.bias", "LayerNorm.beta"
-      ): tensor
-      for name, tensor in convert.to_tensors(params).items()
+    f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+      "LayerNorm.bias", "LayerNorm.beta"
+    ): tensor
+    for name, tensor in convert.to_tensors(params).items()
   }
   old["cls.predictions.bias"] = np.zeros(120, np.float32)
   old["bert.embeddings.position_ids"] = np.arange(40)[None]
-  jax.tree.map(
-      np.testing.assert_array_equal, convert.from_tensors(old, config), params
-  )
+  jax.tree.map(np.testing.assert_array_equal, convert.from_tensors(old, config), params)
 
 
 def test_every_unknown_missing_and_misshapen_tensor_is_named(tmp_path):
@@ -132,10 +126,10 @@ def test_every_unknown_missing_and_misshapen_tensor_is_named(tmp_path):
   with pytest.raises(UserError) as error:
     convert.from_tensors(tensors, config)
   for part in (
-      "encoder.layer.1.output.dense.bias is missing",
-      "embeddings.LayerNorm.weight is missing",
-      "encoder.layer.0.adapter.weight is not known",
-      "pooler.dense.bias has shape (7,), not (24,)",
+    "encoder.layer.1.output.dense.bias is missing",
+    "embeddings.LayerNorm.weight is missing",
+    "encoder.layer.0.adapter.weight is not known",
+    "pooler.dense.bias has shape (7,), not (24,)",
   ):
     assert part in str(error.value)
 
@@ -146,12 +140,8 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path):
     folder.load(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "pooling", ["cls", "mean", "mean_top2", "mean_first_last"]
-)
-def test_an_exported_folder_embeds_the_same_in_sentence_transformers(
-    pooling, tmp_path
-):
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_top2", "mean_first_last"])
+def test_an_exported_folder_embeds_the_same_in_sentence_transformers(pooling, tmp_path):
   path = models.write_tiny_folder(tmp_path / "export", pooling=pooling)
   sentences = models.SENTENCES[:5] + ["A word."]
   ours = SentenceEncoder(path).encode(sentences)
@@ -161,7 +151,7 @@ def test_an_exported_folder_embeds_the_same_in_sentence_transformers(
 
 
 def test_an_exported_folder_loads_in_transformers_without_a_missing_weight(
-    tmp_path,
+  tmp_path,
 ):
   model = models.tiny_model()
   params = dict(model.params)
@@ -170,7 +160,7 @@ def test_an_exported_folder_loads_in_transformers_without_a_missing_weight(
   model = dataclasses.replace(model, config=config, params=params)
   folder.save(model, tmp_path / "export")
   _, info = transformers.AutoModel.from_pretrained(
-      tmp_path / "export", output_loading_info=True
+    tmp_path / "export", output_loading_info=True
   )
   assert not info["missing_keys"] and not info["unexpected_keys"]
 
@@ -187,12 +177,8 @@ def test_a_normalising_folder_gives_unit_embeddings(tmp_path):
   folder.save(model, tmp_path / "m")
   embeddings = SentenceEncoder(tmp_path / "m").encode(models.SENTENCES[:3])
   np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
-  theirs = sentence_transformers.SentenceTransformer(
-      str(tmp_path / "m"), device="cpu"
-  )
-  np.testing.assert_allclose(
-      embeddings, theirs.encode(models.SENTENCES[:3]), atol=1e-5
-  )
+  theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+  np.testing.assert_allclose(embeddings, theirs.encode(models.SENTENCES[:3]), atol=1e-5)
 
 
 def test_the_first_layers_alone_give_the_state_after_them(tmp_path):
@@ -201,15 +187,13 @@ def test_the_first_layers_alone_give_the_state_after_them(tmp_path):
   ids, mask = padded_inputs(0)
   with torch.no_grad():
     expected = model(
-        input_ids=torch.tensor(ids),
-        attention_mask=torch.tensor(mask.astype(int)),
-        output_hidden_states=True,
+      input_ids=torch.tensor(ids),
+      attention_mask=torch.tensor(mask.astype(int)),
+      output_hidden_states=True,
     ).hidden_states[2]
   params, config = encoder_lib.keep_layers(params, config, 2)
   *_, last = encoder_lib.hidden_states(params, config, ids, mask)
-  np.testing.assert_allclose(
-      np.asarray(last)[mask], expected.numpy()[mask], atol=1e-5
-  )
+  np.testing.assert_allclose(np.asarray(last)[mask], expected.numpy()[mask], atol=1e-5)
 
 
 def test_embeddings_do_not_depend_on_the_batch_or_the_padding(tmp_path):
@@ -219,7 +203,7 @@ def test_embeddings_do_not_depend_on_the_batch_or_the_padding(tmp_path):
   for sentence, row in zip(sentences, together):
     np.testing.assert_allclose(encoder.encode(sentence)[0], row, atol=1e-5)
   np.testing.assert_allclose(
-      encoder.encode(sentences, batch_size=2), together, atol=1e-5
+    encoder.encode(sentences, batch_size=2), together, atol=1e-5
   )
   assert encoder.encode([]).shape == (0, 16)
 
@@ -229,12 +213,12 @@ def test_dropout_draws_independent_masks_for_equal_rows():
   batch = models.random_batch(0, batch=1)
   ids, mask = batch["input_ids"][:, 0], batch["attention_mask"][:, 0]
   embed = lambda rng: encoder_lib.encode(
-      model.params,
-      model.config,
-      np.repeat(ids, 2, 0),
-      np.repeat(mask, 2, 0),
-      pooling="mean",
-      rng=rng,
+    model.params,
+    model.config,
+    np.repeat(ids, 2, 0),
+    np.repeat(mask, 2, 0),
+    pooling="mean",
+    rng=rng,
   )
   first, second = embed(jax.random.key(0))
   assert np.abs(first - second).max() > 0.01

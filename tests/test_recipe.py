@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from dcse_jax import SentenceEncoder
-from dcse_jax import config as config_lib
 from dcse_jax import folder
 from dcse_jax import rounds
 from dcse_jax import sts
@@ -23,12 +22,12 @@ from tests import models
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = dict(
-    vocab_size=200,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    intermediate_size=32,
-    initializer_range=0.2,
+  vocab_size=200,
+  hidden_size=16,
+  num_layers=1,
+  num_heads=2,
+  intermediate_size=32,
+  initializer_range=0.2,
 )
 
 
@@ -86,10 +85,10 @@ def test_results_list_every_model_in_order_of_training(quickstart):
   written = json.loads((workdir / "results.json").read_text())
   assert written == {"models": models_}
   assert [(m["name"], m["round"], m["seed"]) for m in models_] == [
-      ("pretrained", "pretrained", 0),
-      ("base-1", "base", 1),
-      ("base-2", "base", 2),
-      ("distilled", "distilled", 3),
+    ("pretrained", "pretrained", 0),
+    ("base-1", "base", 1),
+    ("base-2", "base", 2),
+    ("distilled", "distilled", 3),
   ]
   for model in models_:
     assert set(model) == {"name", "round", "seed", "dev", "test"}
@@ -119,8 +118,8 @@ def test_a_lost_model_is_trained_again_to_the_same_bits(quickstart, tmp_path):
   shutil.rmtree(tmp_path / "again" / "base" / "2")
   assert rounds.run(config, str(tmp_path / "again")) == models_
   theirs, ours = (
-      folder.load(str(path / "base" / "2" / "model")).params
-      for path in (workdir, tmp_path / "again")
+    folder.load(str(path / "base" / "2" / "model")).params
+    for path in (workdir, tmp_path / "again")
   )
   jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
@@ -132,6 +131,31 @@ def test_a_workdir_of_another_config_is_refused(quickstart):
     other.temperature = 0.07
   with pytest.raises(UserError, match="another config .differing: temperature"):
     rounds.run(other, str(workdir))
+
+
+def test_a_text_that_changed_since_is_refused(files):
+  config = from_files(files, "simcse")
+  rounds.run(config, str(files / "run"))
+  with (files / "text.txt").open("a") as file:
+    file.write("One sentence more.\n")
+  with pytest.raises(UserError, match="another text.*simcse"):
+    rounds.run(config, str(files / "run"))
+
+
+def test_outside_teachers_pool_as_the_run_does_unless_they_say_themselves(
+  files, monkeypatch
+):
+  models.write_tiny_folder(files / "t", seed=3, pooling="mean_top2")
+  (files / "t" / "modules.json").unlink()
+  seen = []
+  original = folder.load
+  monkeypatch.setattr(
+    folder, "load", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+  )
+  config = from_files(files, recipe=("student",), pooling="mean")
+  config.rounds.student.teachers = (str(files / "t"),)
+  rounds.run(config, str(files / "run"))
+  assert [model.pooling for model in seen[:2]] == ["mean", "mean"]
 
 
 @pytest.mark.parametrize("name", ["simcse", "focal", "distillcse"])
@@ -181,8 +205,9 @@ def test_the_folders_own_pooling_wins_over_the_configs(files):
 
 
 def test_paper_and_script_temperatures_are_both_there():
-  paper, script = load_config("distillcse"), load_config(
-      "distillcse", "bert-base,script"
+  paper, script = (
+    load_config("distillcse"),
+    load_config("distillcse", "bert-base,script"),
   )
   temperatures = lambda c: (c.student_temperature, c.teacher_temperature)
   assert temperatures(paper) == (0.02, 0.01)
@@ -255,33 +280,50 @@ def teacher_round_left_out(files, config):
   config.recipe = ("student",)
 
 
+def recipe_field_in_a_round(files, config):
+  config.rounds.student.num_layers = 1
+
+
+def unwritable_workdir(files, config):
+  (files / "run").write_text("a file, not a folder")
+
+
+def focal_with_negatives(files, config):
+  rows = zip(models.SENTENCES[:40], models.SENTENCES[40:], models.SENTENCES[80:])
+  lines = ["a\tb\tc\n", *("\t".join(row) + "\n" for row in rows)]
+  (files / "nli.tsv").write_text("".join(lines))
+  config.text, config.columns = str(files / "nli.tsv"), ("a", "b", "c")
+  config.contrastive = "focal_info_nce"
+
+
 def unknown_round_field(files, config):
   config.rounds.student.temprature = 0.1
 
 
 BAD_INPUT = {
-    break_text: r"nowhere\.txt",
-    empty_text: r"text\.txt: holds no sentence",
-    latin1_text: r"text\.txt.*2.*UTF-8",
-    unknown_architecture: r"unknown architecture 't5'",
-    other_vocabulary: r"another vocabulary than the student",
-    large_batch: r"60 distinct rows, fewer than batch_size=64",
-    unknown_metric: r"no evaluation yields 'STSB-devel'",
-    too_many_layers: r"num_layers=7",
-    bad_choice: r"divergence='l2'.*cross_entropy",
-    two_shuffles: r"exclude each other",
-    odd_batch: r"batch_size=9 .*multiple of 8",
-    no_text: r"--config\.text",
-    long_sentences: r"max_length=65.*64 tokens",
-    teacher_round_left_out: r"base does not come before student",
-    unknown_round_field: r"rounds\.student: unknown field 'temprature'",
+  break_text: r"nowhere\.txt",
+  empty_text: r"text\.txt: holds no sentence",
+  latin1_text: r"text\.txt.*2.*UTF-8",
+  unknown_architecture: r"unknown architecture 't5'",
+  other_vocabulary: r"another vocabulary than the student",
+  large_batch: r"60 distinct rows .*fewer than batch_size=64",
+  unknown_metric: r"no evaluation yields 'STSB-devel'",
+  too_many_layers: r"num_layers=7",
+  bad_choice: r"divergence='l2'.*cross_entropy",
+  two_shuffles: r"exclude each other",
+  odd_batch: r"batch_size=9 .*multiple of 8",
+  no_text: r"--config\.text",
+  long_sentences: r"max_length=65.*64 tokens",
+  teacher_round_left_out: r"base does not come before student",
+  recipe_field_in_a_round: r"rounds\.student\.num_layers.*config\.num_layers",
+  unwritable_workdir: r"cannot make the folder .*run",
+  focal_with_negatives: r"focal_info_nce takes no hard negatives",
+  unknown_round_field: r"rounds\.student: unknown field 'temprature'",
 }
 
 
 @pytest.mark.parametrize("spoil", BAD_INPUT, ids=lambda f: f.__name__)
-def test_bad_input_ends_in_one_line_before_any_compilation(
-    spoil, files, monkeypatch
-):
+def test_bad_input_ends_in_one_line_before_any_compilation(spoil, files, monkeypatch):
   config = from_files(files)
   spoil(files, config)
 
@@ -298,30 +340,28 @@ def test_bad_input_ends_in_one_line_before_any_compilation(
 
 def run_cli(*arguments):
   return subprocess.run(
-      [sys.executable, "-m", *arguments],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      env={**os.environ, "XLA_FLAGS": ""},
+    [sys.executable, "-m", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "XLA_FLAGS": ""},
   )
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("--config=configs/nowhere.py",), r"nowhere\.py"),
-        (("--config=configs/simcse.py:bert-tiny",), r"'bert-tiny'.*roberta"),
-        (("--config=configs/simcse.py", "--config.temp=1"), r"temp"),
-        (("--config=configs/simcse.py", "--config.batch_size=x"), r"batch_size"),
-        (("--confg=configs/simcse.py",), r"confg"),
-        ((), r"--config FILE"),
-        (("--config=configs/simcse.py",), r"--config\.text"),
-    ],
-    ids=lambda value: "",
+  "arguments, message",
+  [
+    (("--config=configs/nowhere.py",), r"nowhere\.py"),
+    (("--config=configs/simcse.py:bert-tiny",), r"'bert-tiny'.*roberta"),
+    (("--config=configs/simcse.py", "--config.temp=1"), r"field.*temp"),
+    (("--config=configs/simcse.py", "--config.batch_size=x"), r"batch_size"),
+    (("--confg=configs/simcse.py",), r"confg"),
+    ((), r"--config FILE"),
+    (("--config=configs/simcse.py",), r"--config\.text"),
+  ],
+  ids=lambda value: "",
 )
-def test_a_wrong_command_prints_one_line_and_exits_with_2(
-    arguments, message, tmp_path
-):
+def test_a_wrong_command_prints_one_line_and_exits_with_2(arguments, message, tmp_path):
   result = run_cli("dcse_jax.main", f"--workdir={tmp_path}", *arguments)
   assert result.returncode == 2, result.stderr
   lines = result.stderr.strip().splitlines()
@@ -334,10 +374,10 @@ def test_evaluate_prints_a_table_and_writes_json(tmp_path):
   models.write_sts(tmp_path / "sts", "one")
   models.write_sts(tmp_path / "sts", "two-test", 30)
   result = run_cli(
-      "dcse_jax.evaluate",
-      f"--model={model}",
-      f"--sts={tmp_path / 'sts'}",
-      f"--output={tmp_path / 'out.json'}",
+    "dcse_jax.evaluate",
+    f"--model={model}",
+    f"--sts={tmp_path / 'sts'}",
+    f"--output={tmp_path / 'out.json'}",
   )
   assert result.returncode == 0, result.stderr
   scores = json.loads((tmp_path / "out.json").read_text())

@@ -1,8 +1,5 @@
 """Spearman on STS sets, by closed form and by the published conventions."""
 
-import json
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -35,8 +32,8 @@ def test_a_collapsed_encoder_scores_zero_not_nan():
 def test_subsets_of_a_file_make_one_ranking(tmp_path):
   # Each subset alone is ranked perfectly (100); together they are not.
   write(
-      tmp_path / "X.tsv",
-      "1\t0\t50\ta\n2\t0\t40\ta\n1\t0\t20\tb\n2\t0\t10\tb\n",
+    tmp_path / "X.tsv",
+    "1\t0\t50\ta\n2\t0\t40\ta\n1\t0\t20\tb\n2\t0\t10\tb\n",
   )
   sets = sts.read_sts(str(tmp_path))
   # Scores 1 2 1 2 against cosines ranked 1 2 3 4.
@@ -72,9 +69,7 @@ def test_quotes_are_part_of_a_sentence_and_crlf_is_not(tmp_path):
   np.testing.assert_array_equal(pairs.scores, [1.5, 0.0])
 
 
-@pytest.mark.parametrize(
-    "line", ["x\ta\tb", "1\ta", "1\ta\tb\tc\td", "nan\ta\tb", "1"]
-)
+@pytest.mark.parametrize("line", ["x\ta\tb", "1\ta", "1\ta\tb\tc\td", "nan\ta\tb", "1"])
 def test_a_line_of_another_form_is_named(line, tmp_path):
   write(tmp_path / "X.tsv", f"1\ta\tb\n{line}\n")
   with pytest.raises(UserError, match=r"X\.tsv:2: expected a score"):

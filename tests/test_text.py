@@ -36,15 +36,20 @@ def test_a_txt_file_is_one_sentence_per_line(tmp_path):
 
 
 def test_the_last_line_needs_no_line_break(tmp_path):
-  assert text.read_text(write(tmp_path, "a.txt", "one\ntwo")).columns == (["one", "two"],)
+  assert text.read_text(write(tmp_path, "a.txt", "one\ntwo")).columns == (
+    ["one", "two"],
+  )
 
 
-@pytest.mark.parametrize("name, content, columns", [
+@pytest.mark.parametrize(
+  "name, content, columns",
+  [
     ("a.txt", "one\ntwo\n", ()),
     ("a.csv", "s\none\ntwo\n", ("s",)),
     ("a.tsv", "s\none\ntwo\n", ("s",)),
     ("a.jsonl", '{"s": "one"}\n{"s": "two"}\n', ("s",)),
-])
+  ],
+)
 def test_every_format_reads_the_same_when_gzipped(tmp_path, name, content, columns):
   plain = write(tmp_path, name, content)
   packed = write(tmp_path, name + ".gz", gzip.compress(content.encode("utf-8")))
@@ -97,11 +102,14 @@ def test_nothing_but_white_space_is_altered(tmp_path):
   assert text.read_text(write(tmp_path, "a.txt", decomposed)).columns == ([decomposed],)
 
 
-@pytest.mark.parametrize("name, content", [
+@pytest.mark.parametrize(
+  "name, content",
+  [
     ("a.csv", "s,t\r\na,b\r\n\r\n"),
     ("a.tsv", "s\tt\r\na\tb\r\n\r\n"),
     ("a.jsonl", '{"s": "a", "t": "b"}\r\n\r\n'),
-])
+  ],
+)
 def test_a_byte_order_mark_crlf_and_an_empty_line_are_no_error(tmp_path, name, content):
   source = write(tmp_path, name, "\ufeff" + content)
   assert text.read_text(source, ("s", "t")) == text.Text((["a"], ["b"]), empty_rows=1)
@@ -144,8 +152,10 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path, name):
     assert suffix in message
 
 
-@pytest.mark.parametrize("name, columns", [("a.txt", ()), ("a.csv", ("s",)),
-                                           ("a.tsv", ("s",)), ("a.jsonl", ("s",))])
+@pytest.mark.parametrize(
+  "name, columns",
+  [("a.txt", ()), ("a.csv", ("s",)), ("a.tsv", ("s",)), ("a.jsonl", ("s",))],
+)
 def test_invalid_utf8_is_refused_by_line(tmp_path, name, columns):
   first = b'{"s": "x"}\n' if name == "a.jsonl" else b"s\n"
   source = write(tmp_path, name, first + b"caf\xe9\nx\n")
@@ -153,13 +163,16 @@ def test_invalid_utf8_is_refused_by_line(tmp_path, name, columns):
   assert "re-save it as UTF-8" in refusal(source, columns)
 
 
-@pytest.mark.parametrize("content", [
+@pytest.mark.parametrize(
+  "content",
+  [
     gzip.compress(b"one sentence\n" * 99)[:-12],  # inside the deflate stream
-    gzip.compress(b"one sentence\n")[:-4],        # inside the trailer
-    b"one\n",                                     # never compressed
+    gzip.compress(b"one sentence\n")[:-4],  # inside the trailer
+    b"one\n",  # never compressed
     gzip.compress(b"one\n")[:10] + b"\xff" * 20,  # not a deflate stream
-    gzip.compress(b"one\n") + b"tail",            # something after the end
-])
+    gzip.compress(b"one\n") + b"tail",  # something after the end
+  ],
+)
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
   assert "not a whole gzip file" in refusal(write(tmp_path, "a.txt.gz", content))
 
@@ -184,13 +197,20 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
 
 
 def test_a_column_name_with_a_line_break_leaves_the_message_on_one_line(tmp_path):
-  assert "no column" in refusal(write(tmp_path, "a.jsonl", '{"a\\nb": "x"}\n'), ("s\nt",))
+  assert "no column" in refusal(
+    write(tmp_path, "a.jsonl", '{"a\\nb": "x"}\n'), ("s\nt",)
+  )
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.csv", "s,t\na,b\na,b,c\n"), ("a.csv", "s,t\na,b\na\n"),
-    ("a.tsv", "s\tt\na\tb\na\tb\tc\n"), ("a.tsv", "s\tt\na\tb\na\n"),
-])
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("a.csv", "s,t\na,b\na,b,c\n"),
+    ("a.csv", "s,t\na,b\na\n"),
+    ("a.tsv", "s\tt\na\tb\na\tb\tc\n"),
+    ("a.tsv", "s\tt\na\tb\na\n"),
+  ],
+)
 def test_a_ragged_row_is_refused_by_line(tmp_path, name, content):
   source = write(tmp_path, name, content)
   message = refusal(source, ("s",))
@@ -209,14 +229,17 @@ def test_bad_csv_quoting_is_refused_at_the_line_where_the_row_begins(tmp_path, r
   assert refusal(source, ("s",)).startswith(f"{source} line 3: not valid CSV")
 
 
-@pytest.mark.parametrize("line, complaint", [
+@pytest.mark.parametrize(
+  "line, complaint",
+  [
     ('{"s": "x"', "not valid JSON"),
     ("[" * 100_000, "not valid JSON"),
     ('["x"]', "a list, not an object"),
     ('{"s": 3}', "column 's' holds a int"),
     ('{"s": null}', "column 's' holds a NoneType"),
     ('{"s": "\\ud83d"}', "half a surrogate pair"),
-])
+  ],
+)
 def test_a_bad_jsonl_line_is_refused_by_line(tmp_path, line, complaint):
   source = write(tmp_path, "a.jsonl", '{"s": "x"}\n' + line + "\n")
   message = refusal(source, ("s",))
@@ -236,10 +259,17 @@ def test_columns_of_a_txt_file_are_refused(tmp_path, name):
   assert "name none" in refusal(write(tmp_path, name, "x\n"), ("s",))
 
 
-@pytest.mark.parametrize("name, content, columns", [
-    ("a.txt", "", ()), ("a.txt", "\ufeff\n \n", ()), ("a.txt.gz", b"", ()),
-    ("a.csv", "s,t\na,\n", ("s", "t")), ("a.tsv", "s\n", ("s",)), ("a.jsonl", "", ("s",)),
-])
+@pytest.mark.parametrize(
+  "name, content, columns",
+  [
+    ("a.txt", "", ()),
+    ("a.txt", "\ufeff\n \n", ()),
+    ("a.txt.gz", b"", ()),
+    ("a.csv", "s,t\na,\n", ("s", "t")),
+    ("a.tsv", "s\n", ("s",)),
+    ("a.jsonl", "", ("s",)),
+  ],
+)
 def test_a_source_without_a_sentence_is_refused(tmp_path, name, content, columns):
   assert "holds no sentence" in refusal(write(tmp_path, name, content), columns)
 
@@ -254,15 +284,22 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-        "anchor": tfds.features.Text(),
-        "positive": tfds.features.Text(),
-        "label": np.int64,
-    }))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "anchor": tfds.features.Text(),
+          "positive": tfds.features.Text(),
+          "label": np.int64,
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
-    return {"train": self._generate_examples("train"),
-            "odd": self._generate_examples("odd")}
+    return {
+      "train": self._generate_examples("train"),
+      "odd": self._generate_examples("odd"),
+    }
 
   def _generate_examples(self, split):
     positives = ["p 0", "p  1", " "]
@@ -296,19 +333,30 @@ def test_tfds_pairs_stay_together_and_blank_ones_are_counted(tfds_dir):
   assert read.empty_rows == 1
 
 
-@pytest.mark.parametrize("spec, rows", [
+@pytest.mark.parametrize(
+  "spec, rows",
+  [
     ("tfds:tiny_pairs:1.0.0:train:anchor", 3),
     ("tfds:tiny_pairs:1.*.*:train[:2]:anchor", 2),
     ("tfds:tiny_pairs:train[1:]+train[:1]:anchor", 3),
-])
+  ],
+)
 def test_a_tfds_source_takes_a_version_and_a_slice(tfds_dir, spec, rows):
   assert len(text.read_text(spec).columns[0]) == rows
 
 
-@pytest.mark.parametrize("spec", [
-    "tfds:", "tfds:tiny_pairs", "tfds:tiny_pairs:train", "tfds:tiny_pairs:train:",
-    "tfds:tiny_pairs::anchor", "tfds::train:anchor", "tfds:tiny_pairs:train:anchor,",
-])
+@pytest.mark.parametrize(
+  "spec",
+  [
+    "tfds:",
+    "tfds:tiny_pairs",
+    "tfds:tiny_pairs:train",
+    "tfds:tiny_pairs:train:",
+    "tfds:tiny_pairs::anchor",
+    "tfds::train:anchor",
+    "tfds:tiny_pairs:train:anchor,",
+  ],
+)
 def test_a_malformed_tfds_source_is_refused(spec):
   assert "write tfds:NAME:SPLIT:FEATURE" in refusal(spec)
 
@@ -342,10 +390,14 @@ def test_a_tfds_record_that_is_not_utf8_is_refused(tfds_dir):
 
 # ag_news_subset: TFDS knows its code, so only the data are missing.
 @pytest.mark.parametrize("name", ["never_heard_of", "ag_news_subset", "Bad Name"])
-def test_an_unprepared_tfds_dataset_is_refused_with_the_way_to_prepare_it(tfds_dir, name):
+def test_an_unprepared_tfds_dataset_is_refused_with_the_way_to_prepare_it(
+  tfds_dir, name
+):
   message = refusal(f"tfds:{name}:train:anchor")
-  assert (f'tfds.builder("{name}", file_format="array_record").download_and_prepare()'
-          in message)
+  assert (
+    f'tfds.builder("{name}", file_format="array_record").download_and_prepare()'
+    in message
+  )
   assert str(tfds_dir) in message
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -25,26 +24,26 @@ from tests import models
 
 CONTRAST = functools.partial(losses.info_nce, temperature=0.05)
 TEACHERS = [
-    models.tiny_model(seed, num_layers=layers)
-    for seed, layers in ((5, 1), (6, 2), (7, 1))
+  models.tiny_model(seed, num_layers=layers)
+  for seed, layers in ((5, 1), (6, 2), (7, 1))
 ]
 STUDENT = models.tiny_model(1, pooling="cls")
 
 
 def make_trainer(loss_fn, *, devices=1, teacher_params=(), steps=6, batch=8):
   schedule = optimizer.make_schedule(
-      learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
+    learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
   )
   return train_lib.make_trainer(
-      loss_fn,
-      optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0),
-      schedule,
-      mesh=sharding.make_mesh(jax.devices()[:devices]),
-      teacher_params=teacher_params,
-      batch_size=batch,
-      num_steps=steps,
-      log_every=2,
-      eval_every=2,
+    loss_fn,
+    optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0),
+    schedule,
+    mesh=sharding.make_mesh(jax.devices()[:devices]),
+    teacher_params=teacher_params,
+    batch_size=batch,
+    num_steps=steps,
+    log_every=2,
+    eval_every=2,
   )
 
 
@@ -53,30 +52,28 @@ def distilling():
   """A loss with three teachers in two stacks, and Group-P."""
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS, [1, 1, 1])
   loss_fn = functools.partial(
-      train_step.sentence_loss,
-      config=STUDENT.config,
-      pooling="cls",
-      dtype=jnp.float32,
-      contrast=CONTRAST,
-      stacks=stacks,
-      shuffle={"probability": 0.5},
+    train_step.sentence_loss,
+    config=STUDENT.config,
+    pooling="cls",
+    dtype=jnp.float32,
+    contrast=CONTRAST,
+    stacks=stacks,
+    shuffle={"probability": 0.5},
   )
   return loss_fn, teacher_params
 
 
 def student_params(seed=0):
   return train_step.init_sentence_params(
-      STUDENT.params, STUDENT.config, "cls", jax.random.key(seed)
+    STUDENT.params, STUDENT.config, "cls", jax.random.key(seed)
   )
 
 
 def run_steps(devices, num_steps=3):
   loss_fn, teacher_params = distilling()
-  trainer = make_trainer(
-      loss_fn, devices=devices, teacher_params=teacher_params
-  )
+  trainer = make_trainer(loss_fn, devices=devices, teacher_params=teacher_params)
   state = train_step.init_state(
-      jax.tree.map(jnp.array, student_params()), trainer.tx, jax.random.key(2)
+    jax.tree.map(jnp.array, student_params()), trainer.tx, jax.random.key(2)
   )
   metrics = []
   for i in range(num_steps):
@@ -96,9 +93,9 @@ def test_eight_devices_train_as_one_does():
     # rounding, which Adam blows up to full steps.
     del params["encoder"]["layers"]["key"]["bias"]
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-      one[0],
-      eight[0],
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    one[0],
+    eight[0],
   )
 
 
@@ -108,14 +105,12 @@ def test_averaged_teachers_equal_the_mean_of_each_alone():
   expected = 0.0
   for teacher, weight in zip(TEACHERS, (0.5, 0.25, 0.25)):
     embeddings = encoder_lib.encode(
-        teacher.params, teacher.config, ids, mask, pooling="mean"
+      teacher.params, teacher.config, ids, mask, pooling="mean"
     )
     expected += weight * losses.cosine_similarity(embeddings, embeddings)
   stacks, params = teachers_lib.stack_teachers(TEACHERS, [2, 1, 1])
   assert [len(stack.weights) for stack in stacks] == [2, 1]
-  ours = teachers_lib.teacher_similarity(
-      params, stacks, ids, mask, dtype=jnp.float32
-  )
+  ours = teachers_lib.teacher_similarity(params, stacks, ids, mask, dtype=jnp.float32)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -130,47 +125,45 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS[:1], [1])
   batch = models.random_batch(3, columns=columns)
   loss, parts = train_step.sentence_loss(
-      {"encoder": student.params},
-      batch,
-      jax.random.key(0),
-      teacher_params,
-      config=student.config,
-      pooling="mean",
-      dtype=jnp.float32,
-      contrast=CONTRAST,
-      stacks=stacks,
-      distill_weight=0.7,
+    {"encoder": student.params},
+    batch,
+    jax.random.key(0),
+    teacher_params,
+    config=student.config,
+    pooling="mean",
+    dtype=jnp.float32,
+    contrast=CONTRAST,
+    stacks=stacks,
+    distill_weight=0.7,
   )
 
   def embed(model, column):
     return encoder_lib.encode(
-        model.params,
-        model.config,
-        batch["input_ids"][:, column],
-        batch["attention_mask"][:, column],
-        pooling="mean",
+      model.params,
+      model.config,
+      batch["input_ids"][:, column],
+      batch["attention_mask"][:, column],
+      pooling="mean",
     )
 
   views = [embed(student, c) for c in range(columns)]
   # One column is its own positive; a third is the hard negative.
   contrastive = losses.info_nce(
-      views[0],
-      views[min(1, columns - 1)],
-      temperature=0.05,
-      negatives=views[2] if columns == 3 else None,
+    views[0],
+    views[min(1, columns - 1)],
+    temperature=0.05,
+    negatives=views[2] if columns == 3 else None,
   ).mean()
   teacher = embed(TEACHERS[0], 0)
   distillation = losses.distillation(
-      losses.cosine_similarity(views[0], views[0]),
-      losses.cosine_similarity(teacher, teacher),
-      student_temperature=0.025,
-      teacher_temperature=0.0125,
+    losses.cosine_similarity(views[0], views[0]),
+    losses.cosine_similarity(teacher, teacher),
+    student_temperature=0.025,
+    teacher_temperature=0.0125,
   ).mean()
   np.testing.assert_allclose(parts["contrastive"], contrastive, rtol=1e-4)
   np.testing.assert_allclose(parts["distillation"], distillation, rtol=1e-4)
-  np.testing.assert_allclose(
-      loss, contrastive + 0.7 * distillation, rtol=1e-4
-  )
+  np.testing.assert_allclose(loss, contrastive + 0.7 * distillation, rtol=1e-4)
 
 
 def test_bfloat16_keeps_parameters_and_loss_in_float32():
@@ -179,7 +172,7 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32():
   exact = functools.partial(distilling()[0], shuffle=None)
   arguments = (models.random_batch(0), jax.random.key(0), teacher_params)
   value = lambda fn: jax.jit(jax.value_and_grad(fn, has_aux=True))(
-      student_params(), *arguments
+    student_params(), *arguments
   )
   (rough, _), grads = value(loss_fn)
   (fine, _), _ = value(exact)
@@ -206,7 +199,7 @@ def test_adamw_with_clipping_follows_pytorch(schedule):
   weight = torch.nn.Parameter(torch.tensor(start))
   theirs = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.1)
   ours = optimizer.make_schedule(
-      learning_rate=peak, schedule=schedule, warmup_steps=warmup, num_steps=steps
+    learning_rate=peak, schedule=schedule, warmup_steps=warmup, num_steps=steps
   )
   tx = optimizer.make_optimizer(ours, weight_decay=0.1, clip_norm=1.0)
   params = {"kernel": jnp.asarray(start)}
@@ -220,15 +213,13 @@ def test_adamw_with_clipping_follows_pytorch(schedule):
     updates, state = tx.update({"kernel": jnp.asarray(gradient)}, state, params)
     params = optax.apply_updates(params, updates)
   np.testing.assert_allclose(
-      params["kernel"], weight.detach().numpy(), rtol=1e-5, atol=1e-6
+    params["kernel"], weight.detach().numpy(), rtol=1e-5, atol=1e-6
   )
 
 
 def test_biases_and_layer_norms_do_not_decay():
   tx = optimizer.make_optimizer(lambda _: 0.1, weight_decay=0.5, clip_norm=1.0)
-  params = {
-      name: jnp.ones(2) for name in ("kernel", "embedding", "bias", "scale")
-  }
+  params = {name: jnp.ones(2) for name in ("kernel", "embedding", "bias", "scale")}
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   # Without a gradient AdamW only decays: -learning_rate * weight_decay.
   for name, expected in dict(kernel=-0.05, embedding=-0.05, bias=0, scale=0).items():
@@ -247,17 +238,17 @@ def language_model(monkeypatch, batch, rng):
 
   monkeypatch.setattr(encoder_lib, "hidden_states", spy)
   params = train_step.init_language_model_params(
-      model.params, model.config, jax.random.key(0)
+    model.params, model.config, jax.random.key(0)
   )
   loss, parts = train_step.language_model_loss(
-      params,
-      jax.tree.map(jnp.asarray, batch),
-      rng,
-      (),
-      config=model.config,
-      dtype=jnp.float32,
-      mask_token_id=4,
-      special_token_ids=(0, 1, 2, 3, 4),
+    params,
+    jax.tree.map(jnp.asarray, batch),
+    rng,
+    (),
+    config=model.config,
+    dtype=jnp.float32,
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
   )
   return shown["input_ids"], loss, parts
 
@@ -286,15 +277,13 @@ def test_pretraining_masks_15_percent_of_words_and_no_special_token(monkeypatch)
 def cache(tmp_path):
   tokenizer = STUDENT.tokenizer
   return tokens_lib.build_token_cache(
-      tmp_path / "cache",
-      [models.SENTENCES],
-      tokenize=lambda s: tokenizer(list(s), truncation=True, max_length=12)[
-          "input_ids"
-      ],
-      tokenizer_state="",
-      max_length=12,
-      pad_token_id=0,
-      vocab_size=200,
+    tmp_path / "cache",
+    [models.SENTENCES],
+    tokenize=lambda s: tokenizer(list(s), truncation=True, max_length=12)["input_ids"],
+    tokenizer_state="",
+    max_length=12,
+    pad_token_id=0,
+    vocab_size=200,
   )
 
 
@@ -318,13 +307,14 @@ def run_loop(cache, folder, *, scores, stop_at=None):
   if path.exists():
     done = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
   best = train_lib.train(
-      loop_trainer(),
-      student_params(),
-      batches_lib.make_batches(cache, batch_size=8, seed=3),
-      rng=jax.random.key(4),
-      evaluate=evaluate,
-      folder=folder,
-      name="test",
+    loop_trainer(),
+    student_params(),
+    batches_lib.make_batches(cache, batch_size=8, seed=3),
+    rng=jax.random.key(4),
+    evaluate=evaluate,
+    folder=folder,
+    name="test",
+    config={"learning_rate": 1e-3},
   )
   return jax.device_get(best), seen
 
@@ -350,9 +340,7 @@ def test_of_equal_scores_the_later_is_the_best(cache, tmp_path):
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
-def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(
-    cache, tmp_path, scores
-):
+def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(cache, tmp_path, scores):
   whole, seen = run_loop(cache, tmp_path / "whole", scores=scores)
   for stop_at in (6, 4):
     folder = tmp_path / f"cut-{stop_at}"
@@ -362,12 +350,12 @@ def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(
     assert_bitwise(best, whole)
     assert_bitwise(resumed[-1], seen[-1])
     lines = [
-        [line["step"], line.get("train/loss")]
-        for line in models.read_jsonl(folder / "metrics.jsonl")
+      [line["step"], line.get("train/loss")]
+      for line in models.read_jsonl(folder / "metrics.jsonl")
     ]
     expected = [
-        [line["step"], line.get("train/loss")]
-        for line in models.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+      [line["step"], line.get("train/loss")]
+      for line in models.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     ]
     assert lines == expected
 
@@ -376,15 +364,15 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
   run_loop(cache, tmp_path / "a", scores=[1.0, 2.0, 3.0])
   lines = models.read_jsonl(tmp_path / "a" / "metrics.jsonl")
   assert set(lines[0]) == {"step"} | {
-      f"train/{name}"
-      for name in (
-          "loss",
-          "contrastive",
-          "distillation",
-          "learning_rate",
-          "gradient_norm",
-          "sentences_per_second",
-      )
+    f"train/{name}"
+    for name in (
+      "loss",
+      "contrastive",
+      "distillation",
+      "learning_rate",
+      "gradient_norm",
+      "sentences_per_second",
+    )
   }
   assert lines[1] == {"step": 2, "eval/x": 1.0}
   assert list((tmp_path / "a" / "tensorboard").iterdir())
@@ -392,13 +380,14 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(cache, tmp_path):
   params = jax.tree.map(lambda x: np.full_like(x, np.nan), student_params())
-  with pytest.raises(UserError, match="test: the loss at step 2 is nan"):
+  with pytest.raises(UserError, match="test: train/loss at step 2 is nan"):
     train_lib.train(
-        loop_trainer(),
-        params,
-        batches_lib.make_batches(cache, batch_size=8, seed=3),
-        rng=jax.random.key(4),
-        evaluate=None,
-        folder=tmp_path / "a",
-        name="test",
+      loop_trainer(),
+      params,
+      batches_lib.make_batches(cache, batch_size=8, seed=3),
+      rng=jax.random.key(4),
+      evaluate=None,
+      folder=tmp_path / "a",
+      name="test",
+      config={},
     )

@@ -19,29 +19,28 @@ class _KeepTwinsApart(grain.transforms.RandomMap):
   the row has its turn in other epochs.
   """
 
-  def __init__(self, sentence_ids: np.ndarray):
-    self._sentence_ids = sentence_ids
+  def __init__(self, sentence_ids: np.ndarray, apart: np.ndarray):
+    self._sentence_ids, self._apart = sentence_ids, apart
 
   def random_map(self, rows, rng: np.random.Generator):
     sentences = self._sentence_ids
     met: set[int] = set()
     kept = []
     waiting = list(rows[::-1])
-    # A corpus of nearly nothing but twins must end, if imperfectly.
-    for _ in range(len(rows) + 1000):
+    for _ in range(2 * len(rows) + 1000):
       if not waiting:
-        break
+        return np.asarray(kept, dtype=rows.dtype)
       row = waiting.pop()
       if met.isdisjoint(sentences[row].tolist()):
         met.update(sentences[row].tolist())
         kept.append(row)
       else:
         waiting.insert(0, int(rng.integers(len(sentences))))
-    return np.asarray(kept + waiting, dtype=rows.dtype)
+    # Nearly nothing but twins: rows known to be strangers fill the batch.
+    return rng.choice(self._apart, len(rows), replace=False).astype(rows.dtype)
 
 
 class _Gather(grain.transforms.Map):
-
   def __init__(self, cache: TokenCache, host: int, num_hosts: int):
     self._cache, self._host, self._num_hosts = cache, host, num_hosts
 
@@ -53,27 +52,44 @@ class _Gather(grain.transforms.Map):
 
 def count_twins(cache: TokenCache) -> int:
   """Rows that share a sentence with another row."""
-  per_row = [np.unique(row) for row in cache.sentence_ids]
-  _, inverse, counts = np.unique(
-      np.concatenate(per_row), return_inverse=True, return_counts=True
-  )
-  shared = counts[inverse] > 1
-  row = np.repeat(np.arange(len(per_row)), [len(ids) for ids in per_row])
-  return len(np.unique(row[shared]))
+  if cache.sentence_ids.shape[1] == 1:
+    return 0  # The cache holds each row once.
+  ids = np.sort(cache.sentence_ids, axis=1)
+  is_first = np.ones(ids.shape, bool)
+  is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+  row = np.nonzero(is_first)[0]
+  _, inverse, counts = np.unique(ids[is_first], return_inverse=True, return_counts=True)
+  return len(np.unique(row[counts[inverse] > 1]))
+
+
+def _rows_apart(cache: TokenCache) -> np.ndarray:
+  """Rows no two of which share a sentence, as many as one pass finds."""
+  met: set[int] = set()
+  apart = []
+  for row, ids in enumerate(cache.sentence_ids.tolist()):
+    if met.isdisjoint(ids):
+      met.update(ids)
+      apart.append(row)
+  return np.asarray(apart)
+
+
+def count_apart(cache: TokenCache) -> int:
+  """How large a batch the corpus can fill without a shared sentence."""
+  return len(_rows_apart(cache)) if count_twins(cache) else len(cache)
 
 
 def make_batches(
-    cache: TokenCache,
-    *,
-    batch_size: int,
-    seed: int,
-    host: int = 0,
-    num_hosts: int = 1,
+  cache: TokenCache,
+  *,
+  batch_size: int,
+  seed: int,
+  host: int = 0,
+  num_hosts: int = 1,
 ) -> grain.DatasetIterator:
   """An endless iterator of training batches, a new shuffle each epoch.
 
   Args:
-    cache: the tokenised corpus, at least batch_size rows.
+    cache: the tokenised corpus; `count_apart` of it is batch_size or more.
     batch_size: of the global batch, a multiple of num_hosts.
     seed: of the order.
     host: which host this is.
@@ -85,8 +101,9 @@ def make_batches(
   """
   order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
   order = order.batch(batch_size, drop_remainder=True)
-  if cache.sentence_ids.shape[1] > 1 and count_twins(cache):
-    order = order.random_map(_KeepTwinsApart(cache.sentence_ids))
+  if count_twins(cache):
+    apart = _rows_apart(cache)
+    order = order.random_map(_KeepTwinsApart(cache.sentence_ids, apart))
   batches = order.repeat().map(_Gather(cache, host, num_hosts))
   # Two threads keep ahead of any step; the work is one gather a batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -54,8 +54,10 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
   is_tfds = source.startswith("tfds:")
   suffix = "" if is_tfds else _checked_suffix(source)
   if columns and (is_tfds or suffix == ".txt"):
-    raise _error(f"{source}: columns {_names(columns)} named, but only .csv, .tsv "
-                 "and .jsonl files have columns to choose from; name none")
+    raise _error(
+      f"{source}: columns {_names(columns)} named, but only .csv, .tsv "
+      "and .jsonl files have columns to choose from; name none"
+    )
   if is_tfds:
     name, split, columns = _parse_tfds_spec(source)
     rows = _tfds_rows(source, name, split, columns)
@@ -65,8 +67,10 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
   else:
     rows = _COLUMN_READERS[suffix](source, columns)
   if not 1 <= len(columns) <= 3 or len(set(columns)) < len(columns):
-    raise _error(f"{source}: columns named: {_names(columns)}; name 1 to 3 different "
-                 "columns: anchor, positive, hard negative")
+    raise _error(
+      f"{source}: columns named: {_names(columns)}; name 1 to 3 different "
+      "columns: anchor, positive, hard negative"
+    )
   return _collect(source, rows, len(columns))
 
 
@@ -81,8 +85,10 @@ def _collect(source: str, rows: Iterable[Sequence[str]], width: int) -> Text:
     else:
       empty_rows += 1
   if not columns[0]:
-    raise _error(f"{source}: holds no sentence ({empty_rows} blank rows); give a "
-                 "source with a row whose columns all hold text")
+    raise _error(
+      f"{source}: holds no sentence ({empty_rows} blank rows); give a "
+      "source with a row whose columns all hold text"
+    )
   return Text(columns, empty_rows)
 
 
@@ -102,8 +108,10 @@ def _checked_suffix(source: str) -> str:
     raise _error(f"{source}: no such file; check the path")
   suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
   if suffix != ".txt" and suffix not in _COLUMN_READERS:
-    raise _error(f"{source}: unknown kind of file; its name must end in .txt, .csv, "
-                 ".tsv or .jsonl, optionally followed by .gz")
+    raise _error(
+      f"{source}: unknown kind of file; its name must end in .txt, .csv, "
+      ".tsv or .jsonl, optionally followed by .gz"
+    )
   return suffix
 
 
@@ -123,14 +131,18 @@ def _lines(source: str) -> Iterator[str]:
         lines_before += len(lines)
   except UnicodeDecodeError as error:
     line = lines_before + block.count(b"\n", 0, error.start) + 1
-    raise _error(f"{source} line {line}: not valid UTF-8; "
-                 "re-save it as UTF-8") from error
+    raise _error(
+      f"{source} line {line}: not valid UTF-8; re-save it as UTF-8"
+    ) from error
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise _error(f"{source}: not a whole gzip file ({error}); copy or compress it "
-                 "again, or drop .gz if it is not compressed") from error
+    raise _error(
+      f"{source}: not a whole gzip file ({error}); copy or compress it "
+      "again, or drop .gz if it is not compressed"
+    ) from error
   except OSError as error:
-    raise _error(f"{source}: cannot be read ({error.strerror}); check the file "
-                 "and its permissions") from error
+    raise _error(
+      f"{source}: cannot be read ({error.strerror}); check the file and its permissions"
+    ) from error
 
 
 def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:
@@ -141,9 +153,11 @@ def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:
     try:
       record = next(reader, None)
     except csv.Error as error:
-      raise _error(f"{source} line {first_line}: not valid CSV ({error}); quote a "
-                   "field that holds a comma, quote or line break, and double its "
-                   "quotes") from error
+      raise _error(
+        f"{source} line {first_line}: not valid CSV ({error}); quote a "
+        "field that holds a comma, quote or line break, and double its "
+        "quotes"
+      ) from error
     if record is None:
       return
     yield first_line, record
@@ -154,20 +168,25 @@ def _tsv_records(source: str) -> Iterator[tuple[int, list[str]]]:
     yield number, line.split("\t") if line.strip("\r") else []
 
 
-def _table_rows(source: str, columns: Sequence[str],
-                read_records: Callable) -> Iterator[Sequence[str]]:
+def _table_rows(
+  source: str, columns: Sequence[str], read_records: Callable
+) -> Iterator[Sequence[str]]:
   records = read_records(source)
   _, header = next(records, (1, []))
   header = [name.strip() for name in header]
   for name in columns:
     if header.count(name) != 1:
-      raise _error(f"{source} line 1: the header must hold column {name!r} once; "
-                   f"the columns there are: {_names(header)}")
+      raise _error(
+        f"{source} line 1: the header must hold column {name!r} once; "
+        f"the columns there are: {_names(header)}"
+      )
   places = [header.index(name) for name in columns]
   for number, record in records:
     if record and len(record) != len(header):
-      raise _error(f"{source} line {number}: {len(record)} fields where the header "
-                   f"has {len(header)}; mend or remove that row")
+      raise _error(
+        f"{source} line {number}: {len(record)} fields where the header "
+        f"has {len(header)}; mend or remove that row"
+      )
     # An empty line is a blank row, not a ragged one.
     yield [record[place] for place in places] if record else []
 
@@ -182,29 +201,35 @@ def _json_row(where: str, line: str, columns: Sequence[str]) -> Sequence[str]:
     record = json.loads(line)
   except (ValueError, RecursionError) as error:
     # msg leaves out JSON's own "line 1", which would contradict the file's line.
-    raise _error(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); "
-                 "put one object on each line") from error
+    raise _error(
+      f"{where}: not valid JSON ({getattr(error, 'msg', error)}); "
+      "put one object on each line"
+    ) from error
   if not isinstance(record, dict):
-    raise _error(f"{where}: a {type(record).__name__}, not an object; "
-                 "put one object on each line")
+    raise _error(
+      f"{where}: a {type(record).__name__}, not an object; put one object on each line"
+    )
   for name in columns:
     if name not in record:
-      raise _error(f"{where}: no column {name!r}; "
-                   f"the columns there are: {_names(record)}")
+      raise _error(
+        f"{where}: no column {name!r}; the columns there are: {_names(record)}"
+      )
     value = record[name]
     if not isinstance(value, str):
-      raise _error(f"{where}: column {name!r} holds a {type(value).__name__}; "
-                   "make it a string")
+      raise _error(
+        f"{where}: column {name!r} holds a {type(value).__name__}; make it a string"
+      )
     if _SURROGATE.search(value):
-      raise _error(f"{where}: column {name!r} holds half a surrogate pair; "
-                   "re-save it as UTF-8")
+      raise _error(
+        f"{where}: column {name!r} holds half a surrogate pair; re-save it as UTF-8"
+      )
   return [record[name] for name in columns]
 
 
 _COLUMN_READERS = {
-    ".csv": lambda source, columns: _table_rows(source, columns, _csv_records),
-    ".tsv": lambda source, columns: _table_rows(source, columns, _tsv_records),
-    ".jsonl": _jsonl_rows,
+  ".csv": lambda source, columns: _table_rows(source, columns, _csv_records),
+  ".tsv": lambda source, columns: _table_rows(source, columns, _tsv_records),
+  ".jsonl": _jsonl_rows,
 }
 
 
@@ -212,24 +237,29 @@ def _parse_tfds_spec(source: str) -> tuple[str, str, list[str]]:
   match = _TFDS_SPEC.fullmatch(source)
   features = match.group(3).split(",") if match else []
   if not features or not all(features):
-    raise _error(f"{source}: not a TFDS source; "
-                 "write tfds:NAME:SPLIT:FEATURE[,FEATURE...]")
+    raise _error(
+      f"{source}: not a TFDS source; write tfds:NAME:SPLIT:FEATURE[,FEATURE...]"
+    )
   return match.group(1), match.group(2), features
 
 
-def _tfds_rows(source: str, name: str, split: str,
-               features: Sequence[str]) -> Iterator[Sequence[str]]:
+def _tfds_rows(
+  source: str, name: str, split: str, features: Sequence[str]
+) -> Iterator[Sequence[str]]:
   import tensorflow_datasets as tfds  # most runs read files, and need not wait for it
 
   # TFDS reads the variable once, at its import; here a later change counts too.
-  data_dir = (os.environ.get("TFDS_DATA_DIR")
-              or os.path.expanduser("~/tensorflow_datasets"))
-  options = dict(data_dir=data_dir, download=False,
-                 builder_kwargs={"file_format": "array_record"})
+  data_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser(
+    "~/tensorflow_datasets"
+  )
+  options = dict(
+    data_dir=data_dir, download=False, builder_kwargs={"file_format": "array_record"}
+  )
   unprepared = _error(
-      f"{source}: no whole array_record copy of {name!r} in {data_dir}; prepare it by "
-      f'tfds.builder("{name}", file_format="array_record").download_and_prepare(), '
-      "or set TFDS_DATA_DIR to the folder that holds it")
+    f"{source}: no whole array_record copy of {name!r} in {data_dir}; prepare it by "
+    f'tfds.builder("{name}", file_format="array_record").download_and_prepare(), '
+    "or set TFDS_DATA_DIR to the folder that holds it"
+  )
   try:
     splits = tfds.data_source(name, split=None, **options)
   except Exception as error:  # TFDS raises half a dozen types here, many lines long
@@ -239,27 +269,35 @@ def _tfds_rows(source: str, name: str, split: str,
   try:
     rows = tfds.data_source(name, split=split, **options)
   except Exception as error:
-    raise _error(f"{source}: no split {split!r}; the splits there are: "
-                 f"{_names(splits)}") from error
+    raise _error(
+      f"{source}: no split {split!r}; the splits there are: {_names(splits)}"
+    ) from error
   known = sorted(rows.dataset_info.features)
   for feature in features:
     if feature not in known:
-      raise _error(f"{source}: no feature {feature!r}; "
-                   f"the features there are: {_names(known)}")
+      raise _error(
+        f"{source}: no feature {feature!r}; the features there are: {_names(known)}"
+      )
   try:
     for number, row in enumerate(rows):
       where = f"{source} record {number}"
       yield [_tfds_cell(where, feature, row[feature]) for feature in features]
-  except RuntimeError as error:  # array_record, for a shard that is missing or cut short
+  except (
+    RuntimeError
+  ) as error:  # array_record, for a shard that is missing or cut short
     raise unprepared from error
 
 
 def _tfds_cell(where: str, feature: str, value: object) -> str:
   if not isinstance(value, bytes):
-    raise _error(f"{where}: feature {feature!r} holds a {type(value).__name__}; "
-                 "name a Text feature")
+    raise _error(
+      f"{where}: feature {feature!r} holds a {type(value).__name__}; "
+      "name a Text feature"
+    )
   try:
     return value.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise _error(f"{where}: feature {feature!r} is not valid UTF-8; "
-                 "prepare the dataset from UTF-8 text") from error
+    raise _error(
+      f"{where}: feature {feature!r} is not valid UTF-8; "
+      "prepare the dataset from UTF-8 text"
+    ) from error

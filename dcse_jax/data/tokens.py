@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -33,7 +32,7 @@ class TokenCache:
     tokens: for each column all token ids end to end, memory-mapped.
     offsets: for each column where row i begins, [rows + 1].
     sentence_ids: equal numbers mean equal token ids, [rows, columns].
-    max_length: tokens of the longest row, special tokens included.
+    max_length: tokens that a row may have, special tokens included.
     pad_token_id: fills `gather`'s rows.
     dropped: rows that repeated an earlier row and were left out.
   """
@@ -68,18 +67,21 @@ class TokenCache:
       ids.append(np.where(mask, tokens[np.minimum(index, end - 1)], self.pad_token_id))
       masks.append(mask)
     return {
-        "input_ids": np.stack(ids, axis=1).astype(np.int32),
-        "attention_mask": np.stack(masks, axis=1),
-        "example_id": rows.astype(np.int32),
+      "input_ids": np.stack(ids, axis=1).astype(np.int32),
+      "attention_mask": np.stack(masks, axis=1),
+      "example_id": rows.astype(np.int32),
     }
 
 
-def _content_key(columns, tokenizer_state, max_length, pad_token_id) -> str:
+def content_key(columns: Sequence[Sequence[str]], *facts: str | int) -> str:
+  """A name for what is made of sentences: it changes when any of them does.
+
+  Args:
+    columns: the sentences, none with a line feed.
+    *facts: what else it is made of, such as the state of a tokenizer.
+  """
   digest = hashlib.blake2b(digest_size=16)
-  digest.update(
-      json.dumps([_LAYOUT, max_length, pad_token_id, len(columns)]).encode()
-  )
-  digest.update(tokenizer_state.encode())
+  digest.update(json.dumps([_LAYOUT, len(columns), *facts]).encode())
   for column in columns:
     # Sentences hold no line feed, so this joins without ambiguity.
     for start in range(0, len(column), _CHUNK):
@@ -90,15 +92,15 @@ def _content_key(columns, tokenizer_state, max_length, pad_token_id) -> str:
 
 
 def build_token_cache(
-    folder: pathlib.Path,
-    columns: Sequence[Sequence[str]],
-    *,
-    tokenize: Tokenize,
-    tokenizer_state: str,
-    max_length: int,
-    pad_token_id: int,
-    vocab_size: int,
-    show_progress: bool = False,
+  folder: pathlib.Path,
+  columns: Sequence[Sequence[str]],
+  *,
+  tokenize: Tokenize,
+  tokenizer_state: str,
+  max_length: int,
+  pad_token_id: int,
+  vocab_size: int,
+  show_progress: bool = False,
 ) -> TokenCache:
   """Opens the cache of this content, making it first if there is none.
 
@@ -118,7 +120,7 @@ def build_token_cache(
   Returns:
     The opened cache.
   """
-  key = _content_key(columns, tokenizer_state, max_length, pad_token_id)
+  key = content_key(columns, tokenizer_state, max_length, pad_token_id)
   path = folder / f"tokens-{key}"
   if not path.exists():
     beside = folder / f".{path.name}.tmp-{os.getpid()}"
@@ -128,22 +130,23 @@ def build_token_cache(
     _write(beside, columns, tokenize, dtype, show_progress)
     try:
       beside.rename(path)
-    except OSError:  # Another run made the same cache meanwhile.
-      shutil.rmtree(beside)
+    except OSError:
+      if not path.exists():
+        raise
+      shutil.rmtree(beside)  # Another run made the same cache meanwhile.
   sentence_ids = np.load(path / "sentence_ids.npy")
   meta = json.loads((path / "meta.json").read_text())
   load = lambda name: tuple(
-      np.load(path / f"{name}_{c}.npy", mmap_mode="r")
-      for c in range(len(columns))
+    np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))
   )
   return TokenCache(
-      key=key,
-      tokens=load("tokens"),
-      offsets=load("offsets"),
-      sentence_ids=sentence_ids,
-      max_length=max_length,
-      pad_token_id=pad_token_id,
-      dropped=meta["dropped"],
+    key=key,
+    tokens=load("tokens"),
+    offsets=load("offsets"),
+    sentence_ids=sentence_ids,
+    max_length=max_length,
+    pad_token_id=pad_token_id,
+    dropped=meta["dropped"],
   )
 
 
@@ -156,24 +159,21 @@ def _write(path, columns, tokenize, dtype, show_progress):
   lengths = [[] for _ in columns]
   chunks = [[] for _ in columns]
   bar = tqdm.tqdm(
-      total=num_rows, desc="tokenising", unit="row", disable=not show_progress
+    total=num_rows, desc="tokenising", unit="row", disable=not show_progress
   )
   for start in range(0, num_rows, _CHUNK):
     encoded = [
-        [
-            np.asarray(ids, dtype)
-            for ids in tokenize(column[start : start + _CHUNK])
-        ]
-        for column in columns
+      [np.asarray(ids, dtype) for ids in tokenize(column[start : start + _CHUNK])]
+      for column in columns
     ]
     for row in zip(*encoded):
       # A digest in place of the tokens: a million rows then fit any memory.
       sentence_ids = tuple(
-          seen_sentences.setdefault(
-              hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),
-              len(seen_sentences),
-          )
-          for ids in row
+        seen_sentences.setdefault(
+          hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),
+          len(seen_sentences),
+        )
+        for ids in row
       )
       if sentence_ids in seen_rows:
         continue
@@ -188,6 +188,4 @@ def _write(path, columns, tokenize, dtype, show_progress):
     np.save(path / f"tokens_{c}.npy", np.concatenate(chunks[c]))
     np.save(path / f"offsets_{c}.npy", np.cumsum([0] + lengths[c]))
   np.save(path / "sentence_ids.npy", np.asarray(kept_ids, np.int64))
-  (path / "meta.json").write_text(
-      json.dumps({"rows": len(kept_ids), "dropped": num_rows - len(kept_ids)})
-  )
+  (path / "meta.json").write_text(json.dumps({"dropped": num_rows - len(kept_ids)}))

@@ -9,11 +9,11 @@ from dcse_jax.losses.language_model import masked_language_model
 from dcse_jax.losses.similarity import cosine_similarity
 
 __all__ = (
-    "average_similarity",
-    "cosine_similarity",
-    "distillation",
-    "focal_info_nce",
-    "group_shuffle",
-    "info_nce",
-    "masked_language_model",
+  "average_similarity",
+  "cosine_similarity",
+  "distillation",
+  "focal_info_nce",
+  "group_shuffle",
+  "info_nce",
+  "masked_language_model",
 )

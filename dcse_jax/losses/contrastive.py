@@ -14,12 +14,12 @@ def _own_row_is_the_label(logits: jax.Array) -> jax.Array:
 
 
 def info_nce(
-    anchors: jax.Array,
-    positives: jax.Array,
-    *,
-    temperature: float,
-    negatives: jax.Array | None = None,
-    negative_weight: float = 0.0,
+  anchors: jax.Array,
+  positives: jax.Array,
+  *,
+  temperature: float,
+  negatives: jax.Array | None = None,
+  negative_weight: float = 0.0,
 ) -> jax.Array:
   """InfoNCE with in-batch negatives and, if given, one hard negative an anchor.
 
@@ -47,11 +47,11 @@ def info_nce(
 
 
 def focal_info_nce(
-    anchors: jax.Array,
-    positives: jax.Array,
-    *,
-    temperature: float,
-    margin: float,
+  anchors: jax.Array,
+  positives: jax.Array,
+  *,
+  temperature: float,
+  margin: float,
 ) -> jax.Array:
   """Focal-InfoNCE: easy negatives weigh less, and so do hard positives.
 

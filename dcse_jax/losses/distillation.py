@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import normalize
 
 # Stands in for minus infinity: its softmax is exactly 0 in float32, and unlike
@@ -32,8 +31,8 @@ def _check_square(name: str, similarity: jax.Array) -> None:
 
 
 def average_similarity(
-    teacher_embeddings: Sequence[jax.Array],
-    weights: Sequence[float] | None = None,
+  teacher_embeddings: Sequence[jax.Array],
+  weights: Sequence[float] | None = None,
 ) -> jax.Array:
   """Mean over teachers of the cosine of every two sentences.
 
@@ -54,8 +53,8 @@ def average_similarity(
     weights = [1.0] * len(teacher_embeddings)
   if len(weights) != len(teacher_embeddings) or not teacher_embeddings:
     raise ValueError(
-        f"{len(teacher_embeddings)} teachers with {len(weights)} weights: "
-        "give at least one teacher and one weight for each"
+      f"{len(teacher_embeddings)} teachers with {len(weights)} weights: "
+      "give at least one teacher and one weight for each"
     )
   # The mean of T Gram matrices is one Gram matrix of the embeddings laid side
   # by side: one matrix product instead of T and T - 1 additions of [B, B].
@@ -63,19 +62,19 @@ def average_similarity(
   total = sum(weights)
   scaled = [unit * (w / total) for unit, w in zip(units, weights)]
   return jnp.matmul(
-      jnp.concatenate(scaled, axis=1),
-      jnp.concatenate(units, axis=1).T,
-      precision=jax.lax.Precision.HIGHEST,
+    jnp.concatenate(scaled, axis=1),
+    jnp.concatenate(units, axis=1).T,
+    precision=jax.lax.Precision.HIGHEST,
   )
 
 
 def distillation(
-    student_similarity: jax.Array,
-    teacher_similarity: jax.Array,
-    *,
-    student_temperature: float,
-    teacher_temperature: float,
-    divergence: str = "cross_entropy",
+  student_similarity: jax.Array,
+  teacher_similarity: jax.Array,
+  *,
+  student_temperature: float,
+  teacher_temperature: float,
+  divergence: str = "cross_entropy",
 ) -> jax.Array:
   """Divergence of the student's softmax over the other sentences from the teacher's.
 
@@ -105,15 +104,11 @@ def distillation(
   _check_square("student_similarity", student_similarity)
   if student_similarity.shape != teacher_similarity.shape:
     raise ValueError(
-        f"student_similarity is {student_similarity.shape} and "
-        f"teacher_similarity is {teacher_similarity.shape}: they must agree"
+      f"student_similarity is {student_similarity.shape} and "
+      f"teacher_similarity is {teacher_similarity.shape}: they must agree"
     )
-  log_p = jax.nn.log_softmax(
-      _mask_diagonal(student_similarity / student_temperature)
-  )
-  log_q = jax.nn.log_softmax(
-      _mask_diagonal(teacher_similarity / teacher_temperature)
-  )
+  log_p = jax.nn.log_softmax(_mask_diagonal(student_similarity / student_temperature))
+  log_q = jax.nn.log_softmax(_mask_diagonal(teacher_similarity / teacher_temperature))
   q = jnp.exp(log_q)
   if divergence == "cross_entropy":
     return -jnp.sum(q * log_p, axis=1)
@@ -123,18 +118,16 @@ def distillation(
     p = jnp.exp(log_p)
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
     return 0.5 * jnp.sum(q * (log_q - log_m) + p * (log_p - log_m), axis=1)
-  raise ValueError(
-      f"unknown divergence {divergence!r}: use cross_entropy, kl or js"
-  )
+  raise ValueError(f"unknown divergence {divergence!r}: use cross_entropy, kl or js")
 
 
 def group_shuffle(
-    teacher_similarity: jax.Array,
-    rng: jax.Array,
-    *,
-    probability: float | None = None,
-    size: int | None = None,
-    top: int | tuple[int, int] | None = None,
+  teacher_similarity: jax.Array,
+  rng: jax.Array,
+  *,
+  probability: float | None = None,
+  size: int | None = None,
+  top: int | tuple[int, int] | None = None,
 ) -> jax.Array:
   """Permutes each row's similarities at random within groups of like ones.
 
@@ -219,7 +212,7 @@ def _group_of_rank(ranked, *, probability, size, top):
     start, end = (0, top) if isinstance(top, int) else top
     if not 0 <= start < end <= others:
       raise ValueError(
-          f"top={top}: needs 0 <= start < end <= {others}, the batch less one"
+        f"top={top}: needs 0 <= start < end <= {others}, the batch less one"
       )
     return jnp.where((rank >= start) & (rank < end), start, rank)
   if not 0.0 < probability <= 1.0:
@@ -229,9 +222,7 @@ def _group_of_rank(ranked, *, probability, size, top):
     groups += 1
   # Thresholds are rounded to float32 before comparing, as published, or a value
   # on a boundary changes group.
-  thresholds = jnp.asarray(
-      [k * probability for k in range(1, groups)], jnp.float32
-  )
+  thresholds = jnp.asarray([k * probability for k in range(1, groups)], jnp.float32)
   is_other = rank < others
   share = jax.nn.softmax(jnp.where(is_other, ranked, _MASKED), axis=1)
   cumulative = jnp.cumsum(share, axis=1)

@@ -6,7 +6,7 @@ import optax
 
 
 def masked_language_model(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> jax.Array:
   """Cross entropy of the true token at each masked position.
 
@@ -26,6 +26,6 @@ def masked_language_model(
   mask = mask.astype(jnp.float32)
   labels = jnp.where(mask > 0, labels, 0)
   loss = optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits.astype(jnp.float32), labels
+    logits.astype(jnp.float32), labels
   )
   return jnp.sum(loss * mask, axis=-1) / jnp.maximum(mask.sum(axis=-1), 1.0)

@@ -34,6 +34,4 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
   """
   # The default precision of a TPU matrix product is bfloat16: a cosine divided
   # by a temperature of 0.01 would be off by 0.4.
-  return jnp.matmul(
-      normalize(a), normalize(b).T, precision=jax.lax.Precision.HIGHEST
-  )
+  return jnp.matmul(normalize(a), normalize(b).T, precision=jax.lax.Precision.HIGHEST)
