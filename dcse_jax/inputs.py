@@ -131,6 +131,8 @@ class Inputs:
       max_positions=max(512, config.max_length),
       type_vocab_size=2,
       pad_token_id=tokenizer.pad_token_id,
+      # transformers reports a BERT without one as incomplete.
+      has_pooler=True,
       **{**config.encoder, "vocab_size": len(tokenizer)},
     )
     params = encoder_lib.init_params(shape, jax.random.key(config.seed))

@@ -168,7 +168,7 @@ def _check_finite(name: str, step: int, values: dict[str, float]) -> None:
     if not math.isfinite(values[key]):
       raise UserError(
         f"{name}: {key} at step {step} is {values[key]}; lower the learning "
-        "rate or raise the temperatures, and go on from the last checkpoint"
+        "rate or raise the temperatures, in a new workdir"
       )
 
 

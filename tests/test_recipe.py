@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from dcse_jax import SentenceEncoder
 from dcse_jax import folder
@@ -101,6 +102,14 @@ def test_the_export_is_the_last_rounds_model_and_scores_as_reported(quickstart):
   scores = sts.score_sts(SentenceEncoder(workdir / "export").encode, sets)
   assert scores["test"] == pytest.approx(models_[-1]["test"], abs=0.01)
   assert scores["dev"] == pytest.approx(models_[-1]["dev"], abs=0.01)
+
+
+def test_the_export_lacks_nothing_that_transformers_looks_for(quickstart):
+  _, workdir, _ = quickstart
+  _, info = transformers.AutoModel.from_pretrained(
+    workdir / "export", output_loading_info=True
+  )
+  assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
 def test_the_same_command_again_trains_nothing(quickstart, capsys):
