@@ -13,23 +13,9 @@ python -m dcse_jax.main --config configs/focal.py:roberta-base \\
 
 from dcse_jax import config as config_lib
 
-# Variant: hub id, batch size, learning rate.
-_VARIANTS = {
-  "bert-base": ("bert-base-uncased", 64, 3e-5),
-  "bert-large": ("bert-large-uncased", 64, 1e-5),
-  "roberta-base": ("roberta-base", 512, 1e-5),
-  "roberta-large": ("roberta-large", 512, 3e-5),
-}
-
 
 def get_config(variant="roberta-base"):
-  config = config_lib.default()
-  model, batch_size, learning_rate = config_lib.choose(variant, _VARIANTS)
-  config.model = model
-  config.batch_size = batch_size
-  config.learning_rate = learning_rate
-  config.num_train_steps = 1_000_000 // batch_size
-  config.test = config_lib.SEVEN_TEST_SETS
+  config = config_lib.simcse(variant)
   config.contrastive = "focal_info_nce"
   config.temperature = 0.05
   config.margin = 0.3

@@ -22,7 +22,10 @@ def _parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     raise UserError(f"{_one_line(error)}; --help lists the flags") from error
   except (AttributeError, KeyError) as error:
-    raise UserError(f"unknown config field: {_one_line(error)}") from error
+    name = _one_line(error).strip("\"'")
+    raise UserError(
+      f"unknown config field: {name}; dcse_jax/config.py lists them"
+    ) from error
   except Exception as error:
     raise UserError(_one_line(error)) from error
   if len(rest) > 1:

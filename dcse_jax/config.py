@@ -155,6 +155,29 @@ def default() -> ConfigDict:
   return config
 
 
+def simcse(variant: str) -> ConfigDict:
+  """`default` with the encoder of a variant, trained for one epoch of a million.
+
+  Args:
+    variant: "bert-base", "bert-large", "roberta-base" or "roberta-large"; batch
+      and learning rate are those that Gao et al., SimCSE, 2021, found for it
+      (arXiv:2104.08821).
+  """
+  config = default()
+  config.model, config.batch_size, config.learning_rate = choose(
+    variant,
+    {
+      "bert-base": ("bert-base-uncased", 64, 3e-5),
+      "bert-large": ("bert-large-uncased", 64, 1e-5),
+      "roberta-base": ("roberta-base", 512, 1e-5),
+      "roberta-large": ("roberta-large", 512, 3e-5),
+    },
+  )
+  config.num_train_steps = 1_000_000 // config.batch_size
+  config.test = SEVEN_TEST_SETS
+  return config
+
+
 def round_config(
   seeds: Sequence[int],
   *,
