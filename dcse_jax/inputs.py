@@ -191,8 +191,8 @@ class Inputs:
       folder.tokenize(tokenizer, text.columns[0][:_PROBE], round_config.max_length)
       for tokenizer in (self.start.tokenizer, teacher.tokenizer)
     )
-    vocabularies = (model.tokenizer.get_vocab() for model in (self.start, teacher))
-    if ours != theirs or next(vocabularies) != next(vocabularies):
+    vocabulary = self.start.tokenizer.get_vocab()
+    if ours != theirs or vocabulary != teacher.tokenizer.get_vocab():
       raise UserError(
         f"teacher {name} has another vocabulary than the student, whose token "
         "ids it is fed: name a teacher with the student's tokenizer"
