@@ -43,9 +43,13 @@ def get_config(variant="bert-base"):
     config.num_train_steps,
   ) = config_lib.choose(source, sources)
   config.test = config_lib.SEVEN_TEST_SETS
-  config.recipe = ("base", "student")
-  config.rounds.base = config_lib.round_config(seeds=(42, 43, 44, 45))
+  seeds = (42, 43, 44, 45)
+  config.recipe = ("base", "student", "second")
+  config.rounds.base = config_lib.round_config(seeds)
   config.rounds.student = config_lib.round_config(
-    seeds=(42,), teachers=("base",), group_probability=0.1
+    seeds, teachers=("base",), group_probability=0.1
+  )
+  config.rounds.second = config_lib.round_config(
+    seeds=(42,), teachers=("student",), group_probability=0.1
   )
   return config

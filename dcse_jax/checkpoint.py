@@ -4,7 +4,6 @@ import logging
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -32,7 +31,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path):
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
-        checkpoint_managers.LatestN(1),
+        checkpoint_managers.LatestN(2),
         checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=1),
       ]
     )
@@ -63,22 +62,28 @@ class Checkpoints:
       metrics={_SCORE: score},
     )
 
-  def latest_step(self) -> int | None:
-    """The step of the newest checkpoint, None if there is none."""
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """The steps of the checkpoints there are."""
+    return self._manager.all_steps()
+
+  def forget_after(self, step: int) -> None:
+    """Deletes checkpoints of later steps: the run comes by them again."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.
 
     Args:
       step: which.
-      like: a state, or shapes with shardings; it says where the arrays go, so a
-        run can go on with another number of devices.
+      like: shapes with shardings; it says where the arrays go, so a run can go
+        on with another number of devices.
 
     Returns:
       The state and the progress, as saved.
     """
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+    target = _as_dict(like)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(

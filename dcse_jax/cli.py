@@ -1,6 +1,7 @@
 """How every command starts and how it fails: one line, status 2."""
 
 from collections.abc import Callable
+import functools
 import logging
 import sys
 
@@ -15,7 +16,7 @@ def _one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
   """Parses flags; whatever a config file or an override raises is bad input."""
   try:
     rest = flags.FLAGS(argv)
@@ -28,8 +29,8 @@ def _parse(argv: list[str]) -> list[str]:
     ) from error
   except Exception as error:
     raise UserError(_one_line(error)) from error
-  if len(rest) > 1:
-    raise UserError(f"unexpected argument {rest[1]!r}: flags begin with --")
+  if len(rest) > 1 + max_arguments:
+    raise UserError(f"unexpected argument {rest[-1]!r}: flags begin with --")
   return rest
 
 
@@ -44,15 +45,20 @@ def _start_logging() -> None:
   logger.setLevel(logging.INFO)
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a command: parses flags, calls main, turns UserError into one line."""
+def run(main: Callable[..., None], *, max_arguments: int = 0) -> None:
+  """Runs a command: parses flags, calls main, turns UserError into one line.
 
-  def start(unused_argv):
+  Args:
+    main: takes the arguments that are not flags.
+    max_arguments: how many of these there may be.
+  """
+
+  def start(argv):
     _start_logging()
-    main()
+    main(*argv[1:])
 
   try:
-    app.run(start, flags_parser=_parse)
+    app.run(start, flags_parser=functools.partial(_parse, max_arguments=max_arguments))
   except UserError as error:
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(2)

@@ -21,6 +21,7 @@ _CHOICES = {
   "divergence": ("cross_entropy", "kl", "js"),
   "schedule": ("linear", "cosine"),
   "dtype": ("float32", "bfloat16"),
+  "teacher_cache": ("", "float16", "bfloat16", "float32"),
 }
 # What a round cannot have for itself.
 _OF_RECIPE = (
@@ -133,6 +134,11 @@ def default() -> ConfigDict:
   config.group_size = 0
   config.group_top = 0
 
+  # Embeds the text by every teacher once, into files of this type, in place of
+  # running the teachers at every step: "float16" takes two bytes a sentence and
+  # dimension. Pays where a sentence is met more than once, or by more students.
+  config.teacher_cache = ""
+
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
   config.num_train_steps = 15_625
@@ -142,6 +148,10 @@ def default() -> ConfigDict:
   config.weight_decay = 0.0
   config.clip_norm = 1.0
   config.dtype = "float32"  # Of matrix products; all else is float32.
+
+  # Trains a round's models as one program, each as it would be alone: pays where
+  # one model leaves the device half idle.
+  config.parallel_seeds = False
 
   config.seed = 0  # Of the whole recipe; every model's own is mixed in.
   config.log_every = 25
@@ -193,7 +203,8 @@ def round_config(
     start: the earlier round whose best model it starts from; "" starts from the
       config's `model`.
     teachers: whose similarities are averaged: the name of an earlier round
-      stands for all its models, any other for a folder or hub id.
+      stands for all its models, ROUND/SEED for one of them, any other for a
+      folder or hub id.
     teacher_weights: one for each name in `teachers`, shared among its models;
       all models weigh the same if empty.
     **fields: fields of the config that differ in this round.
@@ -216,6 +227,30 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
     del merged.rounds
     merged.update(config.rounds[name])
   return merged
+
+
+def members(rounds: Mapping[str, ConfigDict], name: str) -> list[tuple[str, int]]:
+  """The models of a recipe that the name of a teacher stands for.
+
+  Args:
+    rounds: configs by name.
+    name: a round's, or ROUND/SEED.
+
+  Returns:
+    Pairs of round and seed; none for a name of an outside teacher.
+
+  Raises:
+    UserError: the round has no such seed.
+  """
+  name, _, seed = name.partition("/")
+  if name not in rounds:
+    return []
+  seeds = tuple(rounds[name].seeds)
+  if not seed:
+    return [(name, each) for each in seeds]
+  if seed not in map(str, seeds):
+    raise UserError(f"teacher {name}/{seed}: round {name} has the seeds {seeds}")
+  return [(name, int(seed))]
 
 
 def check(config: ConfigDict) -> None:
@@ -251,6 +286,8 @@ def check(config: ConfigDict) -> None:
         )
     later = set(config.rounds) - set(config.recipe[:i])
     _check_round(name, of_round(config, name), config.recipe[:i], later)
+    for teacher in of_round(config, name).teachers:
+      members(config.rounds, teacher)
 
 
 def _check_encoder(encoder: ConfigDict) -> None:
@@ -290,7 +327,7 @@ def _check_round(
       f"rounds.{name}.start={config.start!r}: name an earlier round "
       f"({', '.join(earlier) or 'there is none'})"
     )
-  if unready := later.intersection(config.teachers):
+  if unready := later.intersection(t.partition("/")[0] for t in config.teachers):
     raise UserError(
       f"rounds.{name}.teachers={config.teachers}: {', '.join(unready)} does not "
       f"come before {name} in config.recipe={config.recipe}"

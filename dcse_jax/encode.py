@@ -2,20 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import sharding
 
 # Lengths are rounded up to these, so that few shapes are ever compiled.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "pooling"))
-def _encode(params, input_ids, attention_mask, *, config, pooling):
-  return encoder_lib.encode(params, config, input_ids, attention_mask, pooling=pooling)
+@functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype"))
+def _encode(params, input_ids, attention_mask, *, config, pooling, dtype):
+  return encoder_lib.encode(
+    params, config, input_ids, attention_mask, pooling=pooling, dtype=dtype
+  )
 
 
 def _padded_length(longest: int, limit: int) -> int:
@@ -30,6 +36,8 @@ def encode_tokens(
   *,
   pooling: str,
   batch_size: int = 64,
+  dtype: Any = jnp.float32,
+  mesh: Mesh | None = None,
 ) -> np.ndarray:
   """Embeddings of tokenised sentences, without dropout or projection.
 
@@ -39,10 +47,17 @@ def encode_tokens(
     token_ids: of each sentence, special tokens included.
     pooling: one of `encoder.POOLINGS`.
     batch_size: sentences in a compiled batch.
+    dtype: of the matrix products.
+    mesh: divides each batch among its devices, all of this host; the parameters
+      are on each. None leaves the arrays to jax.
 
   Returns:
     [n, D] float32, in the order given.
   """
+  put = tuple
+  if mesh is not None:
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    put = functools.partial(jax.device_put, device=sharding.over_batch(mesh))
   embeddings = np.zeros((len(token_ids), config.hidden_size), np.float32)
   # Longest first, so that too large a batch fails at once.
   order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
@@ -56,7 +71,8 @@ def encode_tokens(
       ids = token_ids[row]
       input_ids[i, : len(ids)] = ids
       mask[i, : len(ids)] = True
-    out = _encode(params, input_ids, mask, config=config, pooling=pooling)
+    input_ids, mask = put((input_ids, mask))
+    out = _encode(params, input_ids, mask, config=config, pooling=pooling, dtype=dtype)
     waiting.append((rows, out))
     # Fetched one batch late: the device never waits for the host.
     if len(waiting) > 1:

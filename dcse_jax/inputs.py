@@ -1,6 +1,6 @@
 """All that a run reads, read and checked before any training is compiled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import logging
 import pathlib
@@ -19,9 +19,6 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-# Sentences whose token ids decide whether a teacher reads what the student does.
-_PROBE = 200
 
 
 class Inputs:
@@ -54,12 +51,11 @@ class Inputs:
     for round_config in rounds.values():
       self._text(round_config.text, tuple(round_config.columns))
     self.start = self._load_start() if config.model else self._new_model()
-    earlier = set()
     for name, round_config in rounds.items():
       self._check_round(name, round_config)
-      for teacher in set(round_config.teachers) - earlier:
-        self._check_teacher(teacher, round_config)
-      earlier.add(name)
+      for teacher in round_config.teachers:
+        if not config_lib.members(rounds, teacher):
+          self._check_teacher(teacher, round_config)
 
   def _write_synthetic(self, rounds) -> None:
     """Makes up the text and the sets, and names them in every config."""
@@ -179,24 +175,49 @@ class Inputs:
     return model
 
   def _check_teacher(self, name: str, round_config) -> None:
-    """A teacher reads the student's token ids: they must mean the same to it."""
     teacher = self.outside(name)
-    if teacher.config.max_tokens < round_config.max_length:
-      raise UserError(
-        f"teacher {name} takes {teacher.config.max_tokens} tokens at most: "
-        "lower config.max_length"
-      )
-    text = self._text(round_config.text, tuple(round_config.columns))
-    ours, theirs = (
-      folder.tokenize(tokenizer, text.columns[0][:_PROBE], round_config.max_length)
-      for tokenizer in (self.start.tokenizer, teacher.tokenizer)
+    if self._reads_what_the_student_does(teacher):
+      if teacher.config.max_tokens < round_config.max_length:
+        raise UserError(
+          f"teacher {name} takes {teacher.config.max_tokens} tokens at most: "
+          "lower config.max_length"
+        )
+    else:
+      _log.info("teacher %s: another tokenizer, with token ids of its own", name)
+      self.teacher_tokens(teacher, round_config)
+
+  def _reads_what_the_student_does(self, teacher: folder.Model) -> bool:
+    ours, theirs = self.start.tokenizer, teacher.tokenizer
+    if ours.get_vocab() != theirs.get_vocab():
+      return False
+    return folder.tokenizer_state(ours) == folder.tokenizer_state(theirs)
+
+  def teacher_tokens(
+    self, teacher: folder.Model, round_config: config_lib.ConfigDict
+  ) -> tokens_lib.TokenCache:
+    """What a teacher reads: the round's tokens, or the same rows by its tokenizer.
+
+    A tokenizer of its own may make more tokens of a sentence; these are cut at
+    the round's max_length, or at what the teacher takes if that is less.
+    """
+    tokens = self.tokens(round_config)
+    if self._reads_what_the_student_does(teacher):
+      return tokens
+    max_length = min(round_config.max_length, teacher.config.max_tokens)
+    return self._tokenize(
+      (self.sentences(round_config, range(len(tokens))),),
+      teacher,
+      max_length,
+      keep_repeats=True,
     )
-    vocabulary = self.start.tokenizer.get_vocab()
-    if ours != theirs or vocabulary != teacher.tokenizer.get_vocab():
-      raise UserError(
-        f"teacher {name} has another vocabulary than the student, whose token "
-        "ids it is fed: name a teacher with the student's tokenizer"
-      )
+
+  def sentences(
+    self, round_config: config_lib.ConfigDict, rows: Sequence[int]
+  ) -> list[str]:
+    """The first column's sentences by example id."""
+    column = self._text(round_config.text, tuple(round_config.columns)).columns[0]
+    source_rows = self.tokens(round_config).source_rows
+    return [column[source_rows[row]] for row in rows]
 
   def tokens(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache:
     """The tokenised text of a round."""
@@ -207,17 +228,7 @@ class Inputs:
   @functools.cache
   def _tokens(self, source, columns, max_length):
     text = self._text(source, columns)
-    tokenizer = self.start.tokenizer
-    cache = tokens_lib.build_token_cache(
-      self._workdir / "cache",
-      text.columns,
-      tokenize=functools.partial(folder.tokenize, tokenizer, max_length=max_length),
-      tokenizer_state=folder.tokenizer_state(tokenizer),
-      max_length=max_length,
-      pad_token_id=self.start.config.pad_token_id,
-      vocab_size=self.start.config.vocab_size,
-      show_progress=len(text.columns[0]) > 100_000,
-    )
+    cache = self._tokenize(text.columns, self.start, max_length)
     if cache.dropped:
       _log.info(
         "%s: %d rows left out whose tokens repeat an earlier row's",
@@ -231,3 +242,18 @@ class Inputs:
         twins,
       )
     return cache
+
+  def _tokenize(self, columns, model, max_length, keep_repeats=False):
+    return tokens_lib.build_token_cache(
+      self._workdir / "cache",
+      columns,
+      tokenize=functools.partial(
+        folder.tokenize, model.tokenizer, max_length=max_length
+      ),
+      tokenizer_state=folder.tokenizer_state(model.tokenizer),
+      max_length=max_length,
+      pad_token_id=model.config.pad_token_id,
+      vocab_size=model.config.vocab_size,
+      keep_repeats=keep_repeats,
+      show_progress=len(columns[0]) > 100_000,
+    )

@@ -17,9 +17,18 @@ class Metrics:
     num_steps: of the whole run.
     step: where it starts; lines of later steps are left from an interrupted run
       that goes on from here, and are removed.
+    position: the line of its bar on the terminal.
   """
 
-  def __init__(self, folder: pathlib.Path, *, name: str, num_steps: int, step: int):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    *,
+    name: str,
+    num_steps: int,
+    step: int,
+    position: int = 0,
+  ):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     if path.exists():
@@ -36,6 +45,7 @@ class Metrics:
       total=num_steps,
       initial=step,
       unit="step",
+      position=position,
       # Lines are plainer than a bar in a log file.
       disable=not sys.stderr.isatty(),
       leave=False,

@@ -12,6 +12,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax import train_step
 from dcse_jax.folder import Model
+from dcse_jax.teachers import CachedTeachers
 from dcse_jax.teachers import TeacherStack
 
 _log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 def make_objective(
   config: config_lib.ConfigDict,
   start: Model,
-  stacks: tuple[TeacherStack, ...],
+  stacks: tuple[TeacherStack | CachedTeachers, ...],
 ) -> tuple[Callable[[jax.Array], Any], train_step.LossFn]:
   """What a round trains, and on what loss.
 

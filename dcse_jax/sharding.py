@@ -1,10 +1,10 @@
 """Which device holds what: batches over "data", everything else everywhere."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -21,15 +21,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array whose leading axis is the global batch."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """The sharding of an array of which this axis is the global batch."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Makes the global batch of each host's part."""
-  sharding = over_batch(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, value)
-    for name, value in batch.items()
-  }
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
+  """Makes the global batch, a tree of arrays, of each host's part."""
+  return jax.tree.map(
+    lambda value: jax.make_array_from_process_local_data(sharding, value), batch
+  )
+
+
+def put_everywhere(tree: Any, mesh: Mesh) -> Any:
+  """Copies a tree of host arrays to every device."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(
+      x.shape, replicated(mesh), lambda index: x[index]
+    ),
+    tree,
+  )
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+  """Shapes of a tree that is to be on every device."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
+  )

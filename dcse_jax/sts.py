@@ -108,33 +108,96 @@ def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   return np.sum(first * second, axis=1) / np.maximum(norms, 1e-12)
 
 
-def score_sts(
-  embed: Callable[[list[str]], np.ndarray], sets: dict[str, StsSet]
-) -> dict[str, float]:
-  """Scores every set.
+Rows = dict[str, tuple[np.ndarray, np.ndarray]]
 
-  Args:
-    embed: sentences to embeddings [n, D]; called once, with each distinct
-      sentence once.
-    sets: by name.
+
+def index_sentences(sets: dict[str, StsSet]) -> tuple[list[str], Rows]:
+  """Every distinct sentence of the sets, and where each pair's are in that list.
 
   Returns:
-    Spearman in percent by set, and "avg", their mean over `averaged_sets`.
+    The sentences, and by set the places of the first and of the second ones.
   """
   row = {}
   for pairs in sets.values():
     for sentence in (*pairs.first, *pairs.second):
       row.setdefault(sentence, len(row))
-  embeddings = embed(list(row))
+  places = lambda sentences: np.asarray([row[s] for s in sentences])
+  rows = {name: (places(p.first), places(p.second)) for name, p in sets.items()}
+  return list(row), rows
+
+
+def score_pairs(
+  embeddings: np.ndarray, rows: Rows, sets: dict[str, StsSet]
+) -> dict[str, float]:
+  """Scores every set.
+
+  Args:
+    embeddings: of the sentences of `index_sentences`, [n, D].
+    rows: as `index_sentences` gives them.
+    sets: by name.
+
+  Returns:
+    Spearman in percent by set, and "avg", their mean over `averaged_sets`.
+  """
   scores = {}
   for name, pairs in sets.items():
-    cosine = paired_cosine(
-      embeddings[[row[s] for s in pairs.first]],
-      embeddings[[row[s] for s in pairs.second]],
-    )
+    first, second = rows[name]
+    cosine = paired_cosine(embeddings[first], embeddings[second])
     scores[name] = spearman(cosine, pairs.scores)
   scores["avg"] = float(np.mean([scores[n] for n in averaged_sets(list(sets))]))
   return scores
+
+
+def score_sts(
+  embed: Callable[[list[str]], np.ndarray], sets: dict[str, StsSet]
+) -> dict[str, float]:
+  """`score_pairs`, by a function from sentences to embeddings [n, D]."""
+  sentences, rows = index_sentences(sets)
+  return score_pairs(embed(sentences), rows, sets)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+  return embeddings / np.maximum(norms, 1e-12)
+
+
+def alignment(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> float:
+  """Mean squared distance of paraphrases on the unit sphere, in [0, 4].
+
+  Args:
+    first: embeddings, [n, D].
+    second: embeddings, [n, D]; row i pairs with row i of first.
+    scores: of the pairs, [n]; paraphrases are those with four fifths of the best
+      score or more: 4 and above of STS-B's 5.
+
+  References:
+    Wang and Isola, 2020, Eq. 3 (arXiv:2005.10242); the pairs as in Gao et al.,
+    SimCSE, 2021, section 6.
+  """
+  alike = scores >= 0.8 * scores.max()
+  gaps = _unit(first[alike]) - _unit(second[alike])
+  return float(np.mean(np.sum(gaps**2, axis=1)))
+
+
+def uniformity(embeddings: np.ndarray) -> float:
+  """Log mean Gaussian potential of every two embeddings on the unit sphere.
+
+  Args:
+    embeddings: [n, D] with n > 1; each pair of rows counts once.
+
+  Returns:
+    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread.
+
+  References:
+    Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).
+  """
+  unit = _unit(embeddings)
+  total, block = 0.0, 1024
+  for start in range(0, len(unit), block):
+    cosine = unit[start : start + block] @ unit[start:].T
+    potential = np.exp(4.0 * np.minimum(cosine, 1.0) - 4.0, dtype=np.float64)
+    total += np.triu(potential, k=1).sum()
+  return float(np.log(total / (len(unit) * (len(unit) - 1) / 2)))
 
 
 def format_table(scores: dict[str, float], title: str) -> str:

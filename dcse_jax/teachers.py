@@ -1,18 +1,28 @@
-"""Frozen teachers: several in one jitted forward, and their averaged cosines.
+"""Frozen teachers: many in one jitted forward, and their averaged cosines.
 
-Teachers of one shape and pooling form one stack: a tree of parameters with a
-leading axis. Teachers of another shape form another stack.
+Teachers of one shape that read the same token ids form one stack: a tree of
+parameters with a leading axis. Others form stacks of their own. Teachers whose
+embeddings are in a cache need no forward: these come with the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
+from dcse_jax.data.tokens import TokenCache
 from dcse_jax.folder import Model
+
+# How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
+# is one teacher after the other in a compiled loop, "vmap" all in each matrix
+# product, "unrolled" one after the other in straight-line code. Where nothing
+# was measured it is "scan": it needs the memory of one teacher's activations.
+_FORMS = {"cpu": "scan"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,54 +31,119 @@ class TeacherStack:
 
   Attributes:
     weights: of each teacher in the average; over all stacks they sum to 1.
+    tokens: which of the batch's `teacher_tokens` they read; None: the student's
+      own.
   """
 
   config: encoder_lib.EncoderConfig
   pooling: str
   weights: tuple[float, ...]
+  tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedTeachers:
+  """Teachers whose embeddings are the batch's `teacher_embeddings`, side by side.
+
+  Attributes:
+    widths: of each teacher's embeddings.
+    weights: of each teacher in the average; they sum to 1.
+  """
+
+  widths: tuple[int, ...]
+  weights: tuple[float, ...]
+
+
+class TeacherTokens:
+  """The token ids of teachers with tokenizers of their own.
+
+  Args:
+    caches: of the same sentences as the student's, with the same example ids.
+  """
+
+  def __init__(self, caches: Sequence[TokenCache]):
+    self._caches = caches
+
+  def gather(self, rows: np.ndarray) -> dict[str, Any]:
+    """`teacher_tokens`: for each cache `input_ids`, `attention_mask`, [B, 1, S]."""
+    batches = (cache.gather(rows) for cache in self._caches)
+    names = ("input_ids", "attention_mask")
+    return {"teacher_tokens": tuple({name: b[name] for name in names} for b in batches)}
 
 
 def stack_teachers(
-  models: Sequence[Model], weights: Sequence[float]
+  models: Sequence[Model],
+  weights: Sequence[float],
+  tokens: Sequence[int | None] | None = None,
+  *,
+  dtype: Any = jnp.float32,
 ) -> tuple[tuple[TeacherStack, ...], tuple[encoder_lib.Params, ...]]:
-  """Groups teachers by shape.
+  """Groups teachers by shape and by what they read.
 
   Args:
     models: the teachers.
     weights: one a teacher, in any unit.
+    tokens: for each teacher `TeacherStack.tokens`; None: all read the student's.
+    dtype: of the parameters; that of the matrix products loses nothing, and
+      bfloat16 takes half the memory of float32.
 
   Returns:
     The stacks and, in the same order, their parameters with a leading axis of
     teachers.
   """
+  tokens = tokens or [None] * len(models)
   groups: dict[tuple, list[int]] = {}
   for i, model in enumerate(models):
-    groups.setdefault((model.config, model.pooling), []).append(i)
+    groups.setdefault((model.config, model.pooling, tokens[i]), []).append(i)
   stacks, params = [], []
-  for (config, pooling), members in groups.items():
+  for (config, pooling, source), members in groups.items():
     shares = tuple(float(weights[i] / sum(weights)) for i in members)
-    stacks.append(TeacherStack(config, pooling, shares))
+    stacks.append(TeacherStack(config, pooling, shares, source))
     params.append(
-      jax.tree.map(lambda *x: np.stack(x), *(models[i].params for i in members))
+      jax.tree.map(
+        lambda *x: np.stack(x).astype(dtype), *(models[i].params for i in members)
+      )
     )
   return tuple(stacks), tuple(params)
 
 
+def run_stack(
+  embed: Callable[[encoder_lib.Params], jax.Array],
+  params: encoder_lib.Params,
+  form: str | None = None,
+) -> jax.Array:
+  """Embeddings of every teacher of a stack, [T, B, D].
+
+  Args:
+    embed: one teacher's parameters to its embeddings, [B, D].
+    params: of the stack.
+    form: "scan", "vmap" or "unrolled"; None takes the backend's.
+  """
+  form = form or _FORMS.get(jax.default_backend(), "scan")
+  if form == "vmap":
+    return jax.vmap(embed)(params)
+  if form == "unrolled":
+    size = jax.tree.leaves(params)[0].shape[0]
+    return jnp.stack(
+      [embed(jax.tree.map(lambda x, i=i: x[i], params)) for i in range(size)]
+    )
+  return jax.lax.map(embed, params)
+
+
 def teacher_similarity(
   params: Sequence[encoder_lib.Params],
-  stacks: Sequence[TeacherStack],
-  input_ids: jax.Array,
-  attention_mask: jax.Array,
+  stacks: Sequence[TeacherStack | CachedTeachers],
+  batch: Mapping[str, Any],
   *,
   dtype,
 ) -> jax.Array:
-  """The weighted mean over teachers of the cosines of a batch.
+  """The weighted mean over teachers of the cosines of a batch's first column.
 
   Args:
-    params: of each stack.
-    stacks: as `stack_teachers` gives them.
-    input_ids: the student's token ids, [B, S].
-    attention_mask: [B, S].
+    params: of each stack; of cached teachers any.
+    stacks: as `stack_teachers` gives them, or `CachedTeachers`.
+    batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
+      for them, `teacher_tokens` or `teacher_embeddings`.
     dtype: of the matrix products.
 
   Returns:
@@ -76,20 +151,24 @@ def teacher_similarity(
   """
   embeddings, weights = [], []
   for stack_params, stack in zip(params, stacks):
+    weights.extend(stack.weights)
+    if isinstance(stack, CachedTeachers):
+      side_by_side = batch["teacher_embeddings"].astype(jnp.float32)
+      ends = np.cumsum(stack.widths[:-1]).tolist()
+      embeddings.extend(jnp.split(side_by_side, ends, axis=1))
+      continue
+    read = batch if stack.tokens is None else batch["teacher_tokens"][stack.tokens]
 
-    def embed(teacher, stack=stack):
+    def embed(teacher, stack=stack, read=read):
       return encoder_lib.encode(
         teacher,
         stack.config,
-        input_ids,
-        attention_mask,
+        read["input_ids"][:, 0],
+        read["attention_mask"][:, 0],
         pooling=stack.pooling,
         dtype=dtype,
       )
 
-    # One after the other: on a CPU faster than vmap, and it needs the memory of
-    # one teacher's activations.
-    embeddings.extend(jax.lax.map(embed, stack_params))
-    weights.extend(stack.weights)
+    embeddings.extend(run_stack(embed, stack_params))
   similarity = losses.average_similarity(embeddings, weights=weights)
   return jax.lax.stop_gradient(similarity)

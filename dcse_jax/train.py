@@ -1,6 +1,6 @@
 """The training loop: steps, logs, evaluations, checkpoints; for any objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import jax
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from dcse_jax import checkpoint
@@ -22,7 +23,8 @@ from dcse_jax.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-# The trained encoder, back on every device -> {"eval/NAME": score, "score": x}.
+# The trained parameters, on every device -> metrics by name; of them "score", if
+# it is there, chooses the best parameters and is not written.
 Evaluate = Callable[[Any], dict[str, float]]
 
 
@@ -32,17 +34,40 @@ class Trainer:
 
   Attributes:
     step_fn: jitted (state, batch, teacher_params) -> (state, metrics); donates
-      the state.
+      the state. With several models every leaf of state, batch and metrics has a
+      leading axis of models.
+    num_models: trained together by one call.
   """
 
   step_fn: Callable[..., Any]
   tx: optax.GradientTransformation
   mesh: Mesh
   teacher_params: Any
+  num_models: int
   batch_size: int
   num_steps: int
   log_every: int
   eval_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One model to train: all in which models of a round differ.
+
+  Attributes:
+    name: for the terminal.
+    folder: of the run's checkpoints and metrics. A checkpoint there is gone on
+      from.
+    params: to start from.
+    batches: endless.
+    rng: of the run.
+  """
+
+  name: str
+  folder: pathlib.Path
+  params: Any
+  batches: grain.DatasetIterator
+  rng: jax.Array
 
 
 def make_trainer(
@@ -52,16 +77,20 @@ def make_trainer(
   *,
   mesh: Mesh,
   teacher_params: Any = (),
+  num_models: int = 1,
   batch_size: int,
   num_steps: int,
   log_every: int,
   eval_every: int,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
-  everywhere, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
+  step = step_lib.make_train_step(loss_fn, tx, schedule)
+  if num_models > 1:
+    step = jax.vmap(step, in_axes=(0, 0, None))
+  everywhere = sharding.replicated(mesh)
   step_fn = jax.jit(
-    step_lib.make_train_step(loss_fn, tx, schedule),
-    in_shardings=(everywhere, over_batch, everywhere),
+    step,
+    in_shardings=(everywhere, _batch_sharding(mesh, num_models), everywhere),
     out_shardings=(everywhere, everywhere),
     donate_argnums=0,
   )
@@ -70,6 +99,7 @@ def make_trainer(
     tx=tx,
     mesh=mesh,
     teacher_params=jax.device_put(teacher_params, everywhere),
+    num_models=num_models,
     batch_size=batch_size,
     num_steps=num_steps,
     log_every=log_every,
@@ -77,90 +107,129 @@ def make_trainer(
   )
 
 
+def _batch_sharding(mesh: Mesh, num_models: int):
+  return sharding.over_batch(mesh, axis=0 if num_models == 1 else 1)
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+  """One tree of host arrays for the step of several models, or the only one."""
+  if len(trees) == 1:
+    return trees[0]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _of_model(tree: Any, i: int, num_models: int) -> Any:
+  return tree if num_models == 1 else jax.tree.map(lambda x: x[i], tree)
+
+
 def train(
   trainer: Trainer,
-  params: Any,
-  batches: grain.DatasetIterator,
+  runs: Sequence[Run],
   *,
-  rng: jax.Array,
-  evaluate: Evaluate | None,
-  folder: pathlib.Path,
-  name: str,
+  evaluate: Evaluate,
   config: dict[str, Any],
-) -> Any:
-  """Trains one model, or goes on with it, and returns its best parameters.
+) -> list[Any]:
+  """Trains models, or goes on with them, and returns their best parameters.
 
   Args:
-    trainer: the step and its settings.
-    params: to start from.
-    batches: endless.
-    rng: of the run.
-    evaluate: scores the parameters; its "score" chooses the best. None keeps
-      the last.
-    folder: of the run's checkpoints and metrics. A checkpoint there is gone on
-      from.
-    name: of the run, for the terminal.
+    trainer: the step and its settings, for len(runs) models.
+    runs: trained together, each as it would be alone.
+    evaluate: scores parameters. Without a "score" the last are the best.
     config: of the round, JSON; every checkpoint carries it.
 
   Returns:
-    The parameters of the best evaluation, on every device.
+    For each run the parameters of the best evaluation, on every device.
 
   Raises:
-    UserError: the loss or its gradient is not a number.
+    UserError: a loss or its gradient is not a number.
   """
-  state = step_lib.init_state(params, trainer.tx, rng)
-  # A copy, since the first step donates it and seeds of a round share params.
-  state = jax.tree.map(
-    lambda x: jax.make_array_from_callback(
-      x.shape, sharding.replicated(trainer.mesh), lambda i, x=x: x[i]
-    ),
-    jax.device_get(state),
-  )
-  checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-  # On the way out, by whatever way, saves under way are waited for.
-  with contextlib.closing(checkpoints):
-    step, best_step, best_score = 0, 0, -math.inf
-    if (latest := checkpoints.latest_step()) is not None:
-      state, progress = checkpoints.restore(latest, state)
-      batches.set_state(progress["data"])
-      step, best_step = latest, progress["best_step"]
-      best_score = progress["best_score"]
-      _log.info("%s: going on from step %d", name, step)
-    metrics = Metrics(folder, name=name, num_steps=trainer.num_steps, step=step)
-    with contextlib.closing(metrics):
-      speed = _Speed(trainer.batch_size, step)
-      while step < trainer.num_steps:
-        batch = sharding.put_batch(next(batches), trainer.mesh)
-        state, values = trainer.step_fn(state, batch, trainer.teacher_params)
-        step += 1
-        last = step == trainer.num_steps
-        logs = step % trainer.log_every == 0 or last
-        evaluates = step % trainer.eval_every == 0 or last
-        if logs or evaluates:
-          values = {f"train/{key}": float(v) for key, v in values.items()}
-          _check_finite(name, step, values)
-        if logs:
-          values["train/sentences_per_second"] = speed.since_last(step)
-          metrics.write(step, values)
-        if evaluates:
-          scores = evaluate(state.params) if evaluate else {"score": float(step)}
-          score = scores.pop("score")
-          if evaluate:
-            metrics.write(step, scores)
-          # Of equal scores the later, as Orbax keeps it.
-          if score >= best_score:
-            best_step, best_score = step, score
-          progress = dict(
-            data=batches.get_state(),
-            best_step=best_step,
-            best_score=best_score,
-            config=config,
+  num_models = trainer.num_models
+  stores = [checkpoint.Checkpoints(run.folder / "checkpoints") for run in runs]
+  with contextlib.ExitStack() as stack:
+    for store in stores:
+      # On the way out, by whatever way, saves under way are waited for.
+      stack.enter_context(contextlib.closing(store))
+    states = [step_lib.init_state(run.params, trainer.tx, run.rng) for run in runs]
+    step, best = 0, [(-math.inf, 0)] * num_models
+    # Models that train together go on together: from a step that all have saved.
+    if common := set.intersection(*(set(store.steps()) for store in stores)):
+      step = max(common)
+      like = sharding.abstract(states[0], trainer.mesh)
+      restored = [store.restore(step, like) for store in stores]
+      states = [state for state, _ in restored]
+      for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
+        run.batches.set_state(progress["data"])
+        best[i] = (progress["best_score"], progress["best_step"])
+        _log.info("%s: going on from step %d", run.name, step)
+    for store in stores:
+      store.forget_after(step)
+    # A copy, since the first step donates it and runs share what they start from.
+    state = sharding.put_everywhere(
+      _stack([jax.device_get(state) for state in states]), trainer.mesh
+    )
+    metrics = [
+      stack.enter_context(
+        contextlib.closing(
+          Metrics(
+            run.folder,
+            name=run.name,
+            num_steps=trainer.num_steps,
+            step=step,
+            position=i,
           )
-          checkpoints.save(state, progress, score)
-          speed.since_last(step)  # Evaluation is not training.
-    if best_step != step:
-      state, _ = checkpoints.restore(best_step, state)
-  return state.params
+        )
+      )
+      for i, run in enumerate(runs)
+    ]
+    speed = _Speed(trainer.batch_size, step)
+    while step < trainer.num_steps:
+      batch = sharding.put_batch(
+        _stack([next(run.batches) for run in runs]),
+        _batch_sharding(trainer.mesh, num_models),
+      )
+      state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+      step += 1
+      last = step == trainer.num_steps
+      logs = step % trainer.log_every == 0 or last
+      evaluates = step % trainer.eval_every == 0 or last
+      if not logs and not evaluates:
+        continue
+      values = jax.device_get(values)
+      rate = speed.since_last(step)
+      for i, run in enumerate(runs):
+        of_run = _of_model(values, i, num_models)
+        of_run = {f"train/{key}": float(v) for key, v in of_run.items()}
+        _check_finite(run.name, step, of_run)
+        if logs:
+          of_run["train/sentences_per_second"] = rate
+          metrics[i].write(step, of_run)
+      if not evaluates:
+        continue
+      for i, run in enumerate(runs):
+        of_run = _of_model(state, i, num_models)
+        scores = evaluate(of_run.params)
+        score = scores.pop("score", float(step))
+        if scores:
+          metrics[i].write(step, scores)
+        # Of equal scores the later, as Orbax keeps it.
+        best[i] = max(best[i], (score, step))
+        progress = dict(
+          data=run.batches.get_state(),
+          best_score=best[i][0],
+          best_step=best[i][1],
+          config=config,
+        )
+        stores[i].save(of_run, progress, score)
+      speed.since_last(step)  # Evaluation is not training.
+    result = []
+    for i, (_, best_step) in enumerate(best):
+      of_run = _of_model(state, i, num_models)
+      if best_step != step:
+        of_run, _ = stores[i].restore(
+          best_step, sharding.abstract(of_run, trainer.mesh)
+        )
+      result.append(of_run.params)
+  return result
 
 
 def _check_finite(name: str, step: int, values: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ A loss function takes (params, batch, rng, teacher_params) to the scalar loss
 and its named parts; `make_train_step` turns any such function into a step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -16,7 +16,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax import teachers as teachers_lib
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
@@ -105,7 +105,7 @@ def sentence_loss(
   pooling: str,
   dtype: Any,
   contrast: Callable[..., jax.Array],
-  stacks: tuple[teachers_lib.TeacherStack, ...] = (),
+  stacks: Sequence[teachers_lib.TeacherStack | teachers_lib.CachedTeachers] = (),
   shuffle: Mapping[str, float] | None = None,
   distill_weight: float = 1.0,
   student_temperature: float = 0.025,
@@ -118,7 +118,8 @@ def sentence_loss(
     params: as `init_sentence_params` makes them.
     batch: `input_ids` and `attention_mask`, [B, C, S]. One column is encoded
       twice under independent dropout; of more, the first is the anchor, the
-      second the positive, the third a hard negative.
+      second the positive, the third a hard negative. Stacks may ask for more:
+      see `teachers.teacher_similarity`.
     rng: the step's key.
     teacher_params: of each stack.
     config: of the student.
@@ -162,9 +163,7 @@ def sentence_loss(
   contrastive = jnp.mean(contrast(anchors, positives, **hard))
   if not stacks:
     return contrastive, {"contrastive": contrastive}
-  target = teachers_lib.teacher_similarity(
-    teacher_params, stacks, input_ids[:, 0], mask[:, 0], dtype=dtype
-  )
+  target = teachers_lib.teacher_similarity(teacher_params, stacks, batch, dtype=dtype)
   if shuffle:
     target = losses.group_shuffle(target, shuffle_rng, **shuffle)
   distillation = jnp.mean(

@@ -7,3 +7,18 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Only now: these start JAX.
+import pytest  # noqa: E402
+
+from tests import models  # noqa: E402
+
+
+@pytest.fixture
+def files(tmp_path):
+  """A text, STS sets and a model folder for configs that start from one."""
+  (tmp_path / "text.txt").write_text("\n".join(models.SENTENCES[:60]) + "\n")
+  models.write_sts(tmp_path / "sts", "STSB-dev")
+  models.write_sts(tmp_path / "sts", "X-test")
+  models.write_tiny_folder(tmp_path / "model", num_layers=1)
+  return tmp_path

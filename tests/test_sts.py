@@ -88,3 +88,22 @@ def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
     sts.read_sts(str(tmp_path), ["STSB-dev"])
   with pytest.raises(UserError, match="holds no .tsv file"):
     sts.read_sts(str(tmp_path / "nowhere"))
+
+
+def test_alignment_is_the_mean_squared_distance_of_paraphrases():
+  # Unit vectors at right angles: 2; the same direction: 0; the third pair's
+  # score of 3.9 is below four fifths of 5.
+  first = np.asarray([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+  second = np.asarray([[0.0, 3.0], [0.0, 1.0], [-1.0, 0.0]])
+  assert sts.alignment(first, second, np.asarray([5.0, 4.0, 3.9])) == pytest.approx(1)
+
+
+def test_uniformity_is_the_log_mean_potential_of_all_pairs():
+  # Squared distances 2, 2 and 4 on the unit circle.
+  embeddings = np.asarray([[1.0, 0.0], [0.0, 5.0], [-2.0, 0.0]])
+  expected = np.log((2 * np.exp(-4.0) + np.exp(-8.0)) / 3)
+  assert sts.uniformity(embeddings) == pytest.approx(expected)
+  many = np.random.default_rng(0).normal(size=(1500, 4))
+  unit = many / np.linalg.norm(many, axis=1, keepdims=True)
+  squared = ((unit[:, None] - unit[None]) ** 2).sum(-1)[np.triu_indices(1500, 1)]
+  assert sts.uniformity(many) == pytest.approx(np.log(np.mean(np.exp(-2 * squared))))

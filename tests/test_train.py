@@ -30,7 +30,9 @@ TEACHERS = [
 STUDENT = models.tiny_model(1, pooling="cls")
 
 
-def make_trainer(loss_fn, *, devices=1, teacher_params=(), steps=6, batch=8):
+def make_trainer(
+  loss_fn, *, devices=1, teacher_params=(), num_models=1, steps=6, batch=8
+):
   schedule = optimizer.make_schedule(
     learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
   )
@@ -40,6 +42,7 @@ def make_trainer(loss_fn, *, devices=1, teacher_params=(), steps=6, batch=8):
     schedule,
     mesh=sharding.make_mesh(jax.devices()[:devices]),
     teacher_params=teacher_params,
+    num_models=num_models,
     batch_size=batch,
     num_steps=steps,
     log_every=2,
@@ -77,7 +80,9 @@ def run_steps(devices, num_steps=3):
   )
   metrics = []
   for i in range(num_steps):
-    batch = sharding.put_batch(models.random_batch(i), trainer.mesh)
+    batch = sharding.put_batch(
+      models.random_batch(i), sharding.over_batch(trainer.mesh)
+    )
     state, values = trainer.step_fn(state, batch, trainer.teacher_params)
     metrics.append(jax.device_get(values))
   return jax.device_get(state.params), metrics
@@ -97,21 +102,6 @@ def test_eight_devices_train_as_one_does():
     one[0],
     eight[0],
   )
-
-
-def test_averaged_teachers_equal_the_mean_of_each_alone():
-  batch = models.random_batch(0)
-  ids, mask = batch["input_ids"][:, 0], batch["attention_mask"][:, 0]
-  expected = 0.0
-  for teacher, weight in zip(TEACHERS, (0.5, 0.25, 0.25)):
-    embeddings = encoder_lib.encode(
-      teacher.params, teacher.config, ids, mask, pooling="mean"
-    )
-    expected += weight * losses.cosine_similarity(embeddings, embeddings)
-  stacks, params = teachers_lib.stack_teachers(TEACHERS, [2, 1, 1])
-  assert [len(stack.weights) for stack in stacks] == [2, 1]
-  ours = teachers_lib.teacher_similarity(params, stacks, ids, mask, dtype=jnp.float32)
-  np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def without_dropout(model):
@@ -291,6 +281,16 @@ class Interrupted(Exception):
   pass
 
 
+def make_run(cache, folder, *, seed=3, params=None):
+  return train_lib.Run(
+    name="test",
+    folder=folder,
+    params=params or student_params(seed),
+    batches=batches_lib.make_batches(cache, batch_size=8, seed=seed),
+    rng=jax.random.key(seed),
+  )
+
+
 def run_loop(cache, folder, *, scores, stop_at=None):
   """Trains six steps; evaluation k gives scores[k] and may interrupt."""
   seen = []
@@ -306,23 +306,21 @@ def run_loop(cache, folder, *, scores, stop_at=None):
   path = folder / "checkpoints"
   if path.exists():
     done = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
-  best = train_lib.train(
+  (best,) = train_lib.train(
     loop_trainer(),
-    student_params(),
-    batches_lib.make_batches(cache, batch_size=8, seed=3),
-    rng=jax.random.key(4),
+    [make_run(cache, folder)],
     evaluate=evaluate,
-    folder=folder,
-    name="test",
     config={"learning_rate": 1e-3},
   )
   return jax.device_get(best), seen
 
 
 @functools.cache
-def loop_trainer():
+def loop_trainer(num_models=1):
   loss_fn, teacher_params = distilling()
-  return make_trainer(loss_fn, devices=8, teacher_params=teacher_params)
+  return make_trainer(
+    loss_fn, devices=8, teacher_params=teacher_params, num_models=num_models
+  )
 
 
 def assert_bitwise(a, b):
@@ -360,6 +358,61 @@ def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(cache, tmp_path, s
     assert lines == expected
 
 
+def train_together(cache, folder, seeds, evaluate=lambda params: {}):
+  best = train_lib.train(
+    loop_trainer(len(seeds)),
+    [make_run(cache, folder / str(seed), seed=seed) for seed in seeds],
+    evaluate=evaluate,
+    config={},
+  )
+  return [jax.device_get(params) for params in best]
+
+
+def test_models_trained_together_equal_each_trained_alone(cache, tmp_path):
+  together = train_together(cache, tmp_path / "together", (3, 4, 5))
+  for seed, ours in zip((3, 4, 5), together):
+    (alone,) = train_together(cache, tmp_path / "alone", (seed,))
+    logs = [
+      models.read_jsonl(tmp_path / kind / str(seed) / "metrics.jsonl")
+      for kind in ("together", "alone")
+    ]
+    # The same data and the same dropout: without either, losses differ by far more.
+    for a, b in zip(*logs):
+      assert a["step"] == b["step"]
+      assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+    for params in (ours, alone):
+      del params["encoder"]["layers"]["key"]["bias"]  # Its gradient is rounding.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, alone
+    )
+  # Seeds differ from each other.
+  assert not np.allclose(
+    together[0]["projection"]["dense"]["kernel"],
+    together[1]["projection"]["dense"]["kernel"],
+  )
+
+
+def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):
+  whole = train_together(cache, tmp_path / "whole", (3, 4))
+  calls = []
+
+  def interrupt(params):
+    calls.append(1)
+    if len(calls) == 4:  # At step 4 the first model has saved, the second not.
+      raise Interrupted
+    return {}
+
+  with pytest.raises(Interrupted):
+    train_together(cache, tmp_path / "cut", (3, 4), interrupt)
+  steps = [
+    sorted(int(p.name) for p in (tmp_path / "cut" / seed / "checkpoints").iterdir())
+    for seed in ("3", "4")
+  ]
+  assert steps == [[2, 4], [2]]
+  resumed = train_together(cache, tmp_path / "cut", (3, 4))
+  assert_bitwise(resumed, whole)
+
+
 def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
   run_loop(cache, tmp_path / "a", scores=[1.0, 2.0, 3.0])
   lines = models.read_jsonl(tmp_path / "a" / "metrics.jsonl")
@@ -383,11 +436,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(cache, tmp_path):
   with pytest.raises(UserError, match="test: train/loss at step 2 is nan"):
     train_lib.train(
       loop_trainer(),
-      params,
-      batches_lib.make_batches(cache, batch_size=8, seed=3),
-      rng=jax.random.key(4),
-      evaluate=None,
-      folder=tmp_path / "a",
-      name="test",
+      [make_run(cache, tmp_path / "a", params=params)],
+      evaluate=lambda params: {},
       config={},
     )

@@ -5,6 +5,10 @@ no batch spans two epochs and holds a sentence twice; whole batches are then
 gathered from the token cache.
 """
 
+from collections.abc import Sequence
+from typing import Any
+from typing import Protocol
+
 import grain
 import numpy as np
 
@@ -40,14 +44,24 @@ class _KeepTwinsApart(grain.transforms.RandomMap):
     return rng.choice(self._apart, len(rows), replace=False).astype(rows.dtype)
 
 
+class Source(Protocol):
+  """What gives parts of a batch by example id."""
+
+  def gather(self, rows: np.ndarray) -> dict[str, Any]:
+    """Named arrays, or trees of arrays, with a row for each id of rows [B]."""
+
+
 class _Gather(grain.transforms.Map):
-  def __init__(self, cache: TokenCache, host: int, num_hosts: int):
-    self._cache, self._host, self._num_hosts = cache, host, num_hosts
+  def __init__(self, sources: Sequence[Source], host: int, num_hosts: int):
+    self._sources, self._host, self._num_hosts = sources, host, num_hosts
 
   def map(self, rows):
     share = len(rows) // self._num_hosts
     mine = rows[self._host * share : (self._host + 1) * share]
-    return self._cache.gather(mine)
+    batch = {}
+    for source in self._sources:
+      batch.update(source.gather(mine))
+    return batch
 
 
 def count_twins(cache: TokenCache) -> int:
@@ -83,6 +97,7 @@ def make_batches(
   *,
   batch_size: int,
   seed: int,
+  others: Sequence[Source] = (),
   host: int = 0,
   num_hosts: int = 1,
 ) -> grain.DatasetIterator:
@@ -92,19 +107,21 @@ def make_batches(
     cache: the tokenised corpus; `count_apart` of it is batch_size or more.
     batch_size: of the global batch, a multiple of num_hosts.
     seed: of the order.
+    others: what else goes into a batch, by the example ids of the cache.
     host: which host this is.
     num_hosts: each host gathers its own part of the same global batch.
 
   Returns:
     An iterator whose `get_state` and `set_state` resume it exactly; its batches
-    are `TokenCache.gather`'s, of batch_size / num_hosts rows.
+    are `TokenCache.gather`'s, joined by the others', of batch_size / num_hosts
+    rows.
   """
   order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
   order = order.batch(batch_size, drop_remainder=True)
   if count_twins(cache):
     apart = _rows_apart(cache)
     order = order.random_map(_KeepTwinsApart(cache.sentence_ids, apart))
-  batches = order.repeat().map(_Gather(cache, host, num_hosts))
+  batches = order.repeat().map(_Gather((cache, *others), host, num_hosts))
   # Two threads keep ahead of any step; the work is one gather a batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))

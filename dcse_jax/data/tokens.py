@@ -12,12 +12,13 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import tqdm
 
 # Part of every key: raise it when the layout or the cleaning changes.
-_LAYOUT = 1
+_LAYOUT = 2
 _CHUNK = 10_000
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
@@ -32,6 +33,7 @@ class TokenCache:
     tokens: for each column all token ids end to end, memory-mapped.
     offsets: for each column where row i begins, [rows + 1].
     sentence_ids: equal numbers mean equal token ids, [rows, columns].
+    source_rows: which row of the text each is, rising, [rows].
     max_length: tokens that a row may have, special tokens included.
     pad_token_id: fills `gather`'s rows.
     dropped: rows that repeated an earlier row and were left out.
@@ -41,6 +43,7 @@ class TokenCache:
   tokens: tuple[np.ndarray, ...]
   offsets: tuple[np.ndarray, ...]
   sentence_ids: np.ndarray
+  source_rows: np.ndarray
   max_length: int
   pad_token_id: int
   dropped: int
@@ -72,6 +75,11 @@ class TokenCache:
       "example_id": rows.astype(np.int32),
     }
 
+  def sentences(self, start: int, stop: int) -> list[np.ndarray]:
+    """Token ids of the first column's rows from start to stop - 1."""
+    tokens, offsets = self.tokens[0], self.offsets[0]
+    return [tokens[offsets[i] : offsets[i + 1]] for i in range(start, stop)]
+
 
 def content_key(columns: Sequence[Sequence[str]], *facts: str | int) -> str:
   """A name for what is made of sentences: it changes when any of them does.
@@ -100,6 +108,7 @@ def build_token_cache(
   max_length: int,
   pad_token_id: int,
   vocab_size: int,
+  keep_repeats: bool = False,
   show_progress: bool = False,
 ) -> TokenCache:
   """Opens the cache of this content, making it first if there is none.
@@ -115,26 +124,27 @@ def build_token_cache(
     max_length: tokens of the longest row.
     pad_token_id: fills short rows.
     vocab_size: picks the width of the stored ids.
+    keep_repeats: leaves no row out, for a second tokenizer of rows that are
+      chosen already.
     show_progress: draws a progress bar while tokenising.
 
   Returns:
     The opened cache.
   """
-  key = content_key(columns, tokenizer_state, max_length, pad_token_id)
+  key = content_key(columns, tokenizer_state, max_length, pad_token_id, keep_repeats)
   path = folder / f"tokens-{key}"
   if not path.exists():
     beside = folder / f".{path.name}.tmp-{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    _write(beside, columns, tokenize, dtype, show_progress)
+    _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
     try:
       beside.rename(path)
     except OSError:
       if not path.exists():
         raise
       shutil.rmtree(beside)  # Another run made the same cache meanwhile.
-  sentence_ids = np.load(path / "sentence_ids.npy")
   meta = json.loads((path / "meta.json").read_text())
   load = lambda name: tuple(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))
@@ -143,30 +153,35 @@ def build_token_cache(
     key=key,
     tokens=load("tokens"),
     offsets=load("offsets"),
-    sentence_ids=sentence_ids,
+    sentence_ids=np.load(path / "sentence_ids.npy"),
+    source_rows=np.load(path / "source_rows.npy"),
     max_length=max_length,
     pad_token_id=pad_token_id,
     dropped=meta["dropped"],
   )
 
 
-def _write(path, columns, tokenize, dtype, show_progress):
-  """Tokenises chunk by chunk, leaving out repeated rows."""
+def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
+  """Tokenises chunk by chunk."""
   num_rows = len(columns[0])
   seen_sentences: dict[bytes, int] = {}
   seen_rows: set[tuple[int, ...]] = set()
-  kept_ids = []
+  kept_ids, source_rows = [], []
   lengths = [[] for _ in columns]
   chunks = [[] for _ in columns]
   bar = tqdm.tqdm(
-    total=num_rows, desc="tokenising", unit="row", disable=not show_progress
+    total=num_rows,
+    desc="tokenising",
+    unit="row",
+    # Lines are plainer than a bar in a log file.
+    disable=not show_progress or not sys.stderr.isatty(),
   )
   for start in range(0, num_rows, _CHUNK):
     encoded = [
       [np.asarray(ids, dtype) for ids in tokenize(column[start : start + _CHUNK])]
       for column in columns
     ]
-    for row in zip(*encoded):
+    for number, row in enumerate(zip(*encoded), start):
       # A digest in place of the tokens: a million rows then fit any memory.
       sentence_ids = tuple(
         seen_sentences.setdefault(
@@ -175,10 +190,11 @@ def _write(path, columns, tokenize, dtype, show_progress):
         )
         for ids in row
       )
-      if sentence_ids in seen_rows:
+      if sentence_ids in seen_rows and not keep_repeats:
         continue
       seen_rows.add(sentence_ids)
       kept_ids.append(sentence_ids)
+      source_rows.append(number)
       for c, ids in enumerate(row):
         chunks[c].append(ids)
         lengths[c].append(len(ids))
@@ -188,4 +204,5 @@ def _write(path, columns, tokenize, dtype, show_progress):
     np.save(path / f"tokens_{c}.npy", np.concatenate(chunks[c]))
     np.save(path / f"offsets_{c}.npy", np.cumsum([0] + lengths[c]))
   np.save(path / "sentence_ids.npy", np.asarray(kept_ids, np.int64))
+  np.save(path / "source_rows.npy", np.asarray(source_rows, np.int64))
   (path / "meta.json").write_text(json.dumps({"dropped": num_rows - len(kept_ids)}))

@@ -1,0 +1,153 @@
+"""What a model is measured by while it trains, and what is kept of it after."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dcse_jax import diagnostics
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import folder
+from dcse_jax import sts
+from dcse_jax.encode import encode_tokens
+
+# Sentences of a probe, in as many whole batches as they fill.
+_PROBE_SENTENCES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """The same sentences, in batches, for every model of a round.
+
+  Attributes:
+    train: from the training text, whole batches end to end.
+    held_out: from the dev sets, likewise; empty without sets.
+    batch_size: of the round.
+    max_length: of the round, in tokens.
+  """
+
+  train: list[str]
+  held_out: list[str]
+  batch_size: int
+  max_length: int
+
+  def splits(self) -> tuple[str, ...]:
+    """The names of those that hold sentences."""
+    return tuple(split for split in ("train", "held_out") if getattr(self, split))
+
+  def embed(self, model: folder.Model, split: str) -> np.ndarray:
+    """Embeddings by a model, [n, B, D]."""
+    embed = embedder(model, getattr(self, split), self.max_length)
+    return self.batches(embed(model.params))
+
+  def batches(self, embeddings: np.ndarray) -> np.ndarray:
+    """[n * B, D] to [n, B, D]."""
+    return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
+
+  def histograms(self, model: folder.Model) -> dict[str, Any]:
+    """`diagnostics.histograms` of a model."""
+    held_out = self.embed(model, "held_out") if self.held_out else None
+    return diagnostics.histograms(self.embed(model, "train"), held_out)
+
+
+def probe_size(num_sentences: int, batch_size: int) -> int:
+  """How many of so many sentences a probe takes: whole batches, 512 or one."""
+  wanted = max(_PROBE_SENTENCES // batch_size, 1) * batch_size
+  return min(wanted, num_sentences // batch_size * batch_size)
+
+
+def dev_sentences(sets: dict[str, sts.StsSet], names: Sequence[str]) -> list[str]:
+  """Each sentence of these sets once, mixed: pairs lie side by side in a file."""
+  sentences, _ = sts.index_sentences({name: sets[name] for name in names if sets})
+  order = np.random.default_rng(0).permutation(len(sentences))
+  return [sentences[i] for i in order]
+
+
+def embedder(
+  model: folder.Model, sentences: Sequence[str], max_length: int
+) -> Callable[[Any], np.ndarray]:
+  """Encoder parameters to embeddings [n, D] of these sentences; tokenises once."""
+  tokens: list[list[int]] = []
+
+  def embed(params):
+    if not tokens and sentences:
+      tokens.extend(folder.tokenize(model.tokenizer, sentences, max_length))
+    return encode_tokens(params, model.config, tokens, pooling=model.pooling)
+
+  return embed
+
+
+class Scorer:
+  """Spearman, alignment and uniformity of encoder parameters on STS sets.
+
+  Args:
+    model: whose tokenizer, shape and pooling the parameters have.
+    sets: by name; may be none.
+  """
+
+  def __init__(self, model: folder.Model, sets: dict[str, sts.StsSet]):
+    self._sets = sets
+    sentences, self._rows = sts.index_sentences(sets)
+    self._embed = embedder(model, sentences, model.max_length)
+
+  def spearman(self, params: Any) -> dict[str, float]:
+    """Spearman in percent by set."""
+    if not self._sets:
+      return {}
+    scores = sts.score_pairs(self._embed(params), self._rows, self._sets)
+    return {name: scores[name] for name in self._sets}
+
+  def metrics(self, params: Any) -> dict[str, float]:
+    """ "eval/..." of every set, and "score", the mean Spearman; some sets needed."""
+    embeddings = self._embed(params)
+    scores = sts.score_pairs(embeddings, self._rows, self._sets)
+    named = {f"eval/{name.lower()}_spearman": scores[name] for name in self._sets}
+    alignments = [
+      sts.alignment(*(embeddings[r] for r in self._rows[name]), pairs.scores)
+      for name, pairs in self._sets.items()
+    ]
+    return named | {
+      "eval/alignment": float(np.mean(alignments)),
+      "eval/uniformity": sts.uniformity(embeddings),
+      "score": float(np.mean([scores[name] for name in self._sets])),
+    }
+
+
+class Distillation:
+  """The distillation loss of a student on a probe: no dropout, no shuffling.
+
+  Args:
+    student: whose tokenizer, shape and pooling the parameters have.
+    probe: the sentences.
+    targets: averaged similarities by the teachers, [n, B, B], by split.
+    **settings: of `losses.distillation`.
+  """
+
+  def __init__(
+    self,
+    student: folder.Model,
+    probe: Probe,
+    targets: dict[str, np.ndarray],
+    **settings: Any,
+  ):
+    self._config, self._probe = student.config, probe
+    self._targets, self._settings = targets, settings
+    self._embed = {
+      split: embedder(student, getattr(probe, split), probe.max_length)
+      for split in targets
+    }
+
+  def metrics(self, params: Any) -> dict[str, float]:
+    """In nats, "eval/distillation_train" and "..._held_out" if there is such."""
+    result = {}
+    for split, embed in self._embed.items():
+      embeddings = embed(params["encoder"])
+      if "projection" in params:  # As trained: the loss sees the projection.
+        embeddings = np.asarray(
+          encoder_lib.project(params["projection"], self._config, embeddings)
+        )
+      result[f"eval/distillation_{split}"] = diagnostics.distillation_loss(
+        self._probe.batches(embeddings), self._targets[split], **self._settings
+      )
+    return result

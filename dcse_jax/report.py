@@ -1,0 +1,282 @@
+"""A page about a training run, finished or not: scores, curves, spread of teachers.
+
+`python -m dcse_jax.report WORKDIR` writes WORKDIR/report/index.html, which
+holds its figures and can be mailed, and beside it each figure as a PNG. All that it
+knows of a run are the files that the run leaves.
+"""
+
+import base64
+import html
+import json
+import os
+import pathlib
+import shutil
+import statistics
+from typing import Any
+
+import numpy as np
+
+from dcse_jax import cli
+from dcse_jax import report_figures as figures
+from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
+
+_POINTS = 60  # Of a curve at most; among more, noise hides the dashes.
+_CSS = """
+body { font: 1rem/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1, p { overflow-wrap: anywhere }
+p, figcaption { max-width: 46rem }
+figure { margin: 0 }
+img { width: 100% }
+table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0 }
+th, td { border-bottom: 1px solid #bbb; padding: 0.2rem 0.5rem; text-align: right }
+.text { min-width: 6.5em; overflow-wrap: anywhere; text-align: left }
+@page { size: A4; margin: 15mm }
+@media print {
+  body { font-size: 10pt; margin: 0; padding: 0; max-width: none }
+  table { font-size: 8pt }
+  th, td { padding: 0.1rem 0.2rem }
+  h2 { break-after: avoid }
+  figure, tr { break-inside: avoid }
+}
+"""
+
+
+def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes WORKDIR/report, in place of an older one.
+
+  Args:
+    workdir: of a training run, which may be under way.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    UserError: there is no run, or the report cannot be written.
+  """
+  # Not above: it takes a second.
+  import matplotlib
+
+  workdir = pathlib.Path(workdir).expanduser().resolve()
+  rounds = _read_rounds(workdir)
+  report, beside = workdir / "report", workdir / f".report.tmp-{os.getpid()}"
+  sections = [_results(rounds)]
+  try:
+    beside.mkdir()
+    with matplotlib.rc_context(figures.RC):
+      for name, (make, has_data) in figures.SECTIONS.items():
+        if there := [round_ for round_ in rounds if has_data(round_)]:
+          section = make(there)
+          section.figure.savefig(beside / f"{name}.png")
+          sections.append(_section(section, (beside / f"{name}.png").read_bytes()))
+    page = _page(workdir.name, rounds, sections)
+    (beside / "index.html").write_text(page, encoding="utf-8")
+    shutil.rmtree(report, ignore_errors=True)
+    beside.rename(report)
+  except OSError as error:
+    raise UserError(f"cannot write {report}: {error.strerror}") from error
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+  return report / "index.html"
+
+
+# Reading.
+
+
+def _read_rounds(workdir: pathlib.Path) -> list[figures.Round]:
+  content = _read_if_there(workdir / "config.json") or {}
+  # A model's folder has a config.json too, of another form.
+  if "config" not in content:
+    raise UserError(f"{workdir} holds no training run: name the folder of one")
+  rounds = []
+  for i, name in enumerate(content["config"]["recipe"]):
+    config = content["config"] | content["config"]["rounds"][name]
+    folders = [workdir / name / str(seed) for seed in config["seeds"]]
+    results = [_read_if_there(folder / "result.json") for folder in folders]
+    found = [_read_if_there(folder / "diagnostics.json") for folder in folders]
+    runs = [_read_metrics(folder / "metrics.jsonl") for folder in folders]
+    rounds.append(
+      figures.Round(
+        name=name,
+        config=config,
+        style=figures.style(i, name),
+        results=[result for result in results if result],
+        curves={
+          key: _curve([run[key] for run in runs if key in run])
+          for key in set().union(*runs)
+        },
+        diagnostics=next(filter(None, found), None),
+        teachers=_read_if_there(workdir / name / "teachers.json"),
+      )
+    )
+  return rounds
+
+
+def _read_if_there(path: pathlib.Path) -> Any:
+  return read_json(path) if path.exists() else None
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
+  """Values by metric and step; "dev" is the mean Spearman."""
+  metrics = {}
+  for line in path.read_bytes().splitlines() if path.exists() else ():
+    try:
+      values = json.loads(line)
+    except ValueError:  # The line that the run is writing, or was when it ended.
+      continue
+    step = values.pop("step")
+    if scores := [v for key, v in values.items() if key.endswith("_spearman")]:
+      values["dev"] = statistics.fmean(scores)
+    for key, value in values.items():
+      metrics.setdefault(key, {})[step] = value
+  return metrics
+
+
+def _curve(runs: list[dict[int, float]]) -> np.ndarray:
+  """Values by step, one dict a seed, as points [4, P].
+
+  A point is (step, mean over seeds, lowest, highest). It stands for neighbouring
+  steps, over which each seed is averaged first; a seed that is not there yet is
+  left out.
+  """
+  steps = sorted(set().union(*runs))
+  points = []
+  for near in np.array_split(steps, min(len(steps), _POINTS)):
+    values = [[run[step] for step in near if step in run] for run in runs]
+    means = [np.mean(seed) for seed in values if seed]
+    points.append((np.mean(near), np.mean(means), min(means), max(means)))
+  return np.transpose(points)
+
+
+# Text and tables.
+
+
+def _table(header, rows, *, text_columns=1, bold=()) -> str:
+  """HTML: rows of strings, columns of text before numbers, (row, column) in bold."""
+  lines = []
+  for i, row in enumerate([header, *rows], -1):
+    cells = []
+    for j, cell in enumerate(row):
+      tag = "th" if i < 0 else "td"
+      kind = ' class="text"' if j < text_columns else ""
+      cell = html.escape(cell)
+      cell = f"<b>{cell}</b>" if (i, j) in bold else cell
+      cells.append(f"<{tag}{kind}>{cell}</{tag}>")
+    lines.append(f"<tr>{''.join(cells)}</tr>")
+  return "\n".join(("<table>", *lines, "</table>"))
+
+
+def _section(section: figures.Section, png: bytes) -> str:
+  image = base64.b64encode(png).decode()
+  parts = [
+    f"<h2>{section.title}</h2>",
+    "<figure>",
+    f'<img alt="{section.title}, as the caption describes" '
+    f'src="data:image/png;base64,{image}">',
+    f"<figcaption>{section.caption}</figcaption>",
+    "</figure>",
+  ]
+  if section.rows:
+    parts.append(
+      _table(section.header, section.rows, text_columns=section.text_columns)
+    )
+  return "\n".join(parts)
+
+
+def _page(name: str, rounds: list[figures.Round], sections: list[str]) -> str:
+  name = html.escape(name)
+  recipe = html.escape(" → ".join(round_.name for round_ in rounds))
+  finished = sum(len(round_.results) for round_ in rounds)
+  total = sum(len(round_.config["seeds"]) for round_ in rounds)
+  body = "\n".join(sections)
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: training report</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<h1>{name}</h1>
+<p>Recipe: {recipe}. Finished: {finished} of {total} models.</p>
+{body}
+</body>
+</html>
+"""
+
+
+def _learns_from(round_: figures.Round) -> str:
+  if round_.pretrains:
+    return "masked language modelling"
+  if not round_.config.get("teachers"):
+    return "contrastive loss"
+  group = round_.config.get("group_probability")
+  teachers = "teachers " + ", ".join(round_.config["teachers"])
+  return f"{teachers}; Group-P {group:g}" if group else teachers
+
+
+def _mean(scores: list[float], *, with_sd: bool) -> str:
+  if not scores:
+    return "–"
+  mean = figures.number(statistics.fmean(scores))
+  several = with_sd and len(scores) > 1
+  return (
+    f"{mean}\u00a0±\u00a0{figures.number(statistics.stdev(scores))}"
+    if several
+    else mean
+  )
+
+
+def _results(rounds: list[figures.Round]) -> str:
+  """Scores by round and, where one has several models, by model."""
+  tests = rounds[0].config["test"]
+  tests = tests if len(tests) > 1 else []  # A single set is the mean itself.
+  names = ["dev", "test", *tests]
+
+  def by_column(results):
+    rows = [[r["dev"], r["test"], *map(r["sets"].get, tests)] for r in results]
+    return [[row[c] for row in rows if row[c] is not None] for c in range(len(names))]
+
+  scores = [by_column(round_.results) for round_ in rounds]
+  shown = [c for c in range(len(names)) if any(row[c] for row in scores)]
+  rows, bold = [], set()
+  for i, (round_, row) in enumerate(zip(rounds, scores)):
+    models = f"{len(round_.results)} of {len(round_.config['seeds'])}"
+    cells = [round_.name, _learns_from(round_), models]
+    for c in shown:
+      best = max(statistics.fmean(other[c]) for other in scores if other[c])
+      if row[c] and statistics.fmean(row[c]) == best:
+        bold.add((i, len(cells)))
+      cells.append(_mean(row[c], with_sd=c < 2))
+    rows.append(cells)
+  header = [names[c] for c in shown]
+  page = "<h2>Results</h2>\n" + _table(
+    ["round", "learns from", "models", *header], rows, text_columns=2, bold=bold
+  )
+  if not shown:
+    return page
+  page += (
+    "\n<p>Spearman × 100, mean over a round's finished models; ± is the standard "
+    "deviation between them. The best mean of a column is in bold.</p>"
+  )
+  if all(len(round_.results) < 2 for round_ in rounds):
+    return page
+  rows = [
+    [result["name"], *(_mean(by_column([result])[c], with_sd=False) for c in shown)]
+    for round_ in rounds
+    for result in round_.results
+  ]
+  models = _table(["model", *header], rows)
+  return f"{page}\n<details><summary>Every model</summary>\n{models}\n</details>"
+
+
+def main(workdir: str = "") -> None:
+  """Writes the report of a run."""
+  if not workdir:
+    raise UserError("give WORKDIR, the folder of a training run")
+  print(f"report: {write_report(workdir)}")
+
+
+if __name__ == "__main__":
+  cli.run(main, max_arguments=1)

@@ -1,0 +1,200 @@
+"""The teacher cache: each teacher's embedding of every sentence, computed once.
+
+A teacher's file holds one row a sentence in the order of example ids, in a folder
+named by what it was made from, so a changed teacher, tokenizer or text never
+meets an old cache. It is made beside, block by block; an interrupted run goes on
+with the blocks that are missing, and several hosts that share the folder divide
+the blocks among them.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from dcse_jax import folder as folder_lib
+from dcse_jax import sharding
+from dcse_jax.data.tokens import TokenCache
+from dcse_jax.encode import encode_tokens
+from dcse_jax.errors import UserError
+from dcse_jax.files import write_json
+
+# Part of every key: raise it when the layout or the arithmetic changes.
+_LAYOUT = 1
+_BLOCK_ROWS = 8192
+
+
+class TeacherEmbeddings:
+  """Cached embeddings of several teachers, read by example id.
+
+  Args:
+    files: [rows, D_t] each, as `build_teacher_cache` opens them.
+  """
+
+  def __init__(self, files: Sequence[np.ndarray]):
+    self._files = files
+
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """D_t of each teacher."""
+    return tuple(file.shape[1] for file in self._files)
+
+  def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """`teacher_embeddings`, [B, sum of D_t]: the teachers' side by side."""
+    parts = [file[rows] for file in self._files]
+    return {"teacher_embeddings": np.concatenate(parts, axis=1)}
+
+
+def teacher_key(model: folder_lib.Model, tokens: TokenCache, *facts: str) -> str:
+  """A name for a teacher's embeddings of a corpus.
+
+  Args:
+    model: the teacher.
+    tokens: the corpus by the teacher's tokenizer; its own key stands for the
+      sentences, the tokenizer and max_length.
+    *facts: what else they depend on.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  about = [_LAYOUT, tokens.key, repr(model.config), model.pooling, *facts]
+  digest.update(json.dumps(about).encode())
+  for path, value in jax.tree.leaves_with_path(model.params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(value).data)
+  return digest.hexdigest()
+
+
+def cache_bytes(rows: int, width: int, dtype: str) -> int:
+  """The disk that one teacher's embeddings take."""
+  return rows * width * jnp.dtype(dtype).itemsize
+
+
+def check_disk(folder: pathlib.Path, need: int, what: str) -> None:
+  """Refuses what does not fit the disk of a folder; need in bytes.
+
+  Raises:
+    UserError: less is free than needed.
+  """
+  free = shutil.disk_usage(folder).free
+  if need > free:
+    raise UserError(
+      f"{what} needs {need / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB "
+      "free: make room, name another --workdir, or set teacher_cache='' to run "
+      "the teachers at every step"
+    )
+
+
+def build_teacher_cache(
+  folder: pathlib.Path,
+  model: folder_lib.Model,
+  tokens: TokenCache,
+  *,
+  name: str,
+  dtype: str,
+  compute_dtype: str = "float32",
+  host: int = 0,
+  num_hosts: int = 1,
+) -> np.ndarray:
+  """Opens a teacher's embeddings of a corpus, computing first what is missing.
+
+  Args:
+    folder: holds the caches, one folder each; shared by all hosts.
+    model: the teacher.
+    tokens: the corpus by the teacher's tokenizer.
+    name: of the teacher, for the progress bar.
+    dtype: of the file, "float16", "bfloat16" or "float32".
+    compute_dtype: of the matrix products.
+    host: which host this is.
+    num_hosts: each computes every num_hosts-th block and waits for the rest.
+
+  Returns:
+    [rows, D] embeddings of unit length, memory-mapped, in the order of example
+    ids.
+
+  Raises:
+    UserError: the disk has no room.
+  """
+  path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
+  shape = (len(tokens), model.config.hidden_size)
+  if not path.exists():
+    beside = folder / f".{path.name}.tmp"
+    _make_room(beside, shape, dtype, name)
+    _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
+    _wait_for_hosts(f"teacher cache {path.name}")
+    if host == 0:
+      beside.rename(path)
+    _wait_for_hosts(f"teacher cache {path.name} renamed")
+  return np.memmap(path / "embeddings.bin", jnp.dtype(dtype), "r", shape=shape)
+
+
+def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
+  """Takes the whole file's disk at once: a full disk is met here or never."""
+  size = cache_bytes(*shape, dtype)
+  beside.mkdir(parents=True, exist_ok=True)
+  with open(beside / "embeddings.bin", "ab") as file:
+    there = os.fstat(file.fileno()).st_size
+    if there >= size:
+      return
+    check_disk(beside, size - there, f"the cache of teacher {name}")
+    try:
+      os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+      raise UserError(
+        f"cannot write the cache of teacher {name}, {size / 1e9:.2f} GB, in "
+        f"{beside.parent} ({error.strerror}): make room or name another --workdir"
+      ) from error
+
+
+def _write_blocks(
+  beside, model, tokens, name, dtype, compute_dtype, host, num_hosts
+) -> None:
+  """Computes this host's blocks that have no mark yet."""
+  rows = len(tokens)
+  shape = (rows, model.config.hidden_size)
+  file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
+  starts = range(0, rows, _BLOCK_ROWS)[host::num_hosts]
+  blocks = [(start, min(start + _BLOCK_ROWS, rows)) for start in starts]
+  mark = lambda start: beside / f"done-{start}.json"
+  missing = [block for block in blocks if not mark(block[0]).exists()]
+  size = lambda blocks: sum(stop - start for start, stop in blocks)
+  mesh = sharding.make_mesh(jax.local_devices())
+  params = jax.device_put(model.params, sharding.replicated(mesh))
+  bar = tqdm.tqdm(
+    desc=f"teacher cache: {name}",
+    total=size(blocks),
+    initial=size(blocks) - size(missing),
+    unit="sentence",
+    disable=not sys.stderr.isatty(),
+    leave=False,
+  )
+  with bar:
+    for start, stop in missing:
+      embeddings = encode_tokens(
+        params,
+        model.config,
+        tokens.sentences(start, stop),
+        pooling=model.pooling,
+        dtype=jnp.dtype(compute_dtype),
+        mesh=mesh,
+      )
+      norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+      # Of unit length: losses see cosines alone, and float16 cannot overflow.
+      file[start:stop] = embeddings / np.maximum(norms, 1e-12)
+      file.flush()
+      # The mark says that the block is whole, so it comes after it.
+      write_json(mark(start), {"rows": [start, stop]})
+      bar.update(stop - start)
+
+
+def _wait_for_hosts(what: str) -> None:
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)
