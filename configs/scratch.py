@@ -1,13 +1,31 @@
 """Everything from your own text: tokenizer, encoder, and self-training on top.
 
-For a language or domain without an encoder.
+For a language or domain without an encoder. A WordPiece tokenizer and a small
+BERT are trained on the text as in Devlin et al., 2019 (arXiv:1810.04805), then
+four SimCSE models, then DistillCSE's ladder on top of them (Xu et al., 2023,
+arXiv:2310.13499, Table 2), each model from the pretrained encoder again:
+
+  plain     distils one teacher
+  group_p   the same, its similarities shuffled within groups
+  averaged  distils the average of all four teachers
+  student   both: DistillCSE's first round
+  second    the same, with the first round's students as teachers
+
+The variant "cpu" takes some hundred steps where the default takes thousands.
+
+python -m dcse_jax.main --config configs/scratch.py \\
+    --config.text=my.txt --config.sts=STS_FOLDER --workdir runs/scratch
+
+Without STS sets leave --config.sts out: the last parameters count.
 """
 
 from dcse_jax import config as config_lib
 
 
 def get_config(variant=""):
-  config_lib.choose(variant, {"": None})
+  # Steps of pretraining and of each later model, warm-up, evaluations.
+  variants = {"": (100_000, 5_000, 5_000, 250), "cpu": (6_000, 200, 500, 50)}
+  pretraining, training, warmup, every = config_lib.choose(variant, variants)
   config = config_lib.default()
   config.test = config_lib.SEVEN_TEST_SETS
   config.encoder = dict(
@@ -18,16 +36,36 @@ def get_config(variant=""):
     intermediate_size=1024,
     initializer_range=0.04,
   )
+  # Pretraining never trained a state of [CLS].
   config.pooling = "mean"
-  config.recipe = ("pretrained",)
-  config.rounds.pretrained = config_lib.round_config(
+  config.learning_rate = 1e-4
+  config.num_train_steps = training
+  config.eval_every = every
+  config.student_temperature = 0.02
+  config.teacher_temperature = 0.01
+  # Where a model sees less than the whole text, its teachers run online.
+  config.teacher_cache = "" if variant == "cpu" else "float16"
+
+  rounds = config.rounds
+  rounds.pretrained = config_lib.round_config(
     seeds=(0,),
     objective="masked_language_model",
-    num_train_steps=8000,
+    num_train_steps=pretraining,
     learning_rate=1e-3,
-    warmup_steps=500,
+    warmup_steps=warmup,
     weight_decay=0.01,
     log_every=100,
     eval_every=2000,
+  )
+  rounds.simcse = config_lib.round_config((1, 2, 3, 4), start="pretrained")
+  students = dict(seeds=(1, 2, 3), start="pretrained")
+  one, all_, group = ("simcse/1",), ("simcse",), dict(group_probability=0.1)
+  rounds.plain = config_lib.round_config(teachers=one, **students)
+  rounds.group_p = config_lib.round_config(teachers=one, **group, **students)
+  rounds.averaged = config_lib.round_config(teachers=all_, **students)
+  rounds.student = config_lib.round_config(teachers=all_, **group, **students)
+  rounds.second = config_lib.round_config(teachers=("student",), **group, **students)
+  config.recipe = tuple(
+    "pretrained simcse plain group_p averaged student second".split()
   )
   return config

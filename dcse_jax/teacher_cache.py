@@ -144,7 +144,11 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
       return
     check_disk(beside, size - there, f"the cache of teacher {name}")
     try:
-      os.posix_fallocate(file.fileno(), 0, size)
+      # macOS has no such call; there a full disk is met while writing.
+      if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+      else:
+        file.truncate(size)
     except OSError as error:
       raise UserError(
         f"cannot write the cache of teacher {name}, {size / 1e9:.2f} GB, in "

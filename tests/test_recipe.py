@@ -14,6 +14,8 @@ import transformers
 
 from dcse_jax import SentenceEncoder
 from dcse_jax import folder
+from dcse_jax import report
+from dcse_jax import report_figures
 from dcse_jax import rounds
 from dcse_jax import sts
 from dcse_jax.errors import UserError
@@ -86,6 +88,15 @@ def test_a_lost_model_is_trained_again_to_the_same_bits(quickstart, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
 
+def test_the_report_finds_all_that_it_shows_in_what_a_run_leaves(quickstart):
+  _, workdir, models_ = quickstart
+  page = report.write_report(workdir).read_text()
+  figures = {path.stem for path in (workdir / "report").glob("*.png")}
+  assert figures == set(report_figures.SECTIONS)
+  for model in models_:
+    assert f"{model['dev']:.2f}".replace("-", "−") in page
+
+
 def test_a_workdir_of_another_config_is_refused(quickstart):
   config, workdir, _ = quickstart
   other = config.copy_and_resolve_references()
@@ -130,6 +141,23 @@ def test_every_paper_config_trains_on_a_users_text(name, files):
   assert trained[-1]["round"] == config.recipe[-1]
   embeddings = SentenceEncoder(files / "run" / "export").encode(["A cat."])
   assert embeddings.shape == (1, 16) and embeddings.dtype == np.float32
+
+
+def test_from_scratch_a_users_text_is_all_it_takes(files):
+  config = from_files(files, "scratch", model="", sts="", test=())
+  config.recipe = ("pretrained", "simcse", "plain", "student")
+  config.rounds.simcse.seeds = (1, 2)
+  config.rounds.plain.seeds = config.rounds.student.seeds = (1,)
+  trained = rounds.run(config, str(files / "run"))
+  assert [model["name"] for model in trained] == [
+    "pretrained",
+    "simcse-1",
+    "simcse-2",
+    "plain",
+    "student",
+  ]
+  # Both of the students' rounds read the first teacher from one file.
+  assert len(list((files / "run" / "cache").glob("teacher-*"))) == 2
 
 
 def test_a_recipe_of_the_student_alone_takes_outside_teachers(files):
