@@ -6,28 +6,22 @@ command run again goes on where it was.
 """
 
 from collections.abc import Sequence
-import dataclasses
+import itertools
 import json
 import logging
 import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 
 from dcse_jax import config as config_lib
-from dcse_jax import diagnostics
 from dcse_jax import folder
 from dcse_jax import inputs as inputs_lib
-from dcse_jax import monitor
-from dcse_jax import objective
-from dcse_jax import optimizer
+from dcse_jax import round as round_lib
 from dcse_jax import sharding
 from dcse_jax import teacher_cache
-from dcse_jax import teaching as teaching_lib
-from dcse_jax import train as train_lib
-from dcse_jax.data import batches as batches_lib
+from dcse_jax import teaching
 from dcse_jax.errors import UserError
 from dcse_jax.files import make_folder
 from dcse_jax.files import read_json
@@ -62,9 +56,8 @@ class Recipe:
     self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
     self.mesh = sharding.make_mesh()
     make_folder(workdir)
-    # What each round's models come from. A recipe may grow or shrink: a round
-    # that is there must only be the same.
-    self._origins = {name: {"config": _json(c)} for name, c in self.rounds.items()}
+    # A recipe may grow or shrink: rounds that are there must only be the same.
+    self._origins = {name: self._origin(c) for name, c in self.rounds.items()}
     self._check_workdir("config")
     for name, round_config in self.rounds.items():
       if round_config.batch_size % self.mesh.size:
@@ -82,6 +75,14 @@ class Recipe:
     # Not before the inputs are known to be good: a command that was refused
     # must not bind the workdir to its mistake.
     write_json(self.workdir / "config.json", {"config": recipe})
+
+  def _origin(self, config: config_lib.ConfigDict) -> dict[str, Any]:
+    """What a round's models come from, but for their seeds, JSON."""
+    fields = json.loads(config.to_json_best_effort())
+    # Tuples are lists when they come back.
+    fields["teachers"] = json.loads(json.dumps(self._members(config)))
+    del fields["recipe"], fields["seeds"]
+    return {"config": fields}
 
   def _check_workdir(self, part: str) -> None:
     """Refuses a workdir where another config or text made a round."""
@@ -109,15 +110,15 @@ class Recipe:
       if not config.teacher_cache or not self._todo(name):
         continue
       rows = len(self.inputs.tokens(config))
-      for teacher in config.teachers:
-        members = config_lib.members(self.rounds, teacher)
-        width = self.inputs.start.config.hidden_size
-        if not members:
-          width = self.inputs.outside(teacher).config.hidden_size
+      for member in itertools.chain(*self._members(config)):
+        encoder = self.inputs.start.config
+        if member in config.teachers:
+          encoder = self.inputs.outside(member).config
         # Rounds share the files of a teacher that they have in common.
-        for member in members or [teacher]:
-          key = (member, config.text, config.max_length, config.teacher_cache)
-          need[key] = teacher_cache.cache_bytes(rows, width, config.teacher_cache)
+        key = (member, config.text, config.max_length, config.teacher_cache)
+        need[key] = teacher_cache.cache_bytes(
+          rows, encoder.hidden_size, config.teacher_cache
+        )
     if need:
       cache = self.workdir / "cache"
       there = sum(
@@ -131,7 +132,7 @@ class Recipe:
     """Trains what is not trained yet; writes results.json and export/."""
     for name, round_config in self.rounds.items():
       if todo := self._todo(name):
-        self._run_round(name, round_config, todo)
+        self._run_round(name, todo)
     rows = [
       self._result(name, seed)
       for name, round_config in self.rounds.items()
@@ -163,175 +164,45 @@ class Recipe:
     scores = [result["dev"] or 0.0 for result in results]
     return self._folder(name, seeds[int(np.argmax(scores))])
 
-  def _run_round(self, name, config, seeds: Sequence[int]) -> None:
+  def _run_round(self, name: str, seeds: Sequence[int]) -> None:
+    config = self.rounds[name]
     write_json(self.workdir / name / "origin.json", self._origins[name])
     start = self.inputs.start
     if config.start:
       start = folder.load(
         str(self._best(config.start) / "model"), default_pooling=config.pooling
       )
-    cache = self.inputs.tokens(config)
-    probe = self._probe(name, config)
-    teachers = self._teachers(config)
-    teaching = teaching_lib.Teaching()
-    distillation = None
-    if teachers:
-      distillation = self._distillation(name, config, start, probe, teachers)
-      teaching = self._teaching(config, teachers)
-    del teachers  # As many models in memory as there are teachers.
-    init_fn, loss_fn = objective.make_objective(config, start, teaching.stacks)
-    schedule = optimizer.make_schedule(
-      learning_rate=config.learning_rate,
-      schedule=config.schedule,
-      warmup_steps=config.warmup_steps,
-      num_steps=config.num_train_steps,
-    )
-    groups = [seeds] if config.parallel_seeds else [[seed] for seed in seeds]
-    trainer = train_lib.make_trainer(
-      loss_fn,
-      optimizer.make_optimizer(
-        schedule,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-      ),
-      schedule,
+    round_lib.Round(
+      name,
+      config,
+      folder=self.workdir / name,
+      inputs=self.inputs,
+      start=start,
+      teachers=self._teachers(config),
       mesh=self.mesh,
-      teacher_params=teaching.params,
-      num_models=len(groups[0]),
-      batch_size=config.batch_size,
-      num_steps=config.num_train_steps,
-      log_every=config.log_every,
-      eval_every=config.eval_every,
-    )
-    sets = self.inputs.sets
-    dev = monitor.Scorer(start, {key: sets[key] for key in config.dev if key in sets})
+      cache_folder=self.workdir / "cache",
+    ).train(seeds)
 
-    def evaluate(params):
-      metrics = distillation.metrics(params) if distillation else {}
-      return metrics | (dev.metrics(params["encoder"]) if sets else {})
+  def _members(self, config) -> list[list[Any]]:
+    """For each name in a round's teachers, its models' (round, seed) or itself."""
+    return [config_lib.members(self.rounds, name) or [name] for name in config.teachers]
 
-    def make_run(seed):
-      rng = jax.random.fold_in(jax.random.key(config.seed), seed)
-      init_rng, train_rng = jax.random.split(rng)
-      return train_lib.Run(
-        name=_model_name(name, seed, config.seeds),
-        folder=self._folder(name, seed),
-        params=init_fn(init_rng),
-        batches=self._batches(
-          config,
-          seed,
-          cache,
-          teaching.sources,
-          jax.process_index(),
-          jax.process_count(),
-        ),
-        rng=train_rng,
-      )
-
-    for group in groups:
-      best = train_lib.train(
-        trainer, list(map(make_run, group)), evaluate=evaluate, config=_json(config)
-      )
-      for seed, params in zip(group, best):
-        self._finish(name, seed, config, start, probe, params["encoder"])
-
-  def _batches(self, config, seed, cache, sources=(), host=0, num_hosts=1):
-    return batches_lib.make_batches(
-      cache,
-      batch_size=config.batch_size,
-      seed=_data_seed(config.seed, seed),
-      others=sources,
-      host=host,
-      num_hosts=num_hosts,
-    )
-
-  def _finish(self, name, seed, config, start, probe, params) -> None:
-    """Writes a model's folder and, last, its result."""
-    scores = monitor.Scorer(start, self.inputs.sets).spearman(params)
-    result = dict(
-      name=_model_name(name, seed, config.seeds),
-      round=name,
-      seed=seed,
-      dev=_mean(scores, config.dev),
-      test=_mean(scores, config.test),
-      sets=scores,
-    )
-    path = self._folder(name, seed)
-    model = dataclasses.replace(start, params=jax.device_get(params))
-    write_json(path / "diagnostics.json", probe.histograms(model))
-    folder.save(model, path / "model")
-    write_json(path / "result.json", result)
-
-  def _probe(self, name, config) -> monitor.Probe:
-    """The first sentences that the round's first seed trains on, and dev sentences."""
-    cache = self.inputs.tokens(config)
-    batches = self._batches(config, config.seeds[0], cache)
-    size = monitor.probe_size(len(cache), config.batch_size)
-    rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
-    held_out = monitor.dev_sentences(self.inputs.sets, config.dev)
-    return monitor.Probe(
-      train=self.inputs.sentences(config, np.concatenate(rows)),
-      held_out=held_out[: monitor.probe_size(len(held_out), config.batch_size)],
-      batch_size=config.batch_size,
-      max_length=config.max_length,
-    )
-
-  def _teachers(self, config) -> list[teaching_lib.Teacher]:
-    """Every teacher of a round."""
+  def _teachers(self, config) -> list[teaching.Teacher]:
+    """Every teacher of a round, loaded."""
     teachers = []
-    shares = config.teacher_weights or [None] * len(config.teachers)
-    for name, share in zip(config.teachers, shares):
-      members = config_lib.members(self.rounds, name)
-      if members:
-        tokens = self.inputs.tokens(config)
-        models = {
-          _model_name(each, seed, self.rounds[each].seeds): folder.load(
-            str(self._folder(each, seed) / "model")
-          )
-          for each, seed in members
-        }
-      else:
-        models = {name: self.inputs.outside(name)}
-        tokens = self.inputs.teacher_tokens(models[name], config)
-      weight = 1.0 if share is None else share / len(models)
-      teachers += [
-        teaching_lib.Teacher(key, model, weight, tokens)
-        for key, model in models.items()
-      ]
+    members = self._members(config)
+    shares = config.teacher_weights or [len(each) for each in members]
+    for each, share in zip(members, shares):
+      for member in each:
+        if member in config.teachers:
+          name, model = member, self.inputs.outside(member)
+          tokens = self.inputs.teacher_tokens(model, config)
+        else:
+          name = round_lib.model_name(*member, self.rounds[member[0]].seeds)
+          model = folder.load(str(self._folder(*member) / "model"))
+          tokens = self.inputs.tokens(config)
+        teachers.append(teaching.Teacher(name, model, share / len(each), tokens))
     return teachers
-
-  def _teaching(self, config, teachers) -> teaching_lib.Teaching:
-    if config.teacher_cache:
-      return teaching_lib.cached(
-        teachers,
-        self.workdir / "cache",
-        dtype=config.teacher_cache,
-        compute_dtype=config.dtype,
-      )
-    return teaching_lib.online(teachers, self.inputs.tokens(config), config.dtype)
-
-  def _distillation(self, name, config, start, probe, teachers):
-    """Measures students against the teachers, and writes how these differ."""
-    embedded = {
-      split: [probe.embed(teacher.model, split) for teacher in teachers]
-      for split in probe.splits()
-    }
-    if len(teachers) > 1:
-      spread = diagnostics.teacher_spread(embedded["train"])
-      names = [teacher.name for teacher in teachers]
-      write_json(self.workdir / name / "teachers.json", {"teachers": names, **spread})
-    weights = [teacher.weight for teacher in teachers]
-    return monitor.Distillation(
-      start,
-      probe,
-      {
-        split: diagnostics.average_similarities(embeddings, weights)
-        for split, embeddings in embedded.items()
-      },
-      student_temperature=config.student_temperature,
-      teacher_temperature=config.teacher_temperature,
-      divergence=config.divergence,
-    )
 
   def _export(self, name: str) -> None:
     best, export = self._best(name), self.workdir / "export"
@@ -340,25 +211,6 @@ class Recipe:
     shutil.copytree(best / "model", beside)
     shutil.rmtree(export, ignore_errors=True)
     beside.rename(export)
-
-
-def _json(config: config_lib.ConfigDict) -> dict[str, Any]:
-  fields = json.loads(config.to_json_best_effort())
-  return {key: value for key, value in fields.items() if key != "recipe"}
-
-
-def _data_seed(recipe_seed: int, seed: int) -> int:
-  state = np.random.SeedSequence([recipe_seed, seed]).generate_state(1)
-  return int(state[0])
-
-
-def _model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
-  return name if len(seeds) == 1 else f"{name}-{seed}"
-
-
-def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:
-  present = [scores[name] for name in names if name in scores]
-  return float(np.mean(present)) if present else None
 
 
 def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:

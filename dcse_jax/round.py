@@ -1,0 +1,216 @@
+"""One round of a recipe: its models, each trained, measured and written."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from dcse_jax import config as config_lib
+from dcse_jax import diagnostics
+from dcse_jax import folder as folder_lib
+from dcse_jax import inputs as inputs_lib
+from dcse_jax import monitor
+from dcse_jax import objective
+from dcse_jax import optimizer
+from dcse_jax import teaching as teaching_lib
+from dcse_jax import train as train_lib
+from dcse_jax.data import batches as batches_lib
+from dcse_jax.files import write_json
+
+
+def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
+  """What people call a model: its round, with the seed where there are several."""
+  return name if len(seeds) == 1 else f"{name}-{seed}"
+
+
+class Round:
+  """A round with all that its models start and learn from.
+
+  Args:
+    name: of the round.
+    config: of the round.
+    folder: of the round; each model's is named by its seed.
+    inputs: text and sets of the recipe.
+    start: the encoder that each model starts from.
+    teachers: whose similarities it distils; may be none.
+    mesh: the devices.
+    cache_folder: of the teacher caches.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    config: config_lib.ConfigDict,
+    *,
+    folder: pathlib.Path,
+    inputs: inputs_lib.Inputs,
+    start: folder_lib.Model,
+    teachers: Sequence[teaching_lib.Teacher],
+    mesh: Mesh,
+    cache_folder: pathlib.Path,
+  ):
+    self._name, self._config, self._folder = name, config, folder
+    self._start, self._mesh = start, mesh
+    self._tokens = inputs.tokens(config)
+    self._sets = inputs.sets
+    self._scorer = monitor.Scorer(start, inputs.sets)
+    self._probe = self._make_probe(inputs)
+    self._teaching = teaching_lib.Teaching()
+    self._distillation = None
+    if teachers:
+      self._distillation = self._measure_teachers(teachers)
+      self._teaching = self._prepare(teachers, cache_folder)
+
+  def train(self, seeds: Sequence[int]) -> None:
+    """Trains the models of these seeds, or goes on with them.
+
+    A finished model leaves model/, diagnostics.json and, last, result.json.
+    """
+    config = self._config
+    groups = [seeds] if config.parallel_seeds else [[seed] for seed in seeds]
+    init_fn, trainer = self._make_trainer(num_models=len(groups[0]))
+    for group in groups:
+      best = train_lib.train(
+        trainer,
+        [self._make_run(seed, init_fn) for seed in group],
+        evaluate=self._make_evaluate(),
+        config=json.loads(config.to_json_best_effort()),
+      )
+      for seed, params in zip(group, best):
+        self._finish(seed, jax.device_get(params["encoder"]))
+
+  def _make_trainer(self, num_models: int):
+    config = self._config
+    init_fn, loss_fn = objective.make_objective(
+      config, self._start, self._teaching.stacks
+    )
+    schedule = optimizer.make_schedule(
+      learning_rate=config.learning_rate,
+      schedule=config.schedule,
+      warmup_steps=config.warmup_steps,
+      num_steps=config.num_train_steps,
+    )
+    tx = optimizer.make_optimizer(
+      schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    return init_fn, train_lib.make_trainer(
+      loss_fn,
+      tx,
+      schedule,
+      mesh=self._mesh,
+      teacher_params=self._teaching.params,
+      num_models=num_models,
+      batch_size=config.batch_size,
+      num_steps=config.num_train_steps,
+      log_every=config.log_every,
+      eval_every=config.eval_every,
+    )
+
+  def _make_run(self, seed: int, init_fn) -> train_lib.Run:
+    rng = jax.random.fold_in(jax.random.key(self._config.seed), seed)
+    init_rng, train_rng = jax.random.split(rng)
+    return train_lib.Run(
+      name=model_name(self._name, seed, self._config.seeds),
+      folder=self._folder / str(seed),
+      params=init_fn(init_rng),
+      batches=self._batches(
+        seed,
+        others=self._teaching.sources,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+      ),
+      rng=train_rng,
+    )
+
+  def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:
+    state = np.random.SeedSequence([self._config.seed, seed]).generate_state(1)
+    return batches_lib.make_batches(
+      self._tokens,
+      batch_size=self._config.batch_size,
+      seed=int(state[0]),
+      **kwargs,
+    )
+
+  def _make_evaluate(self) -> train_lib.Evaluate:
+    names = [name for name in self._config.dev if name in self._sets]
+    dev = monitor.Scorer(self._start, {name: self._sets[name] for name in names})
+
+    def evaluate(params):
+      metrics = self._distillation.metrics(params) if self._distillation else {}
+      return metrics | (dev.metrics(params["encoder"]) if names else {})
+
+    return evaluate
+
+  def _make_probe(self, inputs: inputs_lib.Inputs) -> monitor.Probe:
+    """The first sentences that the first seed trains on, and dev sentences."""
+    config = self._config
+    batches = self._batches(config.seeds[0])
+    size = monitor.probe_size(len(self._tokens), config.batch_size)
+    rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
+    held_out = monitor.dev_sentences(inputs.sets, config.dev)
+    return monitor.Probe(
+      train=inputs.sentences(config, np.concatenate(rows)),
+      held_out=held_out[: monitor.probe_size(len(held_out), config.batch_size)],
+      batch_size=config.batch_size,
+      max_length=config.max_length,
+    )
+
+  def _measure_teachers(self, teachers) -> monitor.Distillation:
+    """Writes how the teachers differ; returns what measures students by them."""
+    config = self._config
+    embedded = {
+      split: [self._probe.embed(teacher.model, split) for teacher in teachers]
+      for split in self._probe.splits()
+    }
+    if len(teachers) > 1:
+      names = [teacher.name for teacher in teachers]
+      spread = diagnostics.teacher_spread(embedded["train"])
+      write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+    weights = [teacher.weight for teacher in teachers]
+    return monitor.Distillation(
+      self._start,
+      self._probe,
+      {
+        split: diagnostics.average_similarities(embeddings, weights)
+        for split, embeddings in embedded.items()
+      },
+      student_temperature=config.student_temperature,
+      teacher_temperature=config.teacher_temperature,
+      divergence=config.divergence,
+    )
+
+  def _prepare(self, teachers, cache_folder: pathlib.Path) -> teaching_lib.Teaching:
+    config = self._config
+    if config.teacher_cache:
+      return teaching_lib.cached(
+        teachers, cache_folder, dtype=config.teacher_cache, compute_dtype=config.dtype
+      )
+    return teaching_lib.online(teachers, self._tokens, config.dtype)
+
+  def _finish(self, seed: int, params: Any) -> None:
+    scores = self._scorer.spearman(params)
+    result = dict(
+      name=model_name(self._name, seed, self._config.seeds),
+      round=self._name,
+      seed=seed,
+      dev=_mean(scores, self._config.dev),
+      test=_mean(scores, self._config.test),
+      sets=scores,
+    )
+    path = self._folder / str(seed)
+    model = dataclasses.replace(self._start, params=params)
+    write_json(path / "diagnostics.json", self._probe.histograms(model))
+    folder_lib.save(model, path / "model")
+    # Last: it says that the model is finished.
+    write_json(path / "result.json", result)
+
+
+def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:
+  present = [scores[name] for name in names if name in scores]
+  return float(np.mean(present)) if present else None
