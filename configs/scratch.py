@@ -24,7 +24,7 @@ from dcse_jax import config as config_lib
 
 def get_config(variant=""):
   # Steps of pretraining and of each later model, warm-up, evaluations.
-  variants = {"": (100_000, 5_000, 5_000, 250), "cpu": (6_000, 200, 500, 50)}
+  variants = {"": (100_000, 5_000, 5_000, 250), "cpu": (6_000, 120, 500, 40)}
   pretraining, training, warmup, every = config_lib.choose(variant, variants)
   config = config_lib.default()
   config.test = config_lib.SEVEN_TEST_SETS
@@ -38,13 +38,16 @@ def get_config(variant=""):
   )
   # Pretraining never trained a state of [CLS].
   config.pooling = "mean"
-  config.learning_rate = 1e-4
   config.num_train_steps = training
   config.eval_every = every
+  config.log_every = 20
   config.student_temperature = 0.02
   config.teacher_temperature = 0.01
-  # Where a model sees less than the whole text, its teachers run online.
-  config.teacher_cache = "" if variant == "cpu" else "float16"
+  if variant != "cpu":
+    # Each student meets the whole text once, and there are fifteen of them.
+    config.teacher_cache = "float16"
+    # So small a model leaves a GPU half idle.
+    config.parallel_seeds = True
 
   rounds = config.rounds
   rounds.pretrained = config_lib.round_config(

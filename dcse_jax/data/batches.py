@@ -6,6 +6,7 @@ gathered from the token cache.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import Protocol
 
@@ -64,6 +65,8 @@ class _Gather(grain.transforms.Map):
     return batch
 
 
+# Both are asked for by every round and seed, and take a pass over all rows.
+@functools.cache
 def count_twins(cache: TokenCache) -> int:
   """Rows that share a sentence with another row."""
   if cache.sentence_ids.shape[1] == 1:
@@ -76,6 +79,7 @@ def count_twins(cache: TokenCache) -> int:
   return len(np.unique(row[counts[inverse] > 1]))
 
 
+@functools.cache
 def _rows_apart(cache: TokenCache) -> np.ndarray:
   """Rows no two of which share a sentence, as many as one pass finds."""
   met: set[int] = set()
