@@ -370,7 +370,8 @@ def test_a_seed_that_no_round_has_is_refused(files):
 def test_seeds_in_parallel_train_as_one_after_the_other(files):
   results = []
   for parallel in (False, True):
-    config = from_files(files, parallel_seeds=parallel)
+    config = from_files(files, parallel_seeds=parallel, teacher_cache="float32")
+    config.recipe = ("base", "student")
     config.rounds.base.seeds = (1, 2)
     config.rounds.student.seeds = (5, 6, 7)
     trained = rounds.run(config, str(files / str(parallel)))
