@@ -21,18 +21,21 @@ class Checkpoints:
   """The checkpoints of one training run, in one folder.
 
   Each holds the training state, the position in the data and the score, so that
-  a run that goes on from one is the run that was never interrupted. Two are
-  kept: the newest and the best.
+  a run that goes on from one is the run that was never interrupted.
 
   Args:
     folder: made if need be.
+    keep: so many of the newest stay, and so many of the best. Models that train
+      together need 2: they go back by one step when not all of them saved the
+      newest, and what was the best then must still be there.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, *, keep: int = 1):
+    get_score = lambda metrics: metrics[_SCORE]
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
-        checkpoint_managers.LatestN(2),
-        checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_SCORE], n=1),
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(get_metric_fn=get_score, n=keep),
       ]
     )
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -40,7 +43,7 @@ class Checkpoints:
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policy,
-        best_fn=lambda metrics: metrics[_SCORE],
+        best_fn=get_score,
         create=True,
       ),
     )
@@ -61,6 +64,10 @@ class Checkpoints:
       ),
       metrics={_SCORE: score},
     )
+
+  def wait(self) -> None:
+    """Waits for saves under way."""
+    self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """The steps of the checkpoints there are."""
@@ -94,5 +101,5 @@ class Checkpoints:
     return TrainState(**restored["state"]), restored["progress"]
 
   def close(self) -> None:
-    """Waits for saves under way."""
+    """Waits for saves under way, and ends."""
     self._manager.close()

@@ -39,6 +39,8 @@ _OF_RECIPE = (
   "recipe",
   "rounds",
 )
+# What a workdir holds beside the rounds.
+_FOLDERS = ("cache", "data", "export", "report")
 _POSITIVE = (
   "max_length",
   "batch_size",
@@ -276,6 +278,10 @@ def check(config: ConfigDict) -> None:
       raise UserError(
         f"config.recipe={config.recipe}: name each of "
         f"{', '.join(config.rounds)} once at most"
+      )
+    if name in _FOLDERS:
+      raise UserError(
+        f"no round can be called {name!r}: its workdir has a folder of that name"
       )
     for field in config.rounds[name]:
       if field not in known and field not in round_config(()):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from dcse_jax import diagnostics
@@ -38,7 +39,9 @@ class Probe:
 
   def embed(self, model: folder.Model, split: str) -> np.ndarray:
     """Embeddings by a model, [n, B, D]."""
-    embed = embedder(model, getattr(self, split), self.max_length)
+    # As when it teaches: a teacher may take fewer tokens than the student.
+    max_length = min(self.max_length, model.config.max_tokens)
+    embed = embedder(model, getattr(self, split), max_length)
     return self.batches(embed(model.params))
 
   def batches(self, embeddings: np.ndarray) -> np.ndarray:
@@ -73,7 +76,9 @@ def embedder(
   def embed(params):
     if not tokens and sentences:
       tokens.extend(folder.tokenize(model.tokenizer, sentences, max_length))
-    return encode_tokens(params, model.config, tokens, pooling=model.pooling)
+    # Once, not with every batch.
+    on_device = jax.device_put(params)
+    return encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
 
   return embed
 

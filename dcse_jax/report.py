@@ -211,9 +211,12 @@ def _learns_from(round_: figures.Round) -> str:
     return "masked language modelling"
   if not round_.config.get("teachers"):
     return "contrastive loss"
-  group = round_.config.get("group_probability")
   teachers = "teachers " + ", ".join(round_.config["teachers"])
-  return f"{teachers}; Group-P {group:g}" if group else teachers
+  shuffles = dict(group_probability="Group-P", group_size="groups of", group_top="top")
+  for field, words in shuffles.items():
+    if value := round_.config.get(field):
+      return f"{teachers}; {words} {value:g}"
+  return teachers
 
 
 def _mean(scores: list[float], *, with_sd: bool) -> str:
@@ -263,7 +266,10 @@ def _results(rounds: list[figures.Round]) -> str:
   if all(len(round_.results) < 2 for round_ in rounds):
     return page
   rows = [
-    [result["name"], *(_mean(by_column([result])[c], with_sd=False) for c in shown)]
+    [
+      f"{round_.name}-{result['seed']}",
+      *(_mean(by_column([result])[c], with_sd=False) for c in shown),
+    ]
     for round_ in rounds
     for result in round_.results
   ]

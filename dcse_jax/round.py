@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -73,9 +74,16 @@ class Round:
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
     config = self._config
-    groups = [seeds] if config.parallel_seeds else [[seed] for seed in seeds]
-    init_fn, trainer = self._make_trainer(num_models=len(groups[0]))
-    for group in groups:
+    groups = [[seed] for seed in seeds]
+    if config.parallel_seeds:
+      # What was begun goes on first: a seed that is new cannot catch up.
+      is_begun = lambda seed: (self._folder / str(seed) / "checkpoints").exists()
+      groups = [
+        [seed for seed in seeds if is_begun(seed)],
+        [seed for seed in seeds if not is_begun(seed)],
+      ]
+    for group in filter(None, groups):
+      init_fn, trainer = self._make_trainer(len(group))
       best = train_lib.train(
         trainer,
         [self._make_run(seed, init_fn) for seed in group],
@@ -85,6 +93,7 @@ class Round:
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params["encoder"]))
 
+  @functools.cache
   def _make_trainer(self, num_models: int):
     config = self._config
     init_fn, loss_fn = objective.make_objective(
@@ -196,7 +205,6 @@ class Round:
   def _finish(self, seed: int, params: Any) -> None:
     scores = self._scorer.spearman(params)
     result = dict(
-      name=model_name(self._name, seed, self._config.seeds),
       round=self._name,
       seed=seed,
       dev=_mean(scores, self._config.dev),

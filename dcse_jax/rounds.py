@@ -6,6 +6,7 @@ command run again goes on where it was.
 """
 
 from collections.abc import Sequence
+import hashlib
 import itertools
 import json
 import logging
@@ -57,7 +58,9 @@ class Recipe:
     self.mesh = sharding.make_mesh()
     make_folder(workdir)
     # A recipe may grow or shrink: rounds that are there must only be the same.
-    self._origins = {name: self._origin(c) for name, c in self.rounds.items()}
+    self._origins: dict[str, dict[str, Any]] = {}
+    for name, round_config in self.rounds.items():
+      self._origins[name] = self._origin(round_config)
     self._check_workdir("config")
     for name, round_config in self.rounds.items():
       if round_config.batch_size % self.mesh.size:
@@ -79,10 +82,17 @@ class Recipe:
   def _origin(self, config: config_lib.ConfigDict) -> dict[str, Any]:
     """What a round's models come from, but for their seeds, JSON."""
     fields = json.loads(config.to_json_best_effort())
-    # Tuples are lists when they come back.
-    fields["teachers"] = json.loads(json.dumps(self._members(config)))
+    fields["teachers"] = self._members(config)
+    parents = {member[0] for member in itertools.chain(*fields["teachers"])}
+    if config.start:
+      parents.add(config.start)
+      fields["start"] = config_lib.members(self.rounds, config.start)
+    for parent in parents.intersection(self._origins):
+      digest = hashlib.sha256(json.dumps(self._origins[parent]["config"]).encode())
+      fields[f"round {parent}"] = digest.hexdigest()
     del fields["recipe"], fields["seeds"]
-    return {"config": fields}
+    # Tuples are lists when they come back from the file.
+    return {"config": json.loads(json.dumps(fields, sort_keys=True))}
 
   def _check_workdir(self, part: str) -> None:
     """Refuses a workdir where another config or text made a round."""
@@ -105,10 +115,12 @@ class Recipe:
 
   def _check_disk(self) -> None:
     """Refuses teacher caches that the disk has no room for."""
+    cached = {name: c for name, c in self.rounds.items() if c.teacher_cache}
+    if not any(map(self._todo, cached)):
+      return
     need = {}
-    for name, config in self.rounds.items():
-      if not config.teacher_cache or not self._todo(name):
-        continue
+    # Finished rounds, too: their files are among those that are there.
+    for config in cached.values():
       rows = len(self.inputs.tokens(config))
       for member in itertools.chain(*self._members(config)):
         encoder = self.inputs.start.config
@@ -119,14 +131,13 @@ class Recipe:
         need[key] = teacher_cache.cache_bytes(
           rows, encoder.hidden_size, config.teacher_cache
         )
-    if need:
-      cache = self.workdir / "cache"
-      there = sum(
-        file.stat().st_blocks * 512 for file in cache.glob("*teacher-*/embeddings.bin")
-      )
-      total = sum(need.values())
-      _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)
-      teacher_cache.check_disk(cache, total - there, "the teacher cache")
+    cache = self.workdir / "cache"
+    there = sum(
+      file.stat().st_blocks * 512 for file in cache.glob("*teacher-*/embeddings.bin")
+    )
+    total = sum(need.values())
+    _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)
+    teacher_cache.check_disk(cache, total - there, "the teacher cache")
 
   def run(self) -> list[dict[str, Any]]:
     """Trains what is not trained yet; writes results.json and export/."""
@@ -134,9 +145,9 @@ class Recipe:
       if todo := self._todo(name):
         self._run_round(name, todo)
     rows = [
-      self._result(name, seed)
-      for name, round_config in self.rounds.items()
-      for seed in round_config.seeds
+      {**self._result(name, seed), "name": round_lib.model_name(name, seed, c.seeds)}
+      for name, c in self.rounds.items()
+      for seed in c.seeds
     ]
     self._export(list(self.rounds)[-1])
     columns = ("name", "round", "seed", "dev", "test")

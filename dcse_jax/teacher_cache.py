@@ -123,9 +123,11 @@ def build_teacher_cache(
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
   shape = (len(tokens), model.config.hidden_size)
-  if not path.exists():
+  if not _agree(path.exists()):
     beside = folder / f".{path.name}.tmp"
-    _make_room(beside, shape, dtype, name)
+    if host == 0:
+      _make_room(beside, shape, dtype, name)
+    _wait_for_hosts(f"teacher cache {path.name} has room")
     _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
     _wait_for_hosts(f"teacher cache {path.name}")
     if host == 0:
@@ -137,23 +139,23 @@ def build_teacher_cache(
 def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
   """Takes the whole file's disk at once: a full disk is met here or never."""
   size = cache_bytes(*shape, dtype)
-  beside.mkdir(parents=True, exist_ok=True)
-  with open(beside / "embeddings.bin", "ab") as file:
-    there = os.fstat(file.fileno()).st_size
-    if there >= size:
-      return
-    check_disk(beside, size - there, f"the cache of teacher {name}")
-    try:
+  try:
+    beside.mkdir(parents=True, exist_ok=True)
+    with open(beside / "embeddings.bin", "ab") as file:
+      there = os.fstat(file.fileno()).st_size
+      if there >= size:
+        return
+      check_disk(beside, size - there, f"the cache of teacher {name}")
       # macOS has no such call; there a full disk is met while writing.
       if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
       else:
         file.truncate(size)
-    except OSError as error:
-      raise UserError(
-        f"cannot write the cache of teacher {name}, {size / 1e9:.2f} GB, in "
-        f"{beside.parent} ({error.strerror}): make room or name another --workdir"
-      ) from error
+  except OSError as error:
+    raise UserError(
+      f"cannot write the cache of teacher {name}, {size / 1e9:.2f} GB, in "
+      f"{beside.parent} ({error.strerror}): make room or name another --workdir"
+    ) from error
 
 
 def _write_blocks(
@@ -195,6 +197,15 @@ def _write_blocks(
       # The mark says that the block is whole, so it comes after it.
       write_json(mark(start), {"rows": [start, stop]})
       bar.update(stop - start)
+
+
+def _agree(here: bool) -> bool:
+  """What host 0 says: a shared folder may look different to others for a while."""
+  if jax.process_count() == 1:
+    return here
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
 
 
 def _wait_for_hosts(what: str) -> None:

@@ -144,7 +144,8 @@ def train(
     UserError: a loss or its gradient is not a number.
   """
   num_models = trainer.num_models
-  stores = [checkpoint.Checkpoints(run.folder / "checkpoints") for run in runs]
+  keep = 1 if num_models == 1 else 2
+  stores = [checkpoint.Checkpoints(r.folder / "checkpoints", keep=keep) for r in runs]
   with contextlib.ExitStack() as stack:
     for store in stores:
       # On the way out, by whatever way, saves under way are waited for.
@@ -205,6 +206,9 @@ def train(
           metrics[i].write(step, of_run)
       if not evaluates:
         continue
+      # So that no two models are ever more than one save apart.
+      for store in stores:
+        store.wait()
       for i, run in enumerate(runs):
         of_run = _of_model(state, i, num_models)
         scores = evaluate(of_run.params)

@@ -276,6 +276,11 @@ def focal_with_negatives(files, config):
   config.contrastive = "focal_info_nce"
 
 
+def round_named_like_a_folder(files, config):
+  config.rounds.report = config.rounds.student
+  config.recipe = ("base", "report")
+
+
 def unknown_round_field(files, config):
   config.rounds.student.temprature = 0.1
 
@@ -297,6 +302,7 @@ BAD_INPUT = {
   recipe_field_in_a_round: r"rounds\.student\.num_layers.*config\.num_layers",
   unwritable_workdir: r"cannot make the folder .*run",
   focal_with_negatives: r"focal_info_nce takes no hard negatives",
+  round_named_like_a_folder: r"no round can be called 'report'",
   unknown_round_field: r"rounds\.student: unknown field 'temprature'",
 }
 
@@ -314,7 +320,7 @@ def test_bad_input_ends_in_one_line_before_any_compilation(spoil, files, monkeyp
     rounds.run(config, str(files / "run"))
   assert "\n" not in str(error.value)
   # A mended command may use the same workdir.
-  assert not (files / "run" / "config.json").exists()
+  assert not list(files.glob("run/config.json")) + list(files.glob("run/*/origin.json"))
 
 
 def run_cli(*arguments):

@@ -288,14 +288,24 @@ def test_hosts_divide_the_blocks_and_all_see_the_whole(tmp_path):
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_training(files, monkeypatch):
-  usage = shutil.disk_usage(files)
-  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
   config = from_files(files, teacher_cache="float16")
-  # Two teachers, 60 sentences, 16 dimensions, 2 bytes: 3,840 bytes.
   config.rounds.base.seeds = (1, 2)
-  with pytest.raises(UserError, match="needs 0.00 GB.*teacher_cache=''"):
+  config.rounds.student.seeds = (5, 6, 7)
+  # Two teachers, then three, 60 sentences, 16 dimensions, 2 bytes.
+  need = (2 + 3) * 60 * 16 * 2
+  usage = shutil.disk_usage(files)
+  set_free = lambda free: monkeypatch.setattr(
+    shutil, "disk_usage", lambda path: usage._replace(free=free)
+  )
+  set_free(need - 1)
+  with pytest.raises(UserError, match="the teacher cache needs.*teacher_cache=''"):
     rounds.run(config, str(files / "run"))
   assert not (files / "run" / "base").exists()
+  set_free(need)
+  rounds.run(config, str(files / "run"))
+  # What is there already needs no room.
+  set_free(0)
+  rounds.run(config, str(files / "run"))
 
 
 # --- Whole recipes ------------------------------------------------------------
@@ -358,6 +368,48 @@ def test_a_recipe_goes_on_to_a_second_round_and_to_single_models(files):
   spread = json.loads((files / "run" / "second" / "teachers.json").read_text())
   assert spread["teachers"] == ["student-1", "student-2"]
   assert not (files / "run" / "one" / "teachers.json").exists()
+
+
+def test_a_teachers_own_tokens_are_of_the_students_rows(files):
+  # The third row repeats the first: the student's cache leaves it out.
+  text = models.SENTENCES[:2] + models.SENTENCES[:1] + models.SENTENCES[2:40]
+  (files / "text.txt").write_text("\n".join(text) + "\n")
+  folder.save(with_other_tokenizer(5, max_positions=10), files / "t")
+  config = from_files(files, recipe=("student",))
+  config.rounds.student.teachers = (str(files / "t"),)
+  config.rounds.student.seeds = (1,)
+  recipe = rounds.Recipe(config, files / "run")
+  teacher = recipe.inputs.outside(str(files / "t"))
+  student = recipe.rounds["student"]
+  ours = recipe.inputs.tokens(student)
+  theirs = recipe.inputs.teacher_tokens(teacher, student)
+  assert len(ours) == len(theirs) == 40
+  # And no more of them than the teacher takes.
+  expected = folder.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
+  assert [ids.tolist() for ids in theirs.sentences(0, 40)] == expected
+  recipe.run()
+
+
+def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
+  config = from_files(files)
+  config.rounds.base.seeds, config.rounds.student.seeds = (1, 2), (1,)
+  config.recipe = ("base", "student")
+  rounds.run(config, str(files / "run"))
+  shutil.rmtree(files / "run" / "base")
+  with config.unlocked():
+    config.rounds.base.temperature = 0.1
+  with pytest.raises(UserError, match="student belongs .*differing: round base"):
+    rounds.run(config, str(files / "run"))
+
+
+def test_a_seed_more_trains_beside_those_that_are_there(files):
+  config = from_files(files, "simcse", parallel_seeds=True)
+  config.rounds.simcse.seeds = (1,)
+  (alone,) = rounds.run(config, str(files / "run"))
+  config.rounds.simcse.seeds = (1, 2)
+  one, two = rounds.run(config, str(files / "run"))
+  assert (one["name"], two["name"]) == ("simcse-1", "simcse-2")
+  assert one["dev"] == alone["dev"]
 
 
 def test_a_seed_that_no_round_has_is_refused(files):

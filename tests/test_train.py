@@ -392,25 +392,35 @@ def test_models_trained_together_equal_each_trained_alone(cache, tmp_path):
   )
 
 
-def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):
-  whole = train_together(cache, tmp_path / "whole", (3, 4))
+def scoring(scores, stop_at=None):
+  """An evaluation that gives these scores in turn and may interrupt at one."""
   calls = []
 
-  def interrupt(params):
+  def evaluate(params):
     calls.append(1)
-    if len(calls) == 4:  # At step 4 the first model has saved, the second not.
+    if len(calls) == stop_at:
       raise Interrupted
-    return {}
+    return {"score": scores[len(calls) - 1]}
 
+  return evaluate
+
+
+def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):
+  # Of two models at steps 2, 4 and 6, in turn. The first model's new best at step 6
+  # is saved, then the run is cut; this best is lost and the one before returns.
+  folder, seeds = tmp_path / "cut", (3, 4)
   with pytest.raises(Interrupted):
-    train_together(cache, tmp_path / "cut", (3, 4), interrupt)
+    train_together(cache, folder, seeds, scoring([3, 1, 1, 2, 5], stop_at=6))
   steps = [
-    sorted(int(p.name) for p in (tmp_path / "cut" / seed / "checkpoints").iterdir())
-    for seed in ("3", "4")
+    sorted(int(p.name) for p in (folder / str(seed) / "checkpoints").iterdir())
+    for seed in seeds
   ]
-  assert steps == [[2, 4], [2]]
-  resumed = train_together(cache, tmp_path / "cut", (3, 4))
-  assert_bitwise(resumed, whole)
+  assert steps == [[2, 4, 6], [2, 4]]
+  resumed = train_together(cache, folder, seeds, scoring([0, 0]))
+  expected = train_together(
+    cache, tmp_path / "whole", seeds, scoring([3, 1, 1, 2, 0, 0])
+  )
+  assert_bitwise(resumed, expected)
 
 
 def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
