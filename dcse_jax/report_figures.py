@@ -177,8 +177,10 @@ def _dev(rounds: list[Round]) -> Section:
   (axes,) = figure.subplots(1, len(groups), squeeze=False, width_ratios=widths)
   for axis, group in zip(axes, groups):
     for i, round_ in enumerate(group):
-      # Each round's markers at other points, so that none hides another.
-      _draw(axis, round_.curves["dev"], markevery=(i, 10), **round_.style)
+      curve = round_.curves["dev"]
+      # Of many points each round marks others, so that none hides another.
+      marks = (i % 10, 10) if curve.shape[1] > 20 else 1
+      _draw(axis, curve, markevery=marks, **round_.style)
   axes[0].set_ylabel("Spearman × 100")
   figure.supxlabel("step", fontsize=9)
   _legend(figure)
@@ -203,7 +205,9 @@ def _distillation(rounds: list[Round]) -> Section:
       curve = round_.curves.get(f"eval/distillation_{split}")
       if curve is not None:
         colour = round_.style["color"]
-        _draw(axis, curve, color=colour, linestyle=dash, label=label)
+        _draw(axis, curve, color=colour, linestyle=dash)
+        # What the legend shows: the dashes alone, whatever the round's colour.
+        axis.plot([], [], color="black", linestyle=dash, label=label)
         last.append(curve[1, -1])
     gap = [last[1] - last[0]] if len(last) == 2 else []
     values = [number(value, 4) for value in last + gap]
