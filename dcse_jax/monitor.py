@@ -19,10 +19,10 @@ _PROBE_SENTENCES = 512
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """The same sentences, in batches, for every model of a round.
+  """Sentences in batches, to look at a model with.
 
   Attributes:
-    train: from the training text, whole batches end to end.
+    train: what it trains on first, whole batches end to end.
     held_out: from the dev sets, likewise; empty without sets.
     batch_size: of the round.
     max_length: of the round, in tokens.
@@ -32,10 +32,6 @@ class Probe:
   held_out: list[str]
   batch_size: int
   max_length: int
-
-  def splits(self) -> tuple[str, ...]:
-    """The names of those that hold sentences."""
-    return tuple(split for split in ("train", "held_out") if getattr(self, split))
 
   def embed(self, model: folder.Model, split: str) -> np.ndarray:
     """Embeddings by a model, [n, B, D]."""

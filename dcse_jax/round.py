@@ -37,6 +37,7 @@ class Round:
     name: of the round.
     config: of the round.
     folder: of the round; each model's is named by its seed.
+    seeds: of the models to train.
     inputs: text and sets of the recipe.
     start: the encoder that each model starts from.
     teachers: whose similarities it distils; may be none.
@@ -50,6 +51,7 @@ class Round:
     config: config_lib.ConfigDict,
     *,
     folder: pathlib.Path,
+    seeds: Sequence[int],
     inputs: inputs_lib.Inputs,
     start: folder_lib.Model,
     teachers: Sequence[teaching_lib.Teacher],
@@ -59,21 +61,24 @@ class Round:
     self._name, self._config, self._folder = name, config, folder
     self._start, self._mesh = start, mesh
     self._tokens = inputs.tokens(config)
-    self._sets = inputs.sets
     self._scorer = monitor.Scorer(start, inputs.sets)
-    self._probe = self._make_probe(inputs)
+    names = [name for name in config.dev if name in inputs.sets]
+    self._dev = monitor.Scorer(start, {name: inputs.sets[name] for name in names})
+    self._has_dev = bool(names)
+    self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
     self._teaching = teaching_lib.Teaching()
-    self._distillation = None
+    self._distillation: dict[int, monitor.Distillation] = {}
     if teachers:
       self._distillation = self._measure_teachers(teachers)
       self._teaching = self._prepare(teachers, cache_folder)
 
-  def train(self, seeds: Sequence[int]) -> None:
-    """Trains the models of these seeds, or goes on with them.
+  def train(self) -> None:
+    """Trains the models, or goes on with them.
 
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
     config = self._config
+    seeds = list(self._probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
       # What was begun goes on first: a seed that is new cannot catch up.
@@ -87,7 +92,6 @@ class Round:
       best = train_lib.train(
         trainer,
         [self._make_run(seed, init_fn) for seed in group],
-        evaluate=self._make_evaluate(),
         config=json.loads(config.to_json_best_effort()),
       )
       for seed, params in zip(group, best):
@@ -135,6 +139,7 @@ class Round:
         num_hosts=jax.process_count(),
       ),
       rng=train_rng,
+      evaluate=functools.partial(self._evaluate, seed),
     )
 
   def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:
@@ -146,20 +151,18 @@ class Round:
       **kwargs,
     )
 
-  def _make_evaluate(self) -> train_lib.Evaluate:
-    names = [name for name in self._config.dev if name in self._sets]
-    dev = monitor.Scorer(self._start, {name: self._sets[name] for name in names})
+  def _evaluate(self, seed: int, params: Any) -> dict[str, float]:
+    metrics = {}
+    if seed in self._distillation:
+      metrics |= self._distillation[seed].metrics(params)
+    if self._has_dev:
+      metrics |= self._dev.metrics(params["encoder"])
+    return metrics
 
-    def evaluate(params):
-      metrics = self._distillation.metrics(params) if self._distillation else {}
-      return metrics | (dev.metrics(params["encoder"]) if names else {})
-
-    return evaluate
-
-  def _make_probe(self, inputs: inputs_lib.Inputs) -> monitor.Probe:
-    """The first sentences that the first seed trains on, and dev sentences."""
+  def _make_probe(self, inputs: inputs_lib.Inputs, seed: int) -> monitor.Probe:
+    """The first sentences that a seed trains on, and dev sentences."""
     config = self._config
-    batches = self._batches(config.seeds[0])
+    batches = self._batches(seed)
     size = monitor.probe_size(len(self._tokens), config.batch_size)
     rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
     held_out = monitor.dev_sentences(inputs.sets, config.dev)
@@ -170,29 +173,33 @@ class Round:
       max_length=config.max_length,
     )
 
-  def _measure_teachers(self, teachers) -> monitor.Distillation:
-    """Writes how the teachers differ; returns what measures students by them."""
+  def _measure_teachers(self, teachers) -> dict[int, monitor.Distillation]:
+    """Writes how the teachers differ; returns what measures each seed by them."""
     config = self._config
-    embedded = {
-      split: [self._probe.embed(teacher.model, split) for teacher in teachers]
-      for split in self._probe.splits()
-    }
-    if len(teachers) > 1:
-      names = [teacher.name for teacher in teachers]
-      spread = diagnostics.teacher_spread(embedded["train"])
-      write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+    names = [teacher.name for teacher in teachers]
     weights = [teacher.weight for teacher in teachers]
-    return monitor.Distillation(
-      self._start,
-      self._probe,
-      {
-        split: diagnostics.average_similarities(embeddings, weights)
-        for split, embeddings in embedded.items()
-      },
-      student_temperature=config.student_temperature,
-      teacher_temperature=config.teacher_temperature,
-      divergence=config.divergence,
-    )
+    embed = lambda probe, split: [probe.embed(t.model, split) for t in teachers]
+    measures, held_out = {}, None
+    for seed, probe in self._probes.items():
+      embedded = {"train": embed(probe, "train")}
+      if probe.held_out:  # The same for every seed.
+        held_out = held_out or embed(probe, "held_out")
+        embedded["held_out"] = held_out
+      if not measures and len(teachers) > 1:
+        spread = diagnostics.teacher_spread(embedded["train"])
+        write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+      measures[seed] = monitor.Distillation(
+        self._start,
+        probe,
+        {
+          split: diagnostics.average_similarities(embeddings, weights)
+          for split, embeddings in embedded.items()
+        },
+        student_temperature=config.student_temperature,
+        teacher_temperature=config.teacher_temperature,
+        divergence=config.divergence,
+      )
+    return measures
 
   def _prepare(self, teachers, cache_folder: pathlib.Path) -> teaching_lib.Teaching:
     config = self._config
@@ -213,7 +220,7 @@ class Round:
     )
     path = self._folder / str(seed)
     model = dataclasses.replace(self._start, params=params)
-    write_json(path / "diagnostics.json", self._probe.histograms(model))
+    write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
     folder_lib.save(model, path / "model")
     # Last: it says that the model is finished.
     write_json(path / "result.json", result)

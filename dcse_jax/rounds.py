@@ -187,12 +187,13 @@ class Recipe:
       name,
       config,
       folder=self.workdir / name,
+      seeds=seeds,
       inputs=self.inputs,
       start=start,
       teachers=self._teachers(config),
       mesh=self.mesh,
       cache_folder=self.workdir / "cache",
-    ).train(seeds)
+    ).train()
 
   def _members(self, config) -> list[list[Any]]:
     """For each name in a round's teachers, its models' (round, seed) or itself."""

@@ -61,6 +61,7 @@ class Run:
     params: to start from.
     batches: endless.
     rng: of the run.
+    evaluate: scores its parameters. Without a "score" the last are the best.
   """
 
   name: str
@@ -68,6 +69,7 @@ class Run:
   params: Any
   batches: grain.DatasetIterator
   rng: jax.Array
+  evaluate: Evaluate
 
 
 def make_trainer(
@@ -123,18 +125,13 @@ def _of_model(tree: Any, i: int, num_models: int) -> Any:
 
 
 def train(
-  trainer: Trainer,
-  runs: Sequence[Run],
-  *,
-  evaluate: Evaluate,
-  config: dict[str, Any],
+  trainer: Trainer, runs: Sequence[Run], *, config: dict[str, Any]
 ) -> list[Any]:
   """Trains models, or goes on with them, and returns their best parameters.
 
   Args:
     trainer: the step and its settings, for len(runs) models.
     runs: trained together, each as it would be alone.
-    evaluate: scores parameters. Without a "score" the last are the best.
     config: of the round, JSON; every checkpoint carries it.
 
   Returns:
@@ -211,7 +208,7 @@ def train(
         store.wait()
       for i, run in enumerate(runs):
         of_run = _of_model(state, i, num_models)
-        scores = evaluate(of_run.params)
+        scores = run.evaluate(of_run.params)
         score = scores.pop("score", float(step))
         if scores:
           metrics[i].write(step, scores)

@@ -19,6 +19,7 @@ from dcse_jax import diagnostics
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import losses
+from dcse_jax import monitor
 from dcse_jax import rounds
 from dcse_jax import teacher_cache
 from dcse_jax import teachers as teachers_lib
@@ -484,3 +485,25 @@ def test_the_spread_of_teachers_is_the_std_and_entropy_over_them():
       expected.append(scipy.stats.spearmanr(first[top], second[top]).statistic)
   assert result["top12_spearman"][0][1] == pytest.approx(100 * np.mean(expected))
   np.testing.assert_allclose(np.diag(result["top12_spearman"]), 100.0)
+
+
+def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
+  sentences, student = models.SENTENCES[:16], models.tiny_model(1)
+  probe = monitor.Probe(
+    train=sentences[:8], held_out=sentences[8:], batch_size=8, max_length=16
+  )
+  settings = dict(
+    student_temperature=0.1, teacher_temperature=0.05, divergence="cross_entropy"
+  )
+  targets = {
+    split: diagnostics.average_similarities(
+      [probe.embed(teacher, split) for teacher in TEACHERS], (1, 2, 1)
+    )
+    for split in ("train", "held_out")
+  }
+  measure = monitor.Distillation(student, probe, targets, **settings)
+  ours = measure.metrics({"encoder": student.params})
+  for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
+    taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))
+    expected = losses.distillation(cosines(student, part), taught, **settings).mean()
+    assert ours[f"eval/distillation_{split}"] == pytest.approx(expected, rel=1e-4)

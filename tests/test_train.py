@@ -281,13 +281,14 @@ class Interrupted(Exception):
   pass
 
 
-def make_run(cache, folder, *, seed=3, params=None):
+def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
   return train_lib.Run(
     name="test",
     folder=folder,
     params=params or student_params(seed),
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed),
     rng=jax.random.key(seed),
+    evaluate=evaluate,
   )
 
 
@@ -308,8 +309,7 @@ def run_loop(cache, folder, *, scores, stop_at=None):
     done = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
   (best,) = train_lib.train(
     loop_trainer(),
-    [make_run(cache, folder)],
-    evaluate=evaluate,
+    [make_run(cache, folder, evaluate=evaluate)],
     config={"learning_rate": 1e-3},
   )
   return jax.device_get(best), seen
@@ -361,8 +361,10 @@ def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(cache, tmp_path, s
 def train_together(cache, folder, seeds, evaluate=lambda params: {}):
   best = train_lib.train(
     loop_trainer(len(seeds)),
-    [make_run(cache, folder / str(seed), seed=seed) for seed in seeds],
-    evaluate=evaluate,
+    [
+      make_run(cache, folder / str(seed), seed=seed, evaluate=evaluate)
+      for seed in seeds
+    ],
     config={},
   )
   return [jax.device_get(params) for params in best]
@@ -447,6 +449,5 @@ def test_a_loss_that_is_not_a_number_stops_the_run(cache, tmp_path):
     train_lib.train(
       loop_trainer(),
       [make_run(cache, tmp_path / "a", params=params)],
-      evaluate=lambda params: {},
       config={},
     )
