@@ -87,8 +87,12 @@ class Round:
         [seed for seed in seeds if is_begun(seed)],
         [seed for seed in seeds if not is_begun(seed)],
       ]
+    trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
     for group in filter(None, groups):
-      init_fn, trainer = self._make_trainer(len(group))
+      size = len(group)
+      if size not in trainers:
+        trainers[size] = self._make_trainer(size)
+      init_fn, trainer = trainers[size]
       best = train_lib.train(
         trainer,
         [self._make_run(seed, init_fn) for seed in group],
@@ -97,7 +101,6 @@ class Round:
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params["encoder"]))
 
-  @functools.cache
   def _make_trainer(self, num_models: int):
     config = self._config
     init_fn, loss_fn = objective.make_objective(

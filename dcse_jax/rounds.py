@@ -83,11 +83,13 @@ class Recipe:
     """What a round's models come from, but for their seeds, JSON."""
     fields = json.loads(config.to_json_best_effort())
     fields["teachers"] = self._members(config)
-    parents = {member[0] for member in itertools.chain(*fields["teachers"])}
+    members = [
+      m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)
+    ]
     if config.start:
-      parents.add(config.start)
       fields["start"] = config_lib.members(self.rounds, config.start)
-    for parent in parents.intersection(self._origins):
+      members += fields["start"]
+    for parent, _ in members:
       digest = hashlib.sha256(json.dumps(self._origins[parent]["config"]).encode())
       fields[f"round {parent}"] = digest.hexdigest()
     del fields["recipe"], fields["seeds"]
