@@ -249,11 +249,13 @@ def _teachers(rounds: list[Round]) -> Section:
     for i, j in np.argwhere(~matrix.mask) if few else ():
       ink = "white" if matrix[i, j] > low + 0.65 * (high - low) else "black"
       axis.text(j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", color=ink)
-    cells = [number(matrix.mean(), 1)]
-    for order, digits in (("second_order", 4), ("first_order", 5)):
+    cells = []
+    for order in ("first_order", "second_order"):
       spread = round_.teachers[order]
-      cells.insert(0, number(spread["differential_entropy"]))
-      cells.insert(0, number(spread["mean_std"], digits))
+      # Of any size: a millionth where teachers hardly differ.
+      cells.append(f"{spread['mean_std']:.2g}".replace("-", "−"))
+      cells.append(number(spread["differential_entropy"]))
+    cells.append(number(matrix.mean(), 1))
     names = enumerate(round_.teachers["teachers"], 1)
     rows.append(
       [round_.name, ", ".join(f"{i}:\u00a0{name}" for i, name in names), *cells]

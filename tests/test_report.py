@@ -62,11 +62,12 @@ def write_whole_run(workdir):
     both = {"first_order": order, "second_order": order}
     write(workdir / name / str(seed) / "diagnostics.json", both)
   spread = {"mean_std": 0.25, "differential_entropy": -1.5}
+  little = {"mean_std": 4.31e-6, "differential_entropy": -1.5}
   write(
     workdir / "student" / "teachers.json",
     {
       "teachers": ["base-0", "base-1"],
-      "first_order": spread,
+      "first_order": little,
       "second_order": spread,
       "top12_spearman": [[100.0, 48.0], [47.0, 100.0]],
     },
@@ -147,7 +148,7 @@ def test_the_page_holds_the_images_that_lie_beside_it(whole):
 def test_the_spread_of_teachers_is_that_between_unlike_ones(whole):
   (row,) = [row for row in cells(whole.read_text()) if "base-0" in row[1]]
   # Agreement: the mean of 48 and 47, without each teacher's 100 with itself.
-  spread = ["0.25000", "−1.50", "0.2500", "−1.50"]
+  spread = ["4.3e−06", "−1.50", "0.25", "−1.50"]
   assert row == ["student", "1:base-0, 2:base-1", *spread, "47.5"]
 
 

@@ -506,4 +506,6 @@ def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
     taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))
     expected = losses.distillation(cosines(student, part), taught, **settings).mean()
-    assert ours[f"eval/distillation_{split}"] == pytest.approx(float(expected), rel=1e-4)
+    assert ours[f"eval/distillation_{split}"] == pytest.approx(
+      float(expected), rel=1e-4
+    )
