@@ -44,7 +44,7 @@ def _model(seed: int, layers: int, width: int) -> Model:
 
 
 def _batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-  """Sentences of 8 to 32 tokens, 24 on average, as Wikipedia's."""
+  """Sentences of 8 to 32 tokens, 25 on average, as Wikipedia's."""
   lengths = np.clip(rng.normal(26, 8, (size, 1, 1)), 8, 32)
   mask = np.arange(32) < lengths
   ids = np.where(mask, rng.integers(5, _VOCAB, (size, 1, 32)), 0)

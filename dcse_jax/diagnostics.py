@@ -15,25 +15,21 @@ import numpy as np
 import scipy.stats
 
 from dcse_jax import losses
+from dcse_jax.encode import unit_length
 
 # The paper correlates the twelve sentences that a teacher finds most alike.
 _TOP = 12
 _BINS = 60
 
 
-def _unit(batches: np.ndarray) -> np.ndarray:
-  norms = np.linalg.norm(batches, axis=-1, keepdims=True)
-  return batches / np.maximum(norms, 1e-12)
-
-
 def first_order(batches: np.ndarray) -> np.ndarray:
   """Mean of each unit-length embedding: [n, B, D] to [n * B]."""
-  return _unit(batches).mean(axis=-1).ravel()
+  return unit_length(batches).mean(axis=-1).ravel()
 
 
 def second_order(batches: np.ndarray) -> np.ndarray:
   """Cosine of each sentence with the others of its batch: [n, B, D] to [n * B, N]."""
-  unit = _unit(batches)
+  unit = unit_length(batches)
   cosine = unit @ unit.transpose(0, 2, 1)
   others = ~np.eye(unit.shape[1], dtype=bool)
   return cosine[:, others].reshape(-1, unit.shape[1] - 1)

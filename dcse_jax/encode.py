@@ -29,6 +29,12 @@ def _padded_length(longest: int, limit: int) -> int:
   return min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
 
 
+def unit_length(embeddings: np.ndarray) -> np.ndarray:
+  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros."""
+  norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  return embeddings / np.maximum(norms, 1e-12)
+
+
 def encode_tokens(
   params: encoder_lib.Params,
   config: encoder_lib.EncoderConfig,
@@ -140,6 +146,5 @@ class SentenceEncoder:
       batch_size=batch_size,
     )
     if model.normalize:
-      norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-      embeddings /= np.maximum(norms, 1e-12)
+      embeddings = unit_length(embeddings)
     return embeddings

@@ -100,7 +100,9 @@ class Scorer:
     return {name: scores[name] for name in self._sets}
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """ "eval/..." of every set, and "score", the mean Spearman; some sets needed."""
+    """ "eval/..." of every set, and "score", the mean Spearman; none without sets."""
+    if not self._sets:
+      return {}
     embeddings = self._embed(params)
     scores = sts.score_pairs(embeddings, self._rows, self._sets)
     named = {f"eval/{name.lower()}_spearman": scores[name] for name in self._sets}

@@ -64,7 +64,6 @@ class Round:
     self._scorer = monitor.Scorer(start, inputs.sets)
     names = [name for name in config.dev if name in inputs.sets]
     self._dev = monitor.Scorer(start, {name: inputs.sets[name] for name in names})
-    self._has_dev = bool(names)
     self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
     self._teaching = teaching_lib.Teaching()
     self._distillation: dict[int, monitor.Distillation] = {}
@@ -155,11 +154,9 @@ class Round:
     )
 
   def _evaluate(self, seed: int, params: Any) -> dict[str, float]:
-    metrics = {}
+    metrics = self._dev.metrics(params["encoder"])
     if seed in self._distillation:
-      metrics |= self._distillation[seed].metrics(params)
-    if self._has_dev:
-      metrics |= self._dev.metrics(params["encoder"])
+      metrics = self._distillation[seed].metrics(params) | metrics
     return metrics
 
   def _make_probe(self, inputs: inputs_lib.Inputs, seed: int) -> monitor.Probe:

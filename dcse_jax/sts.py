@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import scipy.stats
 
+from dcse_jax.encode import unit_length
 from dcse_jax.errors import UserError
 
 
@@ -156,11 +157,6 @@ def score_sts(
   return score_pairs(embed(sentences), rows, sets)
 
 
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-  return embeddings / np.maximum(norms, 1e-12)
-
-
 def alignment(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> float:
   """Mean squared distance of paraphrases on the unit sphere, in [0, 4].
 
@@ -175,7 +171,7 @@ def alignment(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> floa
     SimCSE, 2021, section 6.
   """
   alike = scores >= 0.8 * scores.max()
-  gaps = _unit(first[alike]) - _unit(second[alike])
+  gaps = unit_length(first[alike]) - unit_length(second[alike])
   return float(np.mean(np.sum(gaps**2, axis=1)))
 
 
@@ -191,7 +187,7 @@ def uniformity(embeddings: np.ndarray) -> float:
   References:
     Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).
   """
-  unit = _unit(embeddings)
+  unit = unit_length(embeddings)
   total, block = 0.0, 1024
   for start in range(0, len(unit), block):
     cosine = unit[start : start + block] @ unit[start:].T

@@ -24,6 +24,7 @@ from dcse_jax import folder as folder_lib
 from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.encode import encode_tokens
+from dcse_jax.encode import unit_length
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
 
@@ -190,9 +191,8 @@ def _write_blocks(
         dtype=jnp.dtype(compute_dtype),
         mesh=mesh,
       )
-      norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
       # Of unit length: losses see cosines alone, and float16 cannot overflow.
-      file[start:stop] = embeddings / np.maximum(norms, 1e-12)
+      file[start:stop] = unit_length(embeddings)
       file.flush()
       # The mark says that the block is whole, so it comes after it.
       write_json(mark(start), {"rows": [start, stop]})

@@ -1,7 +1,10 @@
 """The configs of this repository at a size for tests."""
 
 import importlib.util
+import os
 import pathlib
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = dict(
@@ -12,6 +15,17 @@ TINY = dict(
   intermediate_size=32,
   initializer_range=0.2,
 )
+
+
+def run_cli(*arguments):
+  """Runs `python -m ARGUMENTS` as a user does, on one device."""
+  return subprocess.run(
+    [sys.executable, "-m", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "XLA_FLAGS": ""},
+  )
 
 
 def load_config(name, *variant):

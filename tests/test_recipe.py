@@ -1,11 +1,8 @@
 """Whole recipes through the real loop, and every way that bad input ends."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,9 +17,9 @@ from dcse_jax import rounds
 from dcse_jax import sts
 from dcse_jax.errors import UserError
 from tests import models
-from tests.recipes import ROOT
 from tests.recipes import from_files
 from tests.recipes import load_config
+from tests.recipes import run_cli
 from tests.recipes import tiny
 
 
@@ -321,16 +318,6 @@ def test_bad_input_ends_in_one_line_before_any_compilation(spoil, files, monkeyp
   assert "\n" not in str(error.value)
   # A mended command may use the same workdir.
   assert not list(files.glob("run/config.json")) + list(files.glob("run/*/origin.json"))
-
-
-def run_cli(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env={**os.environ, "XLA_FLAGS": ""},
-  )
 
 
 @pytest.mark.parametrize(

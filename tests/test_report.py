@@ -2,19 +2,14 @@
 
 import base64
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from dcse_jax import report
 from dcse_jax import report_figures
 from dcse_jax.errors import UserError
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.recipes import run_cli
 
 
 def write(path, content):
@@ -252,19 +247,9 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {"config.json", "report"}
 
 
-def run_cli(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "dcse_jax.report", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env={**os.environ, "XLA_FLAGS": ""},
-  )
-
-
 def test_the_command_says_where_the_page_is(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
-  result = run_cli(str(tmp_path))
+  result = run_cli("dcse_jax.report", str(tmp_path))
   assert result.returncode == 0, result.stderr
   assert result.stdout == f"report: {tmp_path / 'report' / 'index.html'}\n"
 
@@ -274,7 +259,7 @@ def test_a_wrong_command_prints_one_line_and_exits_with_2(tmp_path):
     ((), "give WORKDIR"),
     ((str(tmp_path),), f"{tmp_path} holds no training run"),
   ):
-    result = run_cli(*arguments)
+    result = run_cli("dcse_jax.report", *arguments)
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and message in line
