@@ -9,6 +9,7 @@ import absl.logging
 from absl import app
 from absl import flags
 
+from dcse_jax import memory
 from dcse_jax.errors import UserError
 
 
@@ -55,6 +56,7 @@ def run(main: Callable[..., None], *, max_arguments: int = 0) -> None:
 
   def start(argv):
     _start_logging()
+    memory.keep_freed_memory()
     main(*argv[1:])
 
   try:

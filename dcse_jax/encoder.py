@@ -3,9 +3,12 @@
 Modules are Flax NNX; they are split once into a plain pytree of arrays, and
 `encode`, `hidden_states` and the heads are pure functions over that pytree.
 The layers are one module with a leading axis, run under `scan`, so that twelve
-layers compile in the time of one.
+layers compile in the time of one; the last runs by itself, since many readers
+want few of its tokens. Padding takes no part but in attention where a `Packing`
+is given. None of this changes what is computed.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -13,13 +16,26 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax import ops
+from dcse_jax.dropout import dropout
+from dcse_jax.dropout import make_keys
+from dcse_jax.packing import Layout
+from dcse_jax.packing import Packing
 
 Params = dict[str, Any]
 
 POOLINGS = ("cls", "cls_before_pooler", "mean", "mean_top2", "mean_first_last")
 
+
+def _exact_gelu(x):
+  # As PyTorch has it. jax.nn.gelu takes erfc, twice as slow on a CPU.
+  return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+
+
 ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu": _exact_gelu,
   "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
@@ -70,16 +86,34 @@ class EncoderConfig:
     return self.max_positions
 
 
-def _dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-  if rng is None or rate == 0.0:
-    return x
-  keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+def _fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
+  """Linear layers of one input in one matrix product, side by side."""
+  join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
+  kernel = join([linear.kernel[...] for linear in linears])
+  bias = join([linear.bias[...] for linear in linears])
+  dtype = linears[0].dtype
+  return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+class _LayerNorm(nnx.LayerNorm):
+  """Flax's parameters, our backward pass."""
+
+  def __call__(self, x):
+    return ops.layer_norm(
+      x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon
+    )
+
+
+class _Linear(nnx.Linear):
+  """Flax's parameters, our backward pass."""
+
+  def __call__(self, x):
+    return _fused((self,), x)
 
 
 def _linear(config, d_in, d_out, dtype, rngs):
   init = nnx.initializers.normal(config.initializer_range)
-  return nnx.Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+  return _Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
 def _embed(config, rows, dtype, rngs):
@@ -90,11 +124,9 @@ def _embed(config, rows, dtype, rngs):
 
 
 def _layer_norm(config, dtype, rngs):
-  # E[x^2] - E[x]^2 cancels badly in float32; PyTorch takes the two passes too.
-  return nnx.LayerNorm(
+  return _LayerNorm(
     config.hidden_size,
     epsilon=config.layer_norm_eps,
-    use_fast_variance=False,
     dtype=dtype,
     rngs=rngs,
   )
@@ -110,10 +142,11 @@ class Embeddings(nnx.Module):
     self.token_type = _embed(config, config.type_vocab_size, dtype, rngs)
     self.norm = _layer_norm(config, dtype, rngs)
 
-  def __call__(self, input_ids, attention_mask, rng):
-    x = self.word(input_ids) + self.position(self._positions(attention_mask))
+  def __call__(self, input_ids, layout, key):
+    positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
+    x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
     x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
-    return _dropout(self.norm(x), self.config.dropout, rng)
+    return dropout(self.norm(x), self.config.dropout, key, layout.rows)
 
   def _positions(self, attention_mask):
     if self.config.is_roberta:
@@ -137,31 +170,59 @@ class Layer(nnx.Module):
     self.down = _linear(config, config.intermediate_size, width, dtype, rngs)
     self.norm = _layer_norm(config, dtype, rngs)
 
-  def __call__(self, x, attention_mask, rng):
-    config = self.config
-    rngs = [None] * 3 if rng is None else jax.random.split(rng, 3)
-    attended = self.attention_output(self._attend(x, attention_mask, rngs[0]))
-    x = self.attention_norm(x + _dropout(attended, config.dropout, rngs[1]))
-    forward = self.down(ACTIVATIONS[config.activation](self.up(x)))
-    return self.norm(x + _dropout(forward, config.dropout, rngs[2]))
+  def __call__(self, x, layout, keys):
+    """Every token's next state, laid out as x."""
+    qkv = layout.grid(_fused((self.query, self.key, self.value), x))
+    query, key, value = jnp.split(qkv, 3, axis=-1)
+    attended = self._attend(query, key, value, layout.mask, layout.grid_rows, keys[0])
+    return self._rest(x, layout.flat(attended), layout.rows, keys)
 
-  def _attend(self, x, attention_mask, rng):
-    heads = self.config.num_heads
+  def at(self, x, positions, layout, keys):
+    """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
+    key, value = jnp.split(layout.grid(_fused((self.key, self.value), x)), 2, axis=-1)
+    x, rows = layout.select(x, positions), layout.rows_at(positions)
+    attended = self._attend(self.query(x), key, value, layout.mask, rows, keys[0])
+    return self._rest(x, attended, rows, keys)
+
+  def _rest(self, x, attended, rows, keys):
+    config = self.config
+    attended = self.attention_output(attended)
+    x = self.attention_norm(x + dropout(attended, config.dropout, keys[1], rows))
+    forward = self.down(ACTIVATIONS[config.activation](self.up(x)))
+    return self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+
+  def _attend(self, query, key, value, mask, rows, dropout_key):
+    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
+    heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
-    query, key, value = map(split, (self.query(x), self.key(x), self.value(x)))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
+    query, key, value = map(split, (query, key, value))
+    scores = ops.attention_scores(query, key).astype(jnp.float32)
     scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
     # A finite mask: a row of padding alone must not become NaN.
-    scores = jnp.where(attention_mask[:, None, None], scores, -1e30)
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    weights = _dropout(weights, self.config.attention_dropout, rng)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+    rows = rows[:, None] * heads + np.arange(heads)[:, None]
+    weights = dropout(weights, self.config.attention_dropout, dropout_key, rows)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(shape)
+
+
+def _unroll(num_layers: int) -> int:
+  """Layers in one turn of the loop over them."""
+  # On a CPU all: a loop would copy whatever the backward pass reads. Elsewhere
+  # compiling is dear and copies are cheap.
+  return num_layers if jax.default_backend() == "cpu" else 1
 
 
 class Encoder(nnx.Module):
-  """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler."""
+  """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler.
+
+  Its call returns the states after the embeddings, before the last layer and
+  after it, laid out as the layout has it; with positions [N, K] the last is of
+  these tokens alone, [N, K, D].
+  """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.config = config
     self.embeddings = Embeddings(config, dtype, rngs)
 
     @nnx.split_rngs(splits=config.num_layers)
@@ -173,23 +234,34 @@ class Encoder(nnx.Module):
     if config.has_pooler:
       self.pooler = _linear(config, config.hidden_size, config.hidden_size, dtype, rngs)
 
-  def __call__(self, input_ids, attention_mask, rng):
-    layer_def, layers = nnx.split(self.layers)
-    num_layers = jax.tree.leaves(layers)[0].shape[0]
-    embeddings_rng = layer_rngs = None
+  def __call__(self, input_ids, layout, rng, positions=None):
+    num_layers = self.config.num_layers
+    embeddings_key = layer_keys = None
     if rng is not None:
-      embeddings_rng, rng = jax.random.split(rng)
-      layer_rngs = jax.random.split(rng, num_layers)
-    first = self.embeddings(input_ids, attention_mask, embeddings_rng)
+      rng, layers_rng = jax.random.split(rng)
+      embeddings_key = make_keys(rng, ())
+      layer_keys = make_keys(layers_rng, (num_layers, 3))
+    first = self.embeddings(input_ids, layout, embeddings_key)
+    layer_def, layers = nnx.split(self.layers)
 
-    def step(carry, layer):
-      _, x = carry
-      params, rng = layer
-      return (x, nnx.merge(layer_def, params)(x, attention_mask, rng)), None
+    def step(x, layer):
+      params, keys = layer
+      keys = [None] * 3 if keys is None else keys
+      return nnx.merge(layer_def, params)(x, layout, keys), None
 
-    # The last state but one travels along for "mean_top2"; it costs nothing.
-    (previous, last), _ = jax.lax.scan(step, (first, first), (layers, layer_rngs))
-    return first, previous, last
+    # Split, not sliced: the gradient of a split is one concatenation.
+    split = lambda x: jax.lax.split(x, (num_layers - 1, 1))
+    leaves, tree = jax.tree.flatten((layers, layer_keys))
+    first_ones, last_one = (
+      jax.tree.unflatten(tree, part) for part in zip(*map(split, leaves))
+    )
+    previous, _ = jax.lax.scan(step, first, first_ones, unroll=_unroll(num_layers))
+    params, keys = jax.tree.map(lambda x: x[0], last_one)
+    last = nnx.merge(layer_def, params)
+    keys = [None] * 3 if keys is None else keys
+    if positions is None:
+      return first, previous, last(previous, layout, keys)
+    return first, previous, last.at(previous, positions, layout, keys)
 
 
 class Projection(nnx.Module):
@@ -252,6 +324,7 @@ def hidden_states(
   *,
   rng: jax.Array | None = None,
   dtype: Any = jnp.float32,
+  packing: Packing | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Hidden states of a batch of single sentences, those that poolings read.
 
@@ -263,13 +336,52 @@ def hidden_states(
     rng: draws the dropout masks; None turns dropout off.
     dtype: of the matrix products; LayerNorm statistics and attention
       probabilities are float32 always.
+    packing: leaves padding out; None computes it too. The result is the same,
+      dropout included.
 
   Returns:
     Three [B, S, D]: after the embeddings, before the last layer, after it.
+    Padding has states too, of no meaning.
   """
-  encoder = _bind(Encoder, config, dtype, params)
   mask = attention_mask.astype(bool)
-  return encoder(input_ids.astype(jnp.int32), mask, rng)
+  layout = Layout(mask, packing)
+  encoder = _bind(Encoder, config, dtype, params)
+  states = encoder(input_ids.astype(jnp.int32), layout, rng)
+  return tuple(map(layout.grid, states))
+
+
+def states_at(
+  params: Params,
+  config: EncoderConfig,
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  positions: jax.Array,
+  *,
+  rng: jax.Array | None = None,
+  dtype: Any = jnp.float32,
+  packing: Packing | None = None,
+) -> jax.Array:
+  """The last hidden states of a few tokens of each sentence.
+
+  The last layer computes nothing else: the states are those of `hidden_states`.
+
+  Args:
+    params: the encoder's parameters.
+    config: their shape.
+    input_ids: token ids, [B, S].
+    attention_mask: true for tokens, false for padding, [B, S].
+    positions: of the tokens, [B, K] int32.
+    rng: draws the dropout masks; None turns dropout off.
+    dtype: of the matrix products.
+    packing: leaves padding out; None computes it too.
+
+  Returns:
+    [B, K, D].
+  """
+  mask = attention_mask.astype(bool)
+  layout = Layout(mask, packing)
+  encoder = _bind(Encoder, config, dtype, params)
+  return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[-1]
 
 
 def pool(
@@ -313,12 +425,15 @@ def encode(
   pooling: str,
   rng: jax.Array | None = None,
   dtype: Any = jnp.float32,
+  packing: Packing | None = None,
 ) -> jax.Array:
   """Sentence embeddings, [B, D] float32; see `hidden_states` and `pool`."""
-  states = hidden_states(
-    params, config, input_ids, attention_mask, rng=rng, dtype=dtype
-  )
-  return pool(states, attention_mask, pooling)
+  inputs = (params, config, input_ids, attention_mask)
+  kwargs = dict(rng=rng, dtype=dtype, packing=packing)
+  if pooling in ("cls", "cls_before_pooler"):
+    first = jnp.zeros((len(input_ids), 1), jnp.int32)
+    return states_at(*inputs, first, **kwargs)[:, 0].astype(jnp.float32)
+  return pool(hidden_states(*inputs, **kwargs), attention_mask, pooling)
 
 
 def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from dcse_jax import inputs as inputs_lib
 from dcse_jax import monitor
 from dcse_jax import objective
 from dcse_jax import optimizer
+from dcse_jax import packing
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
@@ -121,6 +122,12 @@ class Round:
       mesh=self._mesh,
       teacher_params=self._teaching.params,
       num_models=num_models,
+      packings=packing.make_packings(
+        self._tokens.num_tokens(np.arange(len(self._tokens))),
+        batch_size=config.batch_size,
+        padded=len(self._tokens.tokens) * config.max_length,
+        groups=self._mesh.size,
+      ),
       batch_size=config.batch_size,
       num_steps=config.num_train_steps,
       log_every=config.log_every,
@@ -137,6 +144,7 @@ class Round:
       batches=self._batches(
         seed,
         others=self._teaching.sources,
+        groups=self._mesh.size,
         host=jax.process_index(),
         num_hosts=jax.process_count(),
       ),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dcse_jax import compilation
 from dcse_jax import config as config_lib
 from dcse_jax import folder
 from dcse_jax import inputs as inputs_lib
@@ -57,6 +58,7 @@ class Recipe:
     self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
     self.mesh = sharding.make_mesh()
     make_folder(workdir)
+    compilation.use_cache(workdir / "cache" / "compiled")
     # A recipe may grow or shrink: rounds that are there must only be the same.
     self._origins: dict[str, dict[str, Any]] = {}
     for name, round_config in self.rounds.items():

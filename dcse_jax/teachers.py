@@ -17,6 +17,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.folder import Model
+from dcse_jax.packing import Packing
 
 # How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
 # is one teacher after the other in a compiled loop, "vmap" all in each matrix
@@ -120,10 +121,10 @@ def run_stack(
     form: "scan", "vmap" or "unrolled"; None takes the backend's.
   """
   form = form or _FORMS.get(jax.default_backend(), "scan")
+  size = jax.tree.leaves(params)[0].shape[0]
   if form == "vmap":
     return jax.vmap(embed)(params)
-  if form == "unrolled":
-    size = jax.tree.leaves(params)[0].shape[0]
+  if form == "unrolled" or size == 1:
     return jnp.stack(
       [embed(jax.tree.map(lambda x, i=i: x[i], params)) for i in range(size)]
     )
@@ -136,6 +137,7 @@ def teacher_similarity(
   batch: Mapping[str, Any],
   *,
   dtype,
+  packing: Packing | None = None,
 ) -> jax.Array:
   """The weighted mean over teachers of the cosines of a batch's first column.
 
@@ -145,6 +147,7 @@ def teacher_similarity(
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
     dtype: of the matrix products.
+    packing: of the batch's first column; `teacher_tokens` keep their padding.
 
   Returns:
     [B, B] float32 raw cosines, without dropout, projection or gradient.
@@ -167,6 +170,7 @@ def teacher_similarity(
         read["attention_mask"][:, 0],
         pooling=stack.pooling,
         dtype=dtype,
+        packing=packing if stack.tokens is None else None,
       )
 
     embeddings.extend(run_stack(embed, stack_params))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -20,6 +21,8 @@ from dcse_jax import sharding
 from dcse_jax import train_step as step_lib
 from dcse_jax.errors import UserError
 from dcse_jax.metrics import Metrics
+from dcse_jax.packing import choose_packing
+from dcse_jax.packing import Packing
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +36,11 @@ class Trainer:
   """A compiled step and its settings; one serves every seed of a round.
 
   Attributes:
-    step_fn: jitted (state, batch, teacher_params) -> (state, metrics); donates
-      the state. With several models every leaf of state, batch and metrics has a
-      leading axis of models.
+    step_fn: jitted (state, batch, teacher_params, packing) -> (state, metrics);
+      donates the state. With several models every leaf of state, batch and
+      metrics has a leading axis of models.
+    packings: what a batch may be packed into, the tightest first; one that fits
+      none keeps its padding. The step is compiled for each that is met.
     num_models: trained together by one call.
   """
 
@@ -44,6 +49,7 @@ class Trainer:
   mesh: Mesh
   teacher_params: Any
   num_models: int
+  packings: tuple[Packing, ...]
   batch_size: int
   num_steps: int
   log_every: int
@@ -80,6 +86,7 @@ def make_trainer(
   mesh: Mesh,
   teacher_params: Any = (),
   num_models: int = 1,
+  packings: tuple[Packing, ...] = (),
   batch_size: int,
   num_steps: int,
   log_every: int,
@@ -88,12 +95,16 @@ def make_trainer(
   """Jits and shards the step over the mesh; batch_size divides among it."""
   step = step_lib.make_train_step(loss_fn, tx, schedule)
   if num_models > 1:
-    step = jax.vmap(step, in_axes=(0, 0, None))
+    one = step
+    step = lambda state, batch, teacher_params, packing=None: jax.vmap(
+      functools.partial(one, packing=packing), in_axes=(0, 0, None)
+    )(state, batch, teacher_params)
   everywhere = sharding.replicated(mesh)
   step_fn = jax.jit(
     step,
     in_shardings=(everywhere, _batch_sharding(mesh, num_models), everywhere),
     out_shardings=(everywhere, everywhere),
+    static_argnums=3,
     donate_argnums=0,
   )
   return Trainer(
@@ -102,6 +113,7 @@ def make_trainer(
     mesh=mesh,
     teacher_params=jax.device_put(teacher_params, everywhere),
     num_models=num_models,
+    packings=packings,
     batch_size=batch_size,
     num_steps=num_steps,
     log_every=log_every,
@@ -181,11 +193,10 @@ def train(
     ]
     speed = _Speed(trainer.batch_size, step)
     while step < trainer.num_steps:
-      batch = sharding.put_batch(
-        _stack([next(run.batches) for run in runs]),
-        _batch_sharding(trainer.mesh, num_models),
-      )
-      state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+      batch = _stack([next(run.batches) for run in runs])
+      packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
+      batch = sharding.put_batch(batch, _batch_sharding(trainer.mesh, num_models))
+      state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
       step += 1
       last = step == trainer.num_steps
       logs = step % trainer.log_every == 0 or last

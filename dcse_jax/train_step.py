@@ -1,7 +1,9 @@
 """One training step, a pure function of the global batch.
 
-A loss function takes (params, batch, rng, teacher_params) to the scalar loss
-and its named parts; `make_train_step` turns any such function into a step.
+A loss function takes (params, batch, rng, teacher_params, packing) to the
+scalar loss and its named parts; `make_train_step` turns any such function into a
+step. `packing` is static: what the batch's first column, or all of its columns
+if it has several, holds at most without its padding (`packing.Packing`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +17,11 @@ import optax
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax import teachers as teachers_lib
+from dcse_jax.packing import Packing
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
+# (params, batch, rng, teacher_params, packing) -> loss, parts.
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
@@ -55,14 +59,17 @@ def init_state(
 
 def make_train_step(
   loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
-  """The step (state, batch, teacher_params) -> (state, metrics), not yet jitted."""
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The step (state, batch, teacher_params, packing) -> (state, metrics).
 
-  def train_step(state, batch, teacher_params):
+  It is not yet jitted; packing must be static, None leaves the padding in.
+  """
+
+  def train_step(state, batch, teacher_params, packing=None):
     rng = jax.random.wrap_key_data(state.rng)
     rng = jax.random.fold_in(rng, state.step)
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, batch, rng, teacher_params
+      state.params, batch, rng, teacher_params, packing
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics = {
@@ -100,6 +107,7 @@ def sentence_loss(
   batch: Batch,
   rng: jax.Array,
   teacher_params: Any,
+  packing: Packing | None = None,
   *,
   config: encoder_lib.EncoderConfig,
   pooling: str,
@@ -122,6 +130,7 @@ def sentence_loss(
       see `teachers.teacher_similarity`.
     rng: the step's key.
     teacher_params: of each stack.
+    packing: of the batch; None leaves the padding in. The loss is the same.
     config: of the student.
     pooling: of the student.
     dtype: of the matrix products.
@@ -143,8 +152,10 @@ def sentence_loss(
   """
   dropout_rng, shuffle_rng = jax.random.split(rng)
   input_ids, mask = batch["input_ids"], batch["attention_mask"]
+  views_packing = packing
   if input_ids.shape[1] == 1:
     input_ids, mask = (jnp.repeat(x, 2, axis=1) for x in (input_ids, mask))
+    views_packing = packing and packing.times(2)
   size, views, length = input_ids.shape
   embeddings = encoder_lib.encode(
     params["encoder"],
@@ -154,6 +165,7 @@ def sentence_loss(
     pooling=pooling,
     rng=dropout_rng,
     dtype=dtype,
+    packing=views_packing,
   )
   if "projection" in params:
     embeddings = encoder_lib.project(params["projection"], config, embeddings)
@@ -163,7 +175,9 @@ def sentence_loss(
   contrastive = jnp.mean(contrast(anchors, positives, **hard))
   if not stacks:
     return contrastive, {"contrastive": contrastive}
-  target = teachers_lib.teacher_similarity(teacher_params, stacks, batch, dtype=dtype)
+  target = teachers_lib.teacher_similarity(
+    teacher_params, stacks, batch, dtype=dtype, packing=packing
+  )
   if shuffle:
     target = losses.group_shuffle(target, shuffle_rng, **shuffle)
   distillation = jnp.mean(
@@ -194,6 +208,7 @@ def language_model_loss(
   batch: Batch,
   rng: jax.Array,
   teacher_params: Any,
+  packing: Packing | None = None,
   *,
   config: encoder_lib.EncoderConfig,
   dtype: Any,
@@ -207,6 +222,7 @@ def language_model_loss(
     batch: `input_ids` and `attention_mask`, [B, C, S].
     rng: the step's key.
     teacher_params: unused.
+    packing: of the batch; None leaves the padding in. The loss is the same.
     config: of the encoder.
     dtype: of the matrix products.
     mask_token_id: of [MASK].
@@ -239,16 +255,18 @@ def language_model_loss(
   shown = jnp.where(kind >= 1 - _REPLACED, other, shown)
   input_ids = input_ids.at[row, position].set(jnp.where(is_slot, shown, labels))
 
-  *_, states = encoder_lib.hidden_states(
+  states = encoder_lib.states_at(
     params["encoder"],
     config,
     input_ids,
     attention_mask,
+    position,
     rng=dropout_rng,
     dtype=dtype,
+    packing=packing,
   )
   logits = encoder_lib.score_tokens(
-    params["head"], params["encoder"], config, states[row, position], dtype=dtype
+    params["head"], params["encoder"], config, states, dtype=dtype
   )
   loss = jnp.mean(losses.masked_language_model(logits, labels, is_slot))
   right = (jnp.argmax(logits, axis=-1) == labels) & is_slot

@@ -220,13 +220,13 @@ def language_model(monkeypatch, batch, rng):
   """Runs the loss and catches what the encoder was shown."""
   shown = {}
   model = models.tiny_model()
-  original = encoder_lib.hidden_states
+  original = encoder_lib.states_at
 
-  def spy(params, config, input_ids, attention_mask, **kwargs):
+  def spy(params, config, input_ids, *args, **kwargs):
     shown["input_ids"] = np.asarray(input_ids)
-    return original(params, config, input_ids, attention_mask, **kwargs)
+    return original(params, config, input_ids, *args, **kwargs)
 
-  monkeypatch.setattr(encoder_lib, "hidden_states", spy)
+  monkeypatch.setattr(encoder_lib, "states_at", spy)
   params = train_step.init_language_model_params(
     model.params, model.config, jax.random.key(0)
   )

@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from dcse_jax.data.tokens import TokenCache
+from dcse_jax.packing import count_tokens
 
 
 class _KeepTwinsApart(grain.transforms.RandomMap):
@@ -53,13 +54,16 @@ class Source(Protocol):
 
 
 class _Gather(grain.transforms.Map):
-  def __init__(self, sources: Sequence[Source], host: int, num_hosts: int):
-    self._sources, self._host, self._num_hosts = sources, host, num_hosts
+  def __init__(self, cache, others: Sequence[Source], groups, host, num_hosts):
+    self._cache, self._sources, self._groups = cache, (cache, *others), groups
+    self._host, self._num_hosts = host, num_hosts
 
   def map(self, rows):
     share = len(rows) // self._num_hosts
     mine = rows[self._host * share : (self._host + 1) * share]
-    batch = {}
+    # Of the whole batch: every host must choose the same packing.
+    num_tokens = count_tokens(self._cache.num_tokens(rows), self._groups)
+    batch = {"num_tokens": np.asarray(num_tokens)}
     for source in self._sources:
       batch.update(source.gather(mine))
     return batch
@@ -102,6 +106,7 @@ def make_batches(
   batch_size: int,
   seed: int,
   others: Sequence[Source] = (),
+  groups: int = 1,
   host: int = 0,
   num_hosts: int = 1,
 ) -> grain.DatasetIterator:
@@ -112,20 +117,22 @@ def make_batches(
     batch_size: of the global batch, a multiple of num_hosts.
     seed: of the order.
     others: what else goes into a batch, by the example ids of the cache.
+    groups: equal parts of the global batch, of the fullest of which `num_tokens`
+      is counted.
     host: which host this is.
     num_hosts: each host gathers its own part of the same global batch.
 
   Returns:
     An iterator whose `get_state` and `set_state` resume it exactly; its batches
     are `TokenCache.gather`'s, joined by the others', of batch_size / num_hosts
-    rows.
+    rows, and `num_tokens`, a scalar, of the global batch.
   """
   order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
   order = order.batch(batch_size, drop_remainder=True)
   if count_twins(cache):
     apart = _rows_apart(cache)
     order = order.random_map(_KeepTwinsApart(cache.sentence_ids, apart))
-  batches = order.repeat().map(_Gather((cache, *others), host, num_hosts))
+  batches = order.repeat().map(_Gather(cache, others, groups, host, num_hosts))
   # Two threads keep ahead of any step; the work is one gather a batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))

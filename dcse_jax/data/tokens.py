@@ -51,6 +51,10 @@ class TokenCache:
   def __len__(self) -> int:
     return len(self.sentence_ids)
 
+  def num_tokens(self, rows: np.ndarray) -> np.ndarray:
+    """How many tokens rows [B] have in all columns together, [B]."""
+    return sum(offsets[rows + 1] - offsets[rows] for offsets in self.offsets)
+
   def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """The batch of these rows.
 

@@ -1,0 +1,132 @@
+"""Our own contenders."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import prepare
+from dcse_jax import compilation
+from dcse_jax import encode
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import folder
+from dcse_jax import losses
+from dcse_jax import memory
+from dcse_jax import optimizer
+from dcse_jax import packing
+from dcse_jax import sharding
+from dcse_jax import teacher_cache
+from dcse_jax import teachers as teachers_lib
+from dcse_jax import train as train_lib
+from dcse_jax import train_step
+
+
+class Ours:
+  """`dcse_jax`'s step as its loop runs it."""
+
+  def __init__(self, path: pathlib.Path, options):
+    memory.keep_freed_memory()
+    model = folder.load(str(path / "model"))
+    self._cache, self._batch_size = prepare.token_cache(path), options.batch
+    stacks, teacher_params, self._source = (), (), None
+    if options.teachers and options.cached:
+      files = prepare.read_teacher_embeddings(path, options.teachers)
+      self._source = teacher_cache.TeacherEmbeddings(files)
+      share = (1 / options.teachers,) * options.teachers
+      stacks = (teachers_lib.CachedTeachers(self._source.widths, share),)
+      teacher_params = ((),)
+    elif options.teachers:
+      teachers = [
+        folder.load(str(path / f"teacher-{i}")) for i in range(options.teachers)
+      ]
+      stacks, teacher_params = teachers_lib.stack_teachers(
+        teachers, [1] * len(teachers)
+      )
+    loss = functools.partial(
+      train_step.sentence_loss,
+      config=model.config,
+      pooling=model.pooling,
+      dtype=jnp.float32,
+      contrast=functools.partial(losses.info_nce, temperature=0.05),
+      stacks=stacks,
+    )
+    schedule = lambda _: 3e-5
+    packings = ()
+    if options.name != "padded":
+      packings = packing.make_packings(
+        self._cache.num_tokens(np.arange(len(self._cache))),
+        batch_size=options.batch,
+        padded=prepare.MAX_LENGTH,
+      )
+    self._trainer = train_lib.make_trainer(
+      functools.partial(loss, shuffle={"probability": 0.1} if stacks else None),
+      optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
+      schedule,
+      mesh=sharding.make_mesh(),
+      teacher_params=teacher_params,
+      packings=packings,
+      batch_size=options.batch,
+      num_steps=1,
+      log_every=1,
+      eval_every=1,
+    )
+    projection = {"dense": dict(np.load(path / "projection.npz"))}
+    params = {"encoder": model.params, "projection": projection}
+    state = train_step.init_state(params, self._trainer.tx, jax.random.key(0))
+    # The same without dropout, for the comparison of losses.
+    still = encoder_lib.dataclasses.replace(
+      model.config, dropout=0.0, attention_dropout=0.0
+    )
+    self._plain_loss = functools.partial(loss, config=still)
+    self._state = sharding.put_everywhere(jax.device_get(state), self._trainer.mesh)
+
+  def _batch(self, step: int):
+    rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+    batch = self._cache.gather(rows)
+    if self._source:
+      batch |= self._source.gather(rows)
+    num_tokens = packing.count_tokens(self._cache.num_tokens(rows), 1)
+    return batch, packing.choose_packing(self._trainer.packings, num_tokens)
+
+  def loss(self) -> float:
+    batch, packed = self._batch(0)
+    loss, _ = jax.jit(self._plain_loss, static_argnums=4)(
+      self._state.params, batch, jax.random.key(0), self._trainer.teacher_params, packed
+    )
+    return float(loss)
+
+  def compile(self) -> None:
+    """Compiles the step for every packing."""
+    batch, _ = self._batch(0)
+    for packed in self._trainer.packings or (None,):
+      self._run(batch, packed)
+
+  def _run(self, batch, packed):
+    batch = sharding.put_batch(batch, sharding.over_batch(self._trainer.mesh))
+    self._state, values = self._trainer.step_fn(
+      self._state, batch, self._trainer.teacher_params, packed
+    )
+    return values["loss"]
+
+  def steps(self, first: int, count: int) -> list[float]:
+    values = [self._run(*self._batch(step)) for step in range(first, first + count)]
+    return [float(value) for value in values]
+
+
+class EncodeOurs:
+  """`SentenceEncoder.encode`."""
+
+  def __init__(self, path: pathlib.Path, options):
+    memory.keep_freed_memory()
+    self._text = path.joinpath("text.txt").read_text().splitlines()
+    self._batch_size = options.batch
+    self._model = encode.SentenceEncoder(str(path / "model"))
+
+  def loss(self) -> float:
+    return float(np.abs(self._model.encode(self._text[:256])).sum())
+
+  def steps(self, first: int, count: int) -> list[float]:
+    self._model.encode(self._text, batch_size=self._batch_size)
+    return []

@@ -1,0 +1,128 @@
+"""What every contender starts from: one model, its teachers, one text."""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from dcse_jax import encode
+from dcse_jax import encoder as encoder_lib
+from dcse_jax import folder
+from dcse_jax import tokenizer as tokenizer_lib
+from dcse_jax.data import tokens as tokens_lib
+
+# Layers, width; "base" is BERT-base.
+SHAPES = {"4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
+VOCAB_SIZE, MAX_LENGTH = 30_522, 32
+_WORDS = 20_000
+
+
+def read_sentences(source: str | None, count: int) -> tuple[list[str], str]:
+  """So many distinct sentences and what they are.
+
+  Args:
+    source: a folder of gzipped text files, or a text file; None makes them up,
+      as long as Wikipedia's are.
+    count: how many.
+  """
+  if source:
+    path = pathlib.Path(source)
+    files = sorted(path.glob("*sentences*.txt.gz")) if path.is_dir() else [path]
+    sentences: dict[str, None] = {}
+    for file in files:
+      with (gzip.open if file.suffix == ".gz" else open)(file, "rt") as lines:
+        for line in lines:
+          if line.strip():
+            sentences[line.strip()] = None
+          if len(sentences) == count:
+            return list(sentences), "real sentences"
+    raise SystemExit(f"{source}: {len(sentences)} distinct sentences, need {count}")
+  rng = np.random.default_rng(0)
+  letters = np.asarray(list("abcdefghijklmnopqrstuvwxyz"))
+  words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(_WORDS)]
+  share = 1 / np.arange(1, _WORDS + 1)
+  lengths = np.clip(rng.lognormal(2.85, 0.5, count), 4, 60).astype(int)
+  drawn = rng.choice(_WORDS, lengths.sum(), p=share / share.sum())
+  cut = np.split(drawn, np.cumsum(lengths)[:-1])
+  return [" ".join(words[i] for i in row) for row in cut], "made-up sentences"
+
+
+def prepare(
+  path: pathlib.Path, *, shape: str, sentences: list[str], num_teachers: int
+) -> None:
+  """Writes model/, teacher-I/ and their embeddings, and tokens under a folder."""
+  layers, width = SHAPES[shape]
+  tokenizer = tokenizer_lib.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
+  config = encoder_lib.EncoderConfig(
+    model_type="bert",
+    # As large as BERT's, whatever the tokenizer found: the optimizer's work.
+    vocab_size=VOCAB_SIZE,
+    hidden_size=width,
+    num_layers=layers,
+    num_heads=width // 64,
+    intermediate_size=4 * width,
+    max_positions=512,
+    type_vocab_size=2,
+    has_pooler=True,
+  )
+
+  def make(seed: int) -> folder.Model:
+    params = encoder_lib.init_params(config, jax.random.key(seed))
+    params = jax.device_get(params)
+    return folder.Model(config, params, tokenizer, "cls", False, MAX_LENGTH)
+
+  student = make(0)
+  folder.save(student, path / "model")
+  projection = encoder_lib.init_params(
+    config, jax.random.key(1), encoder_lib.Projection
+  )
+  np.savez(path / "projection.npz", **projection["dense"])
+  path.joinpath("text.txt").write_text("\n".join(sentences) + "\n")
+  token_ids = folder.tokenize(tokenizer, sentences, MAX_LENGTH)
+  lengths = np.asarray([len(ids) for ids in token_ids])
+  mask = np.arange(MAX_LENGTH) < lengths[:, None]
+  ids = np.full(mask.shape, tokenizer.pad_token_id, np.int32)
+  ids[mask] = np.concatenate([np.asarray(ids, np.int32) for ids in token_ids])
+  np.save(path / "ids.npy", ids)
+  np.save(path / "mask.npy", mask)
+  for i in range(num_teachers):
+    teacher = dataclasses.replace(make(100 + i))
+    folder.save(teacher, path / f"teacher-{i}")
+    # Those of a few teachers stand for all: reading costs what reading costs.
+    if i < 1:
+      embeddings = encode.encode_tokens(
+        teacher.params, config, token_ids, pooling="cls"
+      )
+    embeddings.astype(np.float16).tofile(path / f"teacher-{i}.bin")
+  facts = {"mean_tokens": float(lengths.mean()), "sentences": len(sentences)}
+  path.joinpath("facts.json").write_text(json.dumps(facts))
+
+
+def read_tokens(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """Token ids and mask of every sentence, [n, S]."""
+  return np.load(path / "ids.npy"), np.load(path / "mask.npy")
+
+
+def read_teacher_embeddings(path: pathlib.Path, count: int) -> list[np.ndarray]:
+  """The memory-mapped embeddings of so many teachers, each [n, D] float16."""
+  rows = len(np.load(path / "mask.npy", mmap_mode="r"))
+  files = [path / f"teacher-{i}.bin" for i in range(count)]
+  return [np.memmap(f, np.float16, "r").reshape(rows, -1) for f in files]
+
+
+def token_cache(path: pathlib.Path) -> tokens_lib.TokenCache:
+  """The sentences as training reads them."""
+  ids, mask = read_tokens(path)
+  return tokens_lib.TokenCache(
+    key=str(path),
+    tokens=(ids[mask].astype(np.uint16),),
+    offsets=(np.concatenate([[0], np.cumsum(mask.sum(axis=1))]),),
+    sentence_ids=np.arange(len(ids))[:, None],
+    source_rows=np.arange(len(ids)),
+    max_length=MAX_LENGTH,
+    pad_token_id=0,
+    dropped=0,
+  )

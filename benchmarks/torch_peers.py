@@ -1,0 +1,254 @@
+"""The training step in PyTorch: as published, tuned, and with our own tricks.
+
+`published` follows the published code's way of working: padded to 32, eager
+attention, one forward a teacher a step, Group-P one row after the other. `tuned`
+is what a good PyTorch programmer makes of it without changing what is computed:
+scaled_dot_product_attention, fused AdamW, a vectorised shuffle. `tricks` adds
+the last layer for [CLS] alone and teachers from a cache. Further down is
+sentence-transformers' own trainer.
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+import transformers
+
+from benchmarks import prepare
+
+_LEARNING_RATE, _GROUP_P = 3e-5, 0.1
+_TEMPERATURE, _STUDENT_TEMPERATURE, _TEACHER_TEMPERATURE = 0.05, 0.025, 0.0125
+
+
+def group_shuffle_by_rows(logits: torch.Tensor) -> torch.Tensor:
+  """Group-P, one row and one group after the other; logits [B, B - 1]."""
+  result = logits.clone()
+  num_groups = int(1 / _GROUP_P)
+  for i in range(len(logits)):
+    values, order = torch.sort(logits[i], descending=True)
+    total = torch.cumsum(torch.softmax(values, dim=0), dim=0)
+    for g in range(num_groups):
+      inside = total >= g * _GROUP_P
+      if g < num_groups - 1:
+        inside &= total < (g + 1) * _GROUP_P
+      place = torch.nonzero(inside).flatten()
+      if len(place) > 1:
+        shuffled = place[torch.randperm(len(place))]
+        result[i, order[place]] = values[shuffled]
+  return result
+
+
+def group_shuffle(logits: torch.Tensor) -> torch.Tensor:
+  """Group-P, all rows at once; logits [B, B - 1]."""
+  values, order = torch.sort(logits, dim=1, descending=True)
+  total = torch.cumsum(torch.softmax(values, dim=1), dim=1)
+  group = (total / _GROUP_P).floor().clamp(0, int(1 / _GROUP_P) - 1)
+  shuffled = torch.argsort(group + torch.rand_like(group), dim=1)
+  return torch.empty_like(logits).scatter_(1, order, values.gather(1, shuffled))
+
+
+def off_diagonal(x: torch.Tensor) -> torch.Tensor:
+  size = len(x)
+  return x.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
+
+
+class _FirstTokenOnly(torch.nn.Module):
+  """BERT whose last layer computes [CLS] alone."""
+
+  def __init__(self, bert):
+    super().__init__()
+    *layers, self.last = bert.encoder.layer
+    bert.encoder.layer = torch.nn.ModuleList(layers)
+    self.bert = bert
+
+  def forward(self, input_ids, attention_mask):
+    x = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+    x = x.last_hidden_state
+    mine, attention = self.last.attention.self, self.last.attention
+    heads = self.bert.config.num_attention_heads
+    split = lambda y: y.unflatten(-1, (heads, -1)).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(
+      split(mine.query(x[:, :1])),
+      split(mine.key(x)),
+      split(mine.value(x)),
+      attn_mask=attention_mask[:, None, None].bool(),
+      dropout_p=mine.dropout.p if self.training else 0.0,
+    )
+    attended = attended.transpose(1, 2).flatten(-2)
+    middle = attention.output(attended, x[:, :1])
+    return self.last.output(self.last.intermediate(middle), middle)[:, 0]
+
+
+class _FirstToken(torch.nn.Module):
+  def __init__(self, bert):
+    super().__init__()
+    self.bert = bert
+
+  def forward(self, input_ids, attention_mask):
+    states = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+    return states.last_hidden_state[:, 0]
+
+
+class Peer:
+  """A contender: `loss` without dropout or shuffle, `steps` of training."""
+
+  def __init__(self, path: pathlib.Path, options):
+    torch.manual_seed(0)
+    self._tricks = options.name == "tricks"
+    self._published = options.name == "published"
+    self._batch_size = options.batch
+    self._ids, self._mask = prepare.read_tokens(path)
+    self._encoder = self._load(path / "model")
+    weights = np.load(path / "projection.npz")
+    width = len(weights["bias"])
+    self._projection = torch.nn.Linear(width, width)
+    self._projection.weight.data = torch.tensor(weights["kernel"].T.copy())
+    self._projection.bias.data = torch.tensor(weights["bias"])
+    self._cached, self._teachers = [], []
+    if options.cached and self._tricks:
+      self._cached = prepare.read_teacher_embeddings(path, options.teachers)
+    else:
+      self._teachers = [
+        self._load(path / f"teacher-{i}").eval() for i in range(options.teachers)
+      ]
+    self._parameters = [*self._encoder.parameters(), *self._projection.parameters()]
+    fused = {} if self._published else {"fused": True}
+    self._optimizer = torch.optim.AdamW(
+      self._parameters, lr=_LEARNING_RATE, weight_decay=0.0, **fused
+    )
+    if options.compile:
+      self._encoder = torch.compile(self._encoder)
+      self._teachers = [torch.compile(teacher) for teacher in self._teachers]
+
+  def _load(self, path):
+    attention = "eager" if self._published else "sdpa"
+    bert = transformers.BertModel.from_pretrained(
+      path, add_pooling_layer=False, attn_implementation=attention
+    )
+    return (_FirstTokenOnly if self._tricks else _FirstToken)(bert)
+
+  def _target(self, ids, mask, rows):
+    with torch.inference_mode():
+      embeddings = [teacher(ids, mask) for teacher in self._teachers]
+      if self._cached:
+        embeddings = [torch.from_numpy(c[rows]).float() for c in self._cached]
+      unit = [F.normalize(e, dim=-1) for e in embeddings]
+      return torch.stack([u @ u.T for u in unit]).mean(dim=0)
+
+  def _loss(self, rows, shuffles: bool):
+    ids = torch.from_numpy(self._ids[rows]).long()
+    mask = torch.from_numpy(self._mask[rows]).long()
+    embeddings = self._encoder(ids.repeat(2, 1), mask.repeat(2, 1))
+    unit = F.normalize(torch.tanh(self._projection(embeddings)), dim=-1)
+    anchors, positives = unit[: len(rows)], unit[len(rows) :]
+    logits = anchors @ positives.T / _TEMPERATURE
+    loss = F.cross_entropy(logits, torch.arange(len(rows)))
+    if not self._teachers and not self._cached:
+      return loss
+    target = off_diagonal(self._target(ids, mask, rows))
+    if shuffles:
+      shuffle = group_shuffle_by_rows if self._published else group_shuffle
+      target = shuffle(target)
+    student = off_diagonal(anchors @ anchors.T) / _STUDENT_TEMPERATURE
+    target = torch.softmax(target / _TEACHER_TEMPERATURE, dim=1)
+    return loss - (target * torch.log_softmax(student, dim=1)).sum(dim=1).mean()
+
+  def _rows(self, step: int):
+    return np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+
+  def loss(self) -> float:
+    self._encoder.eval()
+    with torch.no_grad():
+      return self._loss(self._rows(0), shuffles=False).item()
+
+  def steps(self, first: int, count: int) -> list[float]:
+    self._encoder.train()
+    losses = []
+    for step in range(first, first + count):
+      loss = self._loss(self._rows(step), shuffles=True)
+      self._optimizer.zero_grad()
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+      self._optimizer.step()
+      losses.append(loss.item())
+    return losses
+
+
+class TrainerPeer:
+  """sentence-transformers' trainer; its steps come one at a time from a thread."""
+
+  def __init__(self, path: pathlib.Path, options):
+    import queue
+    import threading
+
+    import datasets
+    import sentence_transformers
+    from sentence_transformers import losses
+
+    text = path.joinpath("text.txt").read_text().splitlines()
+    data = datasets.Dataset.from_dict({"anchor": text, "positive": text})
+    model = sentence_transformers.SentenceTransformer(str(path / "model"), device="cpu")
+    self._turns, self._done = queue.Queue(), queue.Queue()
+    peer = self
+
+    class Turns(transformers.TrainerCallback):
+      def on_step_begin(self, args, state, control, **kwargs):
+        peer._turns.get()
+
+      def on_step_end(self, args, state, control, **kwargs):
+        peer._done.put(None)
+
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+      output_dir=str(path / "sentence-transformers"),
+      per_device_train_batch_size=options.batch,
+      max_steps=10_000,
+      learning_rate=_LEARNING_RATE,
+      use_cpu=True,
+      save_strategy="no",
+      logging_strategy="no",
+      report_to=[],
+      disable_tqdm=True,
+    )
+    trainer = sentence_transformers.SentenceTransformerTrainer(
+      model=model,
+      args=arguments,
+      train_dataset=data,
+      loss=losses.MultipleNegativesRankingLoss(model),
+      callbacks=[Turns()],
+    )
+    threading.Thread(target=trainer.train, daemon=True).start()
+
+  def loss(self) -> float:
+    return float("nan")  # It has no projection: another loss by design.
+
+  def steps(self, first: int, count: int) -> list[float]:
+    for _ in range(count):
+      self._turns.put(None)
+      self._done.get()
+    return [float("nan")] * count
+
+
+class EncodePeer:
+  """sentence-transformers' `encode`."""
+
+  def __init__(self, path: pathlib.Path, options):
+    import sentence_transformers
+
+    self._text = path.joinpath("text.txt").read_text().splitlines()
+    self._batch_size = options.batch
+    self._model = sentence_transformers.SentenceTransformer(
+      str(path / "model"), device="cpu"
+    )
+
+  def loss(self) -> float:
+    return float(np.abs(self._encode(self._text[:256])).sum())
+
+  def _encode(self, sentences):
+    return self._model.encode(
+      sentences, batch_size=self._batch_size, show_progress_bar=False
+    )
+
+  def steps(self, first: int, count: int) -> list[float]:
+    self._encode(self._text)
+    return []

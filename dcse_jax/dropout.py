@@ -1,0 +1,46 @@
+"""Dropout whose masks are a function of a key and of where an element stands.
+
+Each element's bits are a hash of its token, its feature and a key, computed
+where they are used: no generator state, nothing to store between passes, and
+the same mask however the batch is padded, packed or divided among devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def make_keys(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Independent dropout keys of a jax key, [*shape, 2] uint32."""
+  return jax.random.bits(rng, (*shape, 2), jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  # A bijection of 32 bits, each output bit of which depends on each input bit;
+  # shifts and constants are Wellons's (lowbias32), the best of those he searched.
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
+
+
+def dropout(
+  x: jax.Array, rate: float, key: jax.Array | None, rows: jax.Array
+) -> jax.Array:
+  """Zeroes elements with a probability and scales up the rest.
+
+  Args:
+    x: [..., D].
+    rate: of zeros, in [0, 1).
+    key: [2] uint32, of `make_keys`; None means no dropout.
+    rows: which row of the whole batch each x[..., :] is, an integer array that
+      broadcasts to x.shape[:-1]. Rows of one number get one mask.
+
+  Returns:
+    As x, with the same mean.
+  """
+  if key is None or rate == 0.0:
+    return x
+  rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
+  features = jax.lax.iota(jnp.uint32, x.shape[-1])
+  bits = _mix((rows + features) ^ key[1])
+  keep = bits >= jnp.uint32(round(rate * 2**32))
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

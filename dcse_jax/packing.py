@@ -1,0 +1,157 @@
+"""Where tokens stand: in a padded grid, or side by side without the padding.
+
+Layers that see one token at a time run on the packed tokens; attention alone
+needs them by sentence, and gets them so by a gather whose backward pass is the
+inverse gather.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Two sizes, since each is compiled: the larger for all but a batch in a thousand,
+# which keeps its padding.
+_SHARES, _SAMPLED_BATCHES = (0.67, 0.999), 1000
+# Sizes are multiples of this, and this share of the padded batch at most.
+_MULTIPLE, _WORTH = 32, 0.97
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """The static shape of a packed batch.
+
+  Attributes:
+    tokens: how many each group holds; sentences of a group must not have more
+      in all, or tokens are lost.
+    groups: equal parts of the batch, in order, packed each by itself: one for
+      each device, so that no token leaves its device.
+  """
+
+  tokens: int
+  groups: int = 1
+
+  def times(self, number: int) -> "Packing":
+    """Of a batch so many times as large, each group with all of its copies."""
+    return dataclasses.replace(self, tokens=number * self.tokens)
+
+
+def make_packings(
+  num_tokens: np.ndarray, *, batch_size: int, padded: int, groups: int = 1
+) -> tuple[Packing, ...]:
+  """Packings for random batches of a corpus, the tightest first.
+
+  Args:
+    num_tokens: of each row, [rows].
+    batch_size: rows of a batch.
+    padded: tokens of a row with its padding.
+    groups: see `Packing`.
+
+  Returns:
+    One that fits about two batches of three, and one that fits nearly all, as
+    far as they are smaller than the padded batch.
+  """
+  rng = np.random.default_rng(0)
+  rows = rng.integers(len(num_tokens), size=(_SAMPLED_BATCHES, batch_size))
+  fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
+  sizes = {
+    int(-(-np.quantile(fullest, share) // _MULTIPLE) * _MULTIPLE) for share in _SHARES
+  }
+  limit = _WORTH * padded * batch_size / groups
+  return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)
+
+
+def count_tokens(num_tokens: np.ndarray, groups: int) -> int:
+  """Tokens of the fullest group of a batch, of the tokens of its rows [B]."""
+  return int(num_tokens.reshape(groups, -1).sum(axis=1).max())
+
+
+def choose_packing(packings: Sequence[Packing], num_tokens: int) -> Packing | None:
+  """The tightest that holds so many tokens a group; None if none does."""
+  return next((p for p in packings if p.tokens >= num_tokens), None)
+
+
+@jax.custom_vjp
+def _rearrange(x, to, back):
+  """Rows x[g, to[g, i]]; where `to` is out of range any row. `back` undoes it."""
+  return jax.vmap(lambda rows, i: rows.at[i].get(mode="clip"))(x, to)
+
+
+def _rearrange_fwd(x, to, back):
+  return _rearrange(x, to, back), (to, back)
+
+
+def _rearrange_bwd(residuals, g):
+  to, back = residuals
+  zeros = lambda i: np.zeros(i.shape, jax.dtypes.float0)
+  # What was not read has no gradient, and must not lend another's.
+  take = lambda rows, i: rows.at[i].get(mode="fill", fill_value=0)
+  return jax.vmap(take)(g, back), zeros(to), zeros(back)
+
+
+_rearrange.defvjp(_rearrange_fwd, _rearrange_bwd)
+
+
+class Layout:
+  """How the tokens of one batch are laid out.
+
+  Args:
+    mask: true for tokens, [N, S].
+    packing: None leaves them in the grid.
+
+  Attributes:
+    mask: as given.
+    rows: for each token of the layout, its number in the grid.
+  """
+
+  def __init__(self, mask: jax.Array, packing: Packing | None):
+    if packing and packing.tokens * packing.groups >= mask.size:
+      packing = None
+    self.mask, self._packing = mask, packing
+    self.grid_rows = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
+    self.rows = self.grid_rows
+    if packing is None:
+      return
+    groups, size = packing.groups, mask.size // packing.groups
+    mask = mask.reshape(groups, size)
+    place = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
+    # Both are out of range where there is no token.
+    self._to_flat = jax.vmap(
+      lambda m: jnp.nonzero(m, size=packing.tokens, fill_value=size)[0]
+    )(mask).astype(jnp.int32)
+    self._to_grid = jnp.where(mask, place, packing.tokens)
+    self.rows = self._to_flat + size * np.arange(groups, dtype=np.int32)[:, None]
+
+  def flat(self, x: jax.Array) -> jax.Array:
+    """[N, S, ...] by sentence to [groups, tokens, ...], or as it is.
+
+    Beyond the last token the result holds anything finite.
+    """
+    if self._packing is None:
+      return x
+    grouped = x.reshape(self._packing.groups, -1, *x.shape[2:])
+    return _rearrange(grouped, self._to_flat, self._to_grid)
+
+  def grid(self, x: jax.Array) -> jax.Array:
+    """[groups, tokens, ...] to [N, S, ...]; padding holds anything finite."""
+    if self._packing is None:
+      return x
+    rows = _rearrange(x, self._to_grid, self._to_flat)
+    return rows.reshape(*self.mask.shape, *x.shape[2:])
+
+  def select(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """The tokens at positions [N, K] of their sentences, [N, K, ...]."""
+    if self._packing is None:
+      return jnp.take_along_axis(x, positions[..., None], axis=1)
+    groups = self._packing.groups
+    place = jnp.take_along_axis(
+      self._to_grid.reshape(self.mask.shape), positions, axis=1
+    )
+    rows = jax.vmap(lambda rows, i: rows[i])(x, place.reshape(groups, -1))
+    return rows.reshape(*positions.shape, *x.shape[2:])
+
+  def rows_at(self, positions: jax.Array) -> jax.Array:
+    """`rows` of what `select` gives, [N, K]."""
+    return jnp.arange(len(positions))[:, None] * self.mask.shape[1] + positions
