@@ -84,10 +84,16 @@ def train(options, folder: str) -> None:
     wanted += [("tricks, cached", "tricks", cached), ("ours, cached", "ours", cached)]
   else:
     wanted += [("sentence-transformers", "sentence-transformers", [])]
-  if options.padded:
-    wanted += [("ours, padded", "padded", online)]
   if options.compile:
     wanted += [("tuned, compiled", "tuned", [*online, "--compile"])]
+  if options.what == "ablation":
+    from benchmarks import ours
+
+    wanted = [("ours", "ours", online)]
+    wanted += [
+      (f"ours without {part}", "ours", [*online, "--without", part])
+      for part in ours.WITHOUT
+    ]
   if options.only:
     wanted = [entry for entry in wanted if entry[0] in options.only]
   with contextlib.ExitStack() as stack:
@@ -166,14 +172,15 @@ def shuffle(options) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("what", choices=("train", "encode", "start", "shuffle"))
+  parser.add_argument(
+    "what", choices=("train", "ablation", "encode", "start", "shuffle")
+  )
   parser.add_argument("--shape", default="6x384", choices=prepare.SHAPES)
   parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--teachers", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--steps", type=int, default=1)
   parser.add_argument("--corpus")
-  parser.add_argument("--padded", action="store_true")
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--only", nargs="+")
   parser.add_argument("--count", type=int, help="sentences", default=10_000)
@@ -184,7 +191,9 @@ def main() -> None:
     shuffle(options)
     return
   need = (options.rounds + 3) * options.steps * options.batch
-  options.count = max(options.count, need if options.what == "train" else 0)
+  options.count = max(
+    options.count, need if options.what in ("train", "ablation") else 0
+  )
   sentences, kind = prepare.read_sentences(options.corpus, options.count)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder)
@@ -195,7 +204,8 @@ def main() -> None:
     print(
       f"{len(sentences)} {kind}, {facts['mean_tokens']:.1f} of 32 tokens on average"
     )
-    {"train": train, "encode": encode, "start": start}[options.what](options, folder)
+    measure = {"encode": encode, "start": start}.get(options.what, train)
+    measure(options, folder)
 
 
 if __name__ == "__main__":

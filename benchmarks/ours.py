@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import prepare
-from dcse_jax import compilation
 from dcse_jax import encode
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import losses
 from dcse_jax import memory
+from dcse_jax import ops
 from dcse_jax import optimizer
 from dcse_jax import packing
 from dcse_jax import sharding
@@ -23,11 +23,43 @@ from dcse_jax import train as train_lib
 from dcse_jax import train_step
 
 
+def _threefry_dropout(x, rate, key, rows):
+  del rows
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def _full_last_layer(params, config, ids, mask, positions, **kwargs):
+  *_, last = encoder_lib.hidden_states(params, config, ids, mask, **kwargs)
+  return jnp.take_along_axis(last, positions[..., None], axis=1)
+
+
+# What makes a step fast, and how each is taken away to see what it is worth.
+_PATCHES = {
+  "fences": (ops, "_keep", lambda x: x),
+  "hashed dropout": (encoder_lib, "dropout", _threefry_dropout),
+  "last layer for [CLS]": (encoder_lib, "states_at", _full_last_layer),
+  "straight-line layers": (encoder_lib, "_unroll", lambda _: 1),
+  "erf": (
+    encoder_lib,
+    "ACTIVATIONS",
+    encoder_lib.ACTIVATIONS
+    | {"gelu": functools.partial(jax.nn.gelu, approximate=False)},
+  ),
+}
+WITHOUT = (*_PATCHES, "packing", "kept memory")
+
+
 class Ours:
   """`dcse_jax`'s step as its loop runs it."""
 
   def __init__(self, path: pathlib.Path, options):
-    memory.keep_freed_memory()
+    if options.without in _PATCHES:
+      setattr(*_PATCHES[options.without])
+    if options.without != "kept memory":
+      memory.keep_freed_memory()
     model = folder.load(str(path / "model"))
     self._cache, self._batch_size = prepare.token_cache(path), options.batch
     stacks, teacher_params, self._source = (), (), None
@@ -54,11 +86,12 @@ class Ours:
     )
     schedule = lambda _: 3e-5
     packings = ()
-    if options.name != "padded":
+    if options.without != "packing":
       packings = packing.make_packings(
         self._cache.num_tokens(np.arange(len(self._cache))),
         batch_size=options.batch,
         padded=prepare.MAX_LENGTH,
+        num_steps=5000,  # As the published script.
       )
     self._trainer = train_lib.make_trainer(
       functools.partial(loss, shuffle={"probability": 0.1} if stacks else None),

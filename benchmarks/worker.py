@@ -11,11 +11,12 @@ import time
 
 def make(options):
   path = pathlib.Path(options.folder)
-  if options.name in ("ours", "padded"):
+  if options.name == "ours":
     from benchmarks import ours
+    from dcse_jax import compilation
 
     if options.compilation_cache:
-      ours.compilation.use_cache(pathlib.Path(options.compilation_cache))
+      compilation.use_cache(pathlib.Path(options.compilation_cache))
 
     return ours.Ours(path, options)
   if options.name == "encode ours":
@@ -40,6 +41,7 @@ def main() -> None:
   parser.add_argument("--cached", action="store_true")
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--compilation-cache")
+  parser.add_argument("--without")
   options = parser.parse_args()
   # What libraries print must not come between the answers.
   answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Two sizes, since each is compiled: the larger for all but a batch in a thousand,
-# which keeps its padding.
-_SHARES, _SAMPLED_BATCHES = (0.67, 0.999), 1000
+# Shares of the batches that a packing is to hold, by how many steps there must be
+# for it: each is compiled, which costs as much time as packing saves in dozens of
+# steps. What fits none keeps its padding.
+_SHARES = ((0.999, 100), (0.67, 1000))
+_SAMPLED_BATCHES = 1000
 # Sizes are multiples of this, and this share of the padded batch at most.
 _MULTIPLE, _WORTH = 32, 0.97
 
@@ -39,7 +41,12 @@ class Packing:
 
 
 def make_packings(
-  num_tokens: np.ndarray, *, batch_size: int, padded: int, groups: int = 1
+  num_tokens: np.ndarray,
+  *,
+  batch_size: int,
+  padded: int,
+  num_steps: int,
+  groups: int = 1,
 ) -> tuple[Packing, ...]:
   """Packings for random batches of a corpus, the tightest first.
 
@@ -47,17 +54,20 @@ def make_packings(
     num_tokens: of each row, [rows].
     batch_size: rows of a batch.
     padded: tokens of a row with its padding.
+    num_steps: of the training.
     groups: see `Packing`.
 
   Returns:
-    One that fits about two batches of three, and one that fits nearly all, as
-    far as they are smaller than the padded batch.
+    One that fits nearly all batches, for a long training also one that fits two
+    of three, as far as they are smaller than the padded batch.
   """
   rng = np.random.default_rng(0)
   rows = rng.integers(len(num_tokens), size=(_SAMPLED_BATCHES, batch_size))
   fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
   sizes = {
-    int(-(-np.quantile(fullest, share) // _MULTIPLE) * _MULTIPLE) for share in _SHARES
+    int(-(-np.quantile(fullest, share) // _MULTIPLE) * _MULTIPLE)
+    for share, least_steps in _SHARES
+    if num_steps >= least_steps
   }
   limit = _WORTH * padded * batch_size / groups
   return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)

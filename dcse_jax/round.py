@@ -126,6 +126,7 @@ class Round:
         self._tokens.num_tokens(np.arange(len(self._tokens))),
         batch_size=config.batch_size,
         padded=len(self._tokens.tokens) * config.max_length,
+        num_steps=config.num_train_steps,
         groups=self._mesh.size,
       ),
       batch_size=config.batch_size,

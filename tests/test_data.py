@@ -120,6 +120,19 @@ def test_hosts_share_one_global_batch_without_overlap(tmp_path):
     np.testing.assert_array_equal(np.concatenate(parts), next(alone)["example_id"])
 
 
+def test_batches_say_how_many_tokens_their_fullest_group_holds(tmp_path):
+  # Sentences of one to three numbers.
+  sentences = [" ".join([str(i)] * (1 + i % 3)) for i in range(10, 40)]
+  cache = build(tmp_path, [sentences])
+  alone = next(make_batches(cache, 8, groups=4))
+  lengths = alone["attention_mask"].sum(axis=(1, 2))
+  assert alone["num_tokens"] == lengths.reshape(4, 2).sum(axis=1).max()
+  # Hosts with a part of the batch each must choose the same packing.
+  for host in range(2):
+    part = next(make_batches(cache, 8, groups=4, host=host, num_hosts=2))
+    assert part["num_tokens"] == alone["num_tokens"]
+
+
 def test_a_restored_iterator_goes_on_exactly(tmp_path):
   cache = build(tmp_path, [numbered(30)])
   iterator = make_batches(cache, 4)

@@ -20,6 +20,7 @@ from dcse_jax import train_step
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
+from dcse_jax.packing import Packing
 from tests import models
 
 CONTRAST = functools.partial(losses.info_nce, temperature=0.05)
@@ -31,7 +32,14 @@ STUDENT = models.tiny_model(1, pooling="cls")
 
 
 def make_trainer(
-  loss_fn, *, devices=1, teacher_params=(), num_models=1, steps=6, batch=8
+  loss_fn,
+  *,
+  devices=1,
+  teacher_params=(),
+  num_models=1,
+  packings=(),
+  steps=6,
+  batch=8,
 ):
   schedule = optimizer.make_schedule(
     learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
@@ -43,6 +51,7 @@ def make_trainer(
     mesh=sharding.make_mesh(jax.devices()[:devices]),
     teacher_params=teacher_params,
     num_models=num_models,
+    packings=packings,
     batch_size=batch,
     num_steps=steps,
     log_every=2,
@@ -268,7 +277,8 @@ def cache(tmp_path):
   tokenizer = STUDENT.tokenizer
   return tokens_lib.build_token_cache(
     tmp_path / "cache",
-    [models.SENTENCES],
+    # Of 3 to 10 words.
+    [[" ".join(s.split()[: 3 + i % 8]) for i, s in enumerate(models.SENTENCES)]],
     tokenize=lambda s: tokenizer(list(s), truncation=True, max_length=12)["input_ids"],
     tokenizer_state="",
     max_length=12,
@@ -286,7 +296,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
     name="test",
     folder=folder,
     params=params or student_params(seed),
-    batches=batches_lib.make_batches(cache, batch_size=8, seed=seed),
+    batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
     rng=jax.random.key(seed),
     evaluate=evaluate,
   )
@@ -319,7 +329,12 @@ def run_loop(cache, folder, *, scores, stop_at=None):
 def loop_trainer(num_models=1):
   loss_fn, teacher_params = distilling()
   return make_trainer(
-    loss_fn, devices=8, teacher_params=teacher_params, num_models=num_models
+    loss_fn,
+    devices=8,
+    teacher_params=teacher_params,
+    num_models=num_models,
+    # A sentence a device: some batches are packed, those with longer ones are not.
+    packings=(Packing(11, groups=8),),
   )
 
 
