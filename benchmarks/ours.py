@@ -1,5 +1,6 @@
 """Our own contenders."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -109,9 +110,7 @@ class Ours:
     params = {"encoder": model.params, "projection": projection}
     state = train_step.init_state(params, self._trainer.tx, jax.random.key(0))
     # The same without dropout, for the comparison of losses.
-    still = encoder_lib.dataclasses.replace(
-      model.config, dropout=0.0, attention_dropout=0.0
-    )
+    still = dataclasses.replace(model.config, dropout=0.0, attention_dropout=0.0)
     self._plain_loss = functools.partial(loss, config=still)
     self._state = sharding.put_everywhere(jax.device_get(state), self._trainer.mesh)
 

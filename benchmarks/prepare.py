@@ -1,6 +1,5 @@
 """What every contender starts from: one model, its teachers, one text."""
 
-import dataclasses
 import gzip
 import json
 import pathlib
@@ -50,16 +49,13 @@ def read_sentences(source: str | None, count: int) -> tuple[list[str], str]:
   return [" ".join(words[i] for i in row) for row in cut], "made-up sentences"
 
 
-def prepare(
-  path: pathlib.Path, *, shape: str, sentences: list[str], num_teachers: int
-) -> None:
-  """Writes model/, teacher-I/ and their embeddings, and tokens under a folder."""
-  layers, width = SHAPES[shape]
-  tokenizer = tokenizer_lib.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
-  config = encoder_lib.EncoderConfig(
+def encoder_config(
+  layers: int, width: int, vocab_size: int
+) -> encoder_lib.EncoderConfig:
+  """A BERT with heads of 64."""
+  return encoder_lib.EncoderConfig(
     model_type="bert",
-    # As large as BERT's, whatever the tokenizer found: the optimizer's work.
-    vocab_size=VOCAB_SIZE,
+    vocab_size=vocab_size,
     hidden_size=width,
     num_layers=layers,
     num_heads=width // 64,
@@ -68,6 +64,16 @@ def prepare(
     type_vocab_size=2,
     has_pooler=True,
   )
+
+
+def prepare(
+  path: pathlib.Path, *, shape: str, sentences: list[str], num_teachers: int
+) -> None:
+  """Writes model/, teacher-I/ and their embeddings, and tokens under a folder."""
+  layers, width = SHAPES[shape]
+  tokenizer = tokenizer_lib.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
+  # As many words as BERT's, whatever the tokenizer found: the optimizer's work.
+  config = encoder_config(layers, width, VOCAB_SIZE)
 
   def make(seed: int) -> folder.Model:
     params = encoder_lib.init_params(config, jax.random.key(seed))
@@ -89,10 +95,10 @@ def prepare(
   np.save(path / "ids.npy", ids)
   np.save(path / "mask.npy", mask)
   for i in range(num_teachers):
-    teacher = dataclasses.replace(make(100 + i))
+    teacher = make(100 + i)
     folder.save(teacher, path / f"teacher-{i}")
-    # Those of a few teachers stand for all: reading costs what reading costs.
-    if i < 1:
+    # The first one's stand for all: reading costs what reading costs.
+    if i == 0:
       embeddings = encode.encode_tokens(
         teacher.params, config, token_ids, pooling="cls"
       )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import prepare
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax import optimizer
@@ -29,16 +30,7 @@ _VOCAB, _SENTENCES = 8000, 50_000
 
 
 def _model(seed: int, layers: int, width: int) -> Model:
-  config = encoder_lib.EncoderConfig(
-    model_type="bert",
-    vocab_size=_VOCAB,
-    hidden_size=width,
-    num_layers=layers,
-    num_heads=width // 64,
-    intermediate_size=4 * width,
-    max_positions=64,
-    type_vocab_size=2,
-  )
+  config = prepare.encoder_config(layers, width, _VOCAB)
   params = encoder_lib.init_params(config, jax.random.key(seed))
   return Model(config, jax.device_get(params), None, "mean", False, 32)
 

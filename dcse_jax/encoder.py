@@ -343,8 +343,7 @@ def hidden_states(
     Three [B, S, D]: after the embeddings, before the last layer, after it.
     Padding has states too, of no meaning.
   """
-  mask = attention_mask.astype(bool)
-  layout = Layout(mask, packing)
+  layout = Layout(attention_mask.astype(bool), packing)
   encoder = _bind(Encoder, config, dtype, params)
   states = encoder(input_ids.astype(jnp.int32), layout, rng)
   return tuple(map(layout.grid, states))
@@ -378,8 +377,7 @@ def states_at(
   Returns:
     [B, K, D].
   """
-  mask = attention_mask.astype(bool)
-  layout = Layout(mask, packing)
+  layout = Layout(attention_mask.astype(bool), packing)
   encoder = _bind(Encoder, config, dtype, params)
   return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[-1]
 
