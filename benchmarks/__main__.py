@@ -31,7 +31,8 @@ class Contender:
     )
 
   def ask(self, command: str, *arguments):
-    print(json.dumps([command, *arguments]), file=self._process.stdin, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # Its answer, then, is empty.
+      print(json.dumps([command, *arguments]), file=self._process.stdin, flush=True)
     line = self._process.stdout.readline()
     if not line:
       raise SystemExit(f"{self.label} ended: {self._process.stderr.read()[-2000:]}")
@@ -40,7 +41,8 @@ class Contender:
     return answer
 
   def close(self) -> None:
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # It may have ended by itself.
+      self._process.stdin.close()
     self._process.wait()
 
 
