@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax import losses
 from dcse_jax.encode import unit_length

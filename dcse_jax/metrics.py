@@ -1,10 +1,11 @@
 """What a run says while it trains: JSONL, TensorBoard and the terminal."""
 
+import functools
 import json
 import pathlib
 import sys
+from typing import Any
 
-import tensorboardX
 import tqdm
 
 
@@ -34,11 +35,7 @@ class Metrics:
     if path.exists():
       _drop_later_lines(path, step)
     self._file = path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      # Its readers drop what is at this step and later.
-      str(folder / "tensorboard"),
-      purge_step=step + 1 if step else None,
-    )
+    self._folder, self._first_step = folder, step
     self._name, self._num_steps = name, num_steps
     self._bar = tqdm.tqdm(
       desc=name,
@@ -49,6 +46,18 @@ class Metrics:
       # Lines are plainer than a bar in a log file.
       disable=not sys.stderr.isatty(),
       leave=False,
+    )
+
+  @functools.cached_property
+  def _board(self) -> Any:
+    # Imported when there is something to write: it imports torch where that is
+    # installed, which the first step need not wait for.
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(
+      str(self._folder / "tensorboard"),
+      # Its readers drop what is at this step and later.
+      purge_step=self._first_step + 1 if self._first_step else None,
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -66,7 +75,8 @@ class Metrics:
 
   def close(self) -> None:
     self._bar.close()
-    self._board.close()
+    if "_board" in self.__dict__:
+      self._board.close()
     self._file.close()
 
 

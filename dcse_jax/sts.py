@@ -6,7 +6,7 @@ import math
 import pathlib
 
 import numpy as np
-import scipy.stats
+import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax.encode import unit_length
 from dcse_jax.errors import UserError
