@@ -202,6 +202,19 @@ def test_group_shuffle_leaves_groups_of_one_as_they_are():
   np.testing.assert_array_equal(shuffled, similarity)
 
 
+def test_group_shuffle_stays_in_its_groups_in_a_batch_with_little_room_for_noise():
+  # 512 columns and 128 groups leave too few of 32 bits to sort by one key.
+  similarity = jax.random.uniform(jax.random.key(0), (512, 512))
+  shuffled = losses.group_shuffle(similarity, jax.random.key(1), size=4)
+  row = np.delete(np.asarray(similarity)[7], 7)
+  order = np.argsort(-row)
+  moved = np.delete(np.asarray(shuffled)[7], 7)[order]
+  groups = row[order][:508].reshape(-1, 4)
+  np.testing.assert_array_equal(-np.sort(-moved[:508].reshape(-1, 4)), groups)
+  # A group keeps its order once in 4! = 24 times: about 5 of 127 do.
+  assert (moved[:508].reshape(-1, 4) != groups).any(axis=1).sum() > 100
+
+
 def test_group_shuffle_wants_exactly_one_rule():
   similarity = jnp.eye(4)
   key = jax.random.key(0)

@@ -17,8 +17,8 @@ from dcse_jax.losses.similarity import normalize
 # infinity it does not turn 0 * log 0 and log-add-exp gradients into NaN.
 _MASKED = -1e9
 
-# So many random bits a value, at least: two values of a group tie, and keep their
-# order, once in 32,768 times.
+# So many random bits a value, at least: two values of a group tie, and then keep to
+# the order of their columns, once in 32,768 times.
 _LEAST_NOISE_BITS = 15
 
 
@@ -139,9 +139,9 @@ def group_shuffle(
   into groups by exactly one of three rules:
 
   * `probability` (the paper's Group-P): with c_k the cumulative softmax, without
-    temperature, of the k most similar, rank k is in group floor(c_k / p). Groups
-    hold about B p values: at B = 64 and p = 0.1 some six, and none is shuffled
-    when B p < 1.
+    temperature, of the k most similar, rank k is in group floor(c_k / p); equal
+    values share the last one's. Groups hold about B p values: at B = 64 and
+    p = 0.1 some six, and none is shuffled when B p < 1.
   * `size`: this many ranks to a group.
   * `top`: ranks start to end - 1 are one group, all others stay; a number k
     means (0, k).
@@ -170,63 +170,75 @@ def group_shuffle(
   _check_square("teacher_similarity", teacher_similarity)
   if sum(rule is not None for rule in (probability, size, top)) != 1:
     raise ValueError("give exactly one of probability=, size= and top=")
-  rows, columns = teacher_similarity.shape
+  columns = teacher_similarity.shape[1]
   values = teacher_similarity.astype(jnp.float32)
-  # The diagonal is masked, so it sorts to the last rank, and the last rank is
-  # given a group of its own: it cannot mix with the others.
-  keys = _ascending_bits(-_mask_diagonal(values))
-  column = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
-  _, order = jax.lax.sort((keys, column), num_keys=1)
-  ranked = jnp.take_along_axis(values, order, axis=1)
-  group = _group_of_rank(ranked, probability=probability, size=size, top=top)
-  # Numbered densely, so that the number fits few bits whatever the rule.
-  is_first = group[:, 1:] != group[:, :-1]
-  group = jnp.cumsum(is_first.at[:, -1].set(True), axis=1, dtype=jnp.uint32)
-  group = jnp.pad(group, ((0, 0), (1, 0)))
-  # Group and noise share one 32-bit key, and where there is room for it the rank
-  # too: sorting one array is several times faster than sorting two.
-  num_groups = columns if probability is None else int(1 / probability) + 3
-  group_bits, rank_bits = num_groups.bit_length(), columns.bit_length()
-  noise_bits = 32 - group_bits - rank_bits
-  if noise_bits >= _LEAST_NOISE_BITS:
-    noise = jax.random.bits(rng, values.shape, jnp.uint32) >> (32 - noise_bits)
-    keys = (group << noise_bits | noise) << rank_bits | column.astype(jnp.uint32)
-    rank = jax.lax.sort(keys) & jnp.uint32((1 << rank_bits) - 1)
-    shuffled = jnp.take_along_axis(ranked, rank.astype(jnp.int32), axis=1)
+  # The diagonal is masked, so it sorts to the last rank, and its column is given a
+  # last group of its own: it cannot mix with the others.
+  own = jnp.eye(columns, dtype=bool)
+  masked = jnp.where(own, _MASKED, values)
+  ranked = _sort_descending(masked)
+  if probability is not None:
+    group, num_groups = _group_by_probability(masked, ranked, probability)
   else:
-    noise = jax.random.bits(rng, values.shape, jnp.uint32) >> group_bits
-    keys = (group << (32 - group_bits)) | noise
-    _, shuffled = jax.lax.sort((keys, ranked), num_keys=1)
-  row = jnp.arange(rows)[:, None]
-  return jnp.zeros_like(values).at[row, order].set(shuffled)
+    group, num_groups = _group_by_rank(masked, size, top), columns
+  group = jnp.where(own, jnp.uint32(num_groups), group)
+  # Columns in the order of their groups, at random within each, take the values
+  # from the highest down: a group has as many columns as values.
+  take = _random_order(rng, group, num_groups.bit_length())
+  diagonal = jnp.diagonal(values)[:, None]
+  ranked = jnp.where(jnp.arange(columns) == columns - 1, diagonal, ranked)
+  row = jnp.arange(columns)[:, None]
+  return jnp.zeros_like(values).at[row, take].set(ranked, unique_indices=True)
 
 
-def _ascending_bits(values: jax.Array) -> jax.Array:
-  """Maps float32 to uint32 of the same order, which XLA sorts much faster."""
-  bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+# XLA sorts one array of integers several times faster than one of floats or two.
+
+
+def _sort_descending(values: jax.Array) -> jax.Array:
+  """Sorts float32 rows by integers of the same order."""
   sign = jnp.uint32(1 << 31)
-  return jnp.where(bits >= sign, ~bits, bits | sign)
+  bits = jax.lax.bitcast_convert_type(-values, jnp.uint32)
+  keys = jax.lax.sort(jnp.where(bits >= sign, ~bits, bits | sign))
+  bits = jnp.where(keys >= sign, keys ^ sign, ~keys)
+  return -jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _group_of_rank(ranked, *, probability, size, top):
-  """The group of each rank of descending similarities: [B, B], never falling.
+def _random_order(rng: jax.Array, group: jax.Array, group_bits: int) -> jax.Array:
+  """Columns [B, B] sorted by group, in each row and group at random."""
+  columns = group.shape[1]
+  column_bits = (columns - 1).bit_length()
+  noise_bits = 32 - group_bits - column_bits
+  column = jax.lax.broadcasted_iota(jnp.uint32, group.shape, 1)
+  if noise_bits < _LEAST_NOISE_BITS:
+    noise = jax.random.bits(rng, group.shape, jnp.uint32) >> group_bits
+    keys = group << (32 - group_bits) | noise
+    return jax.lax.sort((keys, column.astype(jnp.int32)), num_keys=1)[1]
+  noise = jax.random.bits(rng, group.shape, jnp.uint32) >> (32 - noise_bits)
+  keys = (group << noise_bits | noise) << column_bits | column
+  return (jax.lax.sort(keys) & jnp.uint32((1 << column_bits) - 1)).astype(jnp.int32)
 
-  The last column stands for the diagonal and does not count.
-  """
-  columns = ranked.shape[1]
+
+def _group_by_rank(masked, size, top):
+  """Each column's group by its rank, below B: [B, B] uint32."""
+  columns = masked.shape[1]
   others = columns - 1
-  rank = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), ranked.shape)
+  if size is not None and size < 1:
+    raise ValueError(f"size={size}: a group holds 1 value or more")
+  order = jnp.argsort(-masked, axis=1)
+  row, every = jnp.arange(columns)[:, None], jnp.arange(columns, dtype=jnp.uint32)
+  rank = jnp.zeros(masked.shape, jnp.uint32).at[row, order].set(every)
   if size is not None:
-    if size < 1:
-      raise ValueError(f"size={size}: a group holds 1 value or more")
     return rank // size
-  if top is not None:
-    start, end = (0, top) if isinstance(top, int) else top
-    if not 0 <= start < end <= others:
-      raise ValueError(
-        f"top={top}: needs 0 <= start < end <= {others}, the batch less one"
-      )
-    return jnp.where((rank >= start) & (rank < end), start, rank)
+  start, end = (0, top) if isinstance(top, int) else top
+  if not 0 <= start < end <= others:
+    raise ValueError(
+      f"top={top}: needs 0 <= start < end <= {others}, the batch less one"
+    )
+  return jnp.where((rank >= start) & (rank < end), jnp.uint32(start), rank)
+
+
+def _group_by_probability(masked, ranked, probability):
+  """Each column's group by its value, [B, B] uint32, and how many there may be."""
   if not 0.0 < probability <= 1.0:
     raise ValueError(f"probability={probability}: must be in (0, 1]")
   groups = int(1 / probability)
@@ -235,8 +247,14 @@ def _group_of_rank(ranked, *, probability, size, top):
   # Thresholds are rounded to float32 before comparing, as published, or a value
   # on a boundary changes group.
   thresholds = jnp.asarray([k * probability for k in range(1, groups)], jnp.float32)
-  is_other = rank < others
-  share = jax.nn.softmax(jnp.where(is_other, ranked, _MASKED), axis=1)
-  cumulative = jnp.cumsum(share, axis=1)
+  cumulative = jnp.cumsum(jax.nn.softmax(ranked, axis=1), axis=1)
   # So few thresholds are compared with all at once: a binary search is a loop.
-  return jnp.sum(cumulative[..., None] >= thresholds, axis=-1, dtype=jnp.int32)
+  reached = cumulative[:, None] >= thresholds[:, None]
+  first = jnp.sum(~reached, axis=-1, dtype=jnp.int32)
+  # The highest value of each group after the first; none reaches a threshold that
+  # rounding keeps the sum below.
+  highest = jnp.take_along_axis(
+    jnp.pad(ranked, ((0, 0), (0, 1)), constant_values=-jnp.inf), first, axis=1
+  )
+  group = jnp.sum(masked[:, :, None] <= highest[:, None], axis=-1, dtype=jnp.uint32)
+  return group, groups
