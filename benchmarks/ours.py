@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import prepare
-from dcse_jax import encode
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import losses
@@ -17,6 +16,7 @@ from dcse_jax import memory
 from dcse_jax import ops
 from dcse_jax import optimizer
 from dcse_jax import packing
+from dcse_jax import sentence_encoder
 from dcse_jax import sharding
 from dcse_jax import teacher_cache
 from dcse_jax import teachers as teachers_lib
@@ -154,7 +154,7 @@ class EncodeOurs:
     memory.keep_freed_memory()
     self._text = path.joinpath("text.txt").read_text().splitlines()
     self._batch_size = options.batch
-    self._model = encode.SentenceEncoder(str(path / "model"))
+    self._model = sentence_encoder.SentenceEncoder(str(path / "model"))
 
   def loss(self) -> float:
     return float(np.abs(self._model.encode(self._text[:256])).sum())

@@ -7,9 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-from dcse_jax import encode
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import sentence_encoder
 from dcse_jax import tokenizer as tokenizer_lib
 from dcse_jax.data import tokens as tokens_lib
 
@@ -99,7 +99,7 @@ def prepare(
     folder.save(teacher, path / f"teacher-{i}")
     # The first one's stand for all: reading costs what reading costs.
     if i == 0:
-      embeddings = encode.encode_tokens(
+      embeddings = sentence_encoder.encode_tokens(
         teacher.params, config, token_ids, pooling="cls"
       )
     embeddings.astype(np.float16).tofile(path / f"teacher-{i}.bin")

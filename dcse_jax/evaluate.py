@@ -7,9 +7,9 @@ from absl import flags
 
 from dcse_jax import cli
 from dcse_jax import sts
-from dcse_jax.encode import SentenceEncoder
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
+from dcse_jax.sentence_encoder import SentenceEncoder
 
 _MODEL = flags.DEFINE_string("model", None, "Model folder or hub id.")
 _STS = flags.DEFINE_string("sts", None, "Folder of TSVs, one a set.")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from dcse_jax import convert
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import huggingface
 from dcse_jax.errors import UserError
 from dcse_jax.files import read_json
 
@@ -126,12 +126,12 @@ def load(
   if max_length is not None and max_length < 1:
     raise UserError(f"max_length={max_length}: must be above 0")
   folder = locate(name, revision)
-  config = convert.read_config(folder)
-  tensors = convert.read_tensors(folder)
+  config = huggingface.read_config(folder)
+  tensors = huggingface.read_tensors(folder)
   config = dataclasses.replace(
     config, has_pooler=any("pooler.dense." in key for key in tensors)
   )
-  params = convert.from_tensors(tensors, config)
+  params = huggingface.from_tensors(tensors, config)
   own_pooling, normalize, own_length = read_modules(folder, config)
   if (own_pooling, default_pooling) == ("cls", "cls_before_pooler"):
     own_pooling = default_pooling  # A folder cannot tell these two apart.
@@ -277,7 +277,7 @@ def _module_files(model: Model) -> dict[str, Any]:
     kinds.append("Normalize")
   paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
   files = {
-    "config.json": convert.config_to_json(model.config),
+    "config.json": huggingface.config_to_json(model.config),
     "modules.json": [
       {
         "idx": i,
@@ -337,7 +337,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     (beside / name).write_text(json.dumps(content, indent=2) + "\n")
   metadata = {"format": "pt"}  # transformers refuses a file without it.
   safetensors.numpy.save_file(
-    convert.to_tensors(model.params),
+    huggingface.to_tensors(model.params),
     beside / "model.safetensors",
     metadata=metadata,
   )

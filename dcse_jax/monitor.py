@@ -11,7 +11,7 @@ from dcse_jax import diagnostics
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import sts
-from dcse_jax.encode import encode_tokens
+from dcse_jax.sentence_encoder import encode_tokens
 
 # Sentences of a probe, in as many whole batches as they fill.
 _PROBE_SENTENCES = 512

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
-from dcse_jax.encode import unit_length
 from dcse_jax.errors import UserError
+from dcse_jax.sentence_encoder import unit_length
 
 
 @dataclasses.dataclass(frozen=True)

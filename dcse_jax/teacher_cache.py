@@ -23,10 +23,10 @@ import tqdm
 from dcse_jax import folder as folder_lib
 from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.encode import encode_tokens
-from dcse_jax.encode import unit_length
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
+from dcse_jax.sentence_encoder import encode_tokens
+from dcse_jax.sentence_encoder import unit_length
 
 # Part of every key: raise it when the layout or the arithmetic changes.
 _LAYOUT = 1

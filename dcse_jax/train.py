@@ -21,8 +21,8 @@ from dcse_jax import sharding
 from dcse_jax import train_step as step_lib
 from dcse_jax.errors import UserError
 from dcse_jax.metrics import Metrics
-from dcse_jax.packing import choose_packing
 from dcse_jax.packing import Packing
+from dcse_jax.packing import choose_packing
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from dcse_jax import SentenceEncoder
-from dcse_jax import convert
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import huggingface
 from dcse_jax.errors import UserError
 from tests import models
 
@@ -54,8 +54,8 @@ def save_torch(model, path):
 
 
 def read(path):
-  config = dataclasses.replace(convert.read_config(path), has_pooler=True)
-  return convert.from_tensors(convert.read_tensors(path), config), config
+  config = dataclasses.replace(huggingface.read_config(path), has_pooler=True)
+  return huggingface.from_tensors(huggingface.read_tensors(path), config), config
 
 
 def padded_inputs(pad_token_id):
@@ -87,7 +87,7 @@ def test_weights_come_back_bitwise_from_our_tree(kind, tmp_path):
     save_torch(random_torch_model(kind), tmp_path) / "model.safetensors"
   )
   params, _ = read(tmp_path)
-  back = convert.to_tensors(params)
+  back = huggingface.to_tensors(params)
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -109,22 +109,24 @@ def test_heads_prefixes_and_old_names_of_a_checkpoint_are_understood(tmp_path):
     f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
       "LayerNorm.bias", "LayerNorm.beta"
     ): tensor
-    for name, tensor in convert.to_tensors(params).items()
+    for name, tensor in huggingface.to_tensors(params).items()
   }
   old["cls.predictions.bias"] = np.zeros(120, np.float32)
   old["bert.embeddings.position_ids"] = np.arange(40)[None]
-  jax.tree.map(np.testing.assert_array_equal, convert.from_tensors(old, config), params)
+  jax.tree.map(
+    np.testing.assert_array_equal, huggingface.from_tensors(old, config), params
+  )
 
 
 def test_every_unknown_missing_and_misshapen_tensor_is_named(tmp_path):
   params, config = read(save_torch(random_torch_model("bert"), tmp_path))
-  tensors = convert.to_tensors(params)
+  tensors = huggingface.to_tensors(params)
   del tensors["encoder.layer.1.output.dense.bias"]
   del tensors["embeddings.LayerNorm.weight"]
   tensors["encoder.layer.0.adapter.weight"] = np.zeros(3, np.float32)
   tensors["pooler.dense.bias"] = np.zeros(7, np.float32)
   with pytest.raises(UserError) as error:
-    convert.from_tensors(tensors, config)
+    huggingface.from_tensors(tensors, config)
   for part in (
     "encoder.layer.1.output.dense.bias is missing",
     "embeddings.LayerNorm.weight is missing",

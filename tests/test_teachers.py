@@ -26,8 +26,8 @@ from dcse_jax import teachers as teachers_lib
 from dcse_jax import teaching
 from dcse_jax import tokenizer as tokenizer_lib
 from dcse_jax.data import tokens as tokens_lib
-from dcse_jax.encode import SentenceEncoder
 from dcse_jax.errors import UserError
+from dcse_jax.sentence_encoder import SentenceEncoder
 from tests import models
 from tests.recipes import from_files
 
