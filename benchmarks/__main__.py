@@ -82,6 +82,7 @@ def train(options, folder: str) -> None:
   cached = [*online, "--cached"]
   wanted = [("tuned", "tuned", online), ("published", "published", online)]
   wanted += [("tricks", "tricks", online), ("ours", "ours", online)]
+  wanted += [("ours, from the text", "ours", [*online, "--loop"])]
   if options.teachers:
     wanted += [("tricks, cached", "tricks", cached), ("ours, cached", "ours", cached)]
   else:

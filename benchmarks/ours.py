@@ -22,6 +22,7 @@ from dcse_jax import teacher_cache
 from dcse_jax import teachers as teachers_lib
 from dcse_jax import train as train_lib
 from dcse_jax import train_step
+from dcse_jax.data import batches as batches_lib
 
 
 def _threefry_dropout(x, rate, key, rows):
@@ -113,6 +114,14 @@ class Ours:
     still = dataclasses.replace(model.config, dropout=0.0, attention_dropout=0.0)
     self._plain_loss = functools.partial(loss, config=still)
     self._state = sharding.put_everywhere(jax.device_get(state), self._trainer.mesh)
+    self._batches = None
+    if options.loop:
+      self._batches = batches_lib.make_batches(
+        self._cache,
+        batch_size=options.batch,
+        seed=0,
+        others=[self._source] if self._source else [],
+      )
 
   def _batch(self, step: int):
     rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
@@ -143,8 +152,16 @@ class Ours:
     return values["loss"]
 
   def steps(self, first: int, count: int) -> list[float]:
-    values = [self._run(*self._batch(step)) for step in range(first, first + count)]
+    take = self._next_batch if self._batches else self._batch
+    values = [self._run(*take(step)) for step in range(first, first + count)]
     return [float(value) for value in values]
+
+  def _next_batch(self, _):
+    """The training loop's own: shuffled, gathered by other threads."""
+    batch = next(self._batches)
+    return batch, packing.choose_packing(
+      self._trainer.packings, batch.pop("num_tokens")
+    )
 
 
 class EncodeOurs:

@@ -42,6 +42,7 @@ def main() -> None:
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--compilation-cache")
   parser.add_argument("--without")
+  parser.add_argument("--loop", action="store_true")
   options = parser.parse_args()
   # What libraries print must not come between the answers.
   answers = os.fdopen(os.dup(1), "w", buffering=1)

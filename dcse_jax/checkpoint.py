@@ -1,12 +1,15 @@
 """Checkpoints: the newest to resume from, the best to export; by Orbax."""
 
+import contextlib
 import logging
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dcse_jax.errors import UserError
 from dcse_jax.train_step import TrainState
 
 # The metric that decides which checkpoint is best; larger is better.
@@ -103,3 +106,58 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for saves under way, and ends."""
     self._manager.close()
+
+
+def read_params(
+  folder: pathlib.Path, step: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+  """Reads the parameters of a run's checkpoint, as it trains or after.
+
+  Args:
+    folder: of the run's checkpoints; nothing in it is changed.
+    step: which; None the best so far.
+
+  Returns:
+    The trained parameters, numpy float32, and the progress, with "step".
+
+  Raises:
+    UserError: no such checkpoint.
+  """
+  with contextlib.closing(_reader(folder)) as manager:
+    steps = manager.all_steps()
+    if step is None and steps:
+      newest = manager.restore(
+        max(steps), args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+      )
+      step = newest["progress"]["best_step"]
+    if step not in steps:
+      there = f"those there are: {', '.join(map(str, steps))}" if steps else "none yet"
+      raise UserError(f"{folder} has no checkpoint of step {step}; {there}")
+    # Without a layout of our own Orbax asks for the devices that wrote it.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+      manager.item_metadata(step)["state"].tree,
+    )
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+      ),
+    )
+  params = jax.device_get(restored["state"]["params"])
+  return params, {**restored["progress"], "step": step}
+
+
+def _reader(folder: pathlib.Path) -> ocp.CheckpointManager:
+  if not folder.is_dir():
+    raise UserError(f"there is no folder {folder}: has the run saved anything yet?")
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  return ocp.CheckpointManager(
+    folder.absolute(),
+    options=ocp.CheckpointManagerOptions(read_only=True),
+    item_handlers={
+      "state": ocp.StandardCheckpointHandler(),
+      "progress": ocp.JsonCheckpointHandler(),
+    },
+  )

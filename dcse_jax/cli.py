@@ -46,11 +46,17 @@ def _start_logging() -> None:
   logger.setLevel(logging.INFO)
 
 
-def run(main: Callable[..., None], *, max_arguments: int = 0) -> None:
+def run(
+  main: Callable[..., None],
+  define_flags: Callable[[], None] = lambda: None,
+  *,
+  max_arguments: int = 0,
+) -> None:
   """Runs a command: parses flags, calls main, turns UserError into one line.
 
   Args:
     main: takes the arguments that are not flags.
+    define_flags: by absl, before they are parsed.
     max_arguments: how many of these there may be.
   """
 
@@ -59,6 +65,7 @@ def run(main: Callable[..., None], *, max_arguments: int = 0) -> None:
     memory.keep_freed_memory()
     main(*argv[1:])
 
+  define_flags()
   try:
     app.run(start, flags_parser=functools.partial(_parse, max_arguments=max_arguments))
   except UserError as error:

@@ -2,14 +2,17 @@
 sentence-transformers read and write them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -17,6 +20,8 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import huggingface
 from dcse_jax.errors import UserError
 from dcse_jax.files import read_json
+
+_log = logging.getLogger(__name__)
 
 # The folder's files, by what reads them; heads and other formats stay away.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
@@ -28,22 +33,51 @@ _OLD_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Head:
+  """A dense layer after the pooling: sentence-transformers' Dense, SimCSE's mlp.
+
+  Attributes:
+    kernel: [D, D_out] float32.
+    bias: [D_out] float32.
+    activation: a key of `ACTIVATIONS`.
+  """
+
+  ACTIVATIONS = {"Tanh": np.tanh, "Identity": lambda x: x}
+
+  kernel: np.ndarray
+  bias: np.ndarray
+  activation: str = "Tanh"
+
+  def __call__(self, embeddings: np.ndarray) -> np.ndarray:
+    """[n, D] to [n, D_out]."""
+    return self.ACTIVATIONS[self.activation](embeddings @ self.kernel + self.bias)
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
   """An encoder with all that turns text into embeddings.
 
   Attributes:
+    params: None where only the rest is known.
     tokenizer: a transformers tokenizer.
     pooling: one of `encoder.POOLINGS`.
     normalize: whether the folder L2-normalises its embeddings.
     max_length: the longest sentence, in tokens; longer ones are cut.
+    head: of the embeddings, before they are normalised; most have none.
   """
 
   config: encoder_lib.EncoderConfig
-  params: encoder_lib.Params
+  params: encoder_lib.Params | None
   tokenizer: Any
   pooling: str
   normalize: bool
   max_length: int
+  head: Head | None = None
+
+  @property
+  def embedding_size(self) -> int:
+    """Numbers in an embedding."""
+    return self.config.hidden_size if self.head is None else len(self.head.bias)
 
 
 def tokenize(
@@ -66,6 +100,20 @@ def tokenizer_state(tokenizer: Any) -> str:
   return json.dumps({**state, "truncation": None, "padding": None})
 
 
+def digest(model: Model) -> str:
+  """Of all that the embedding of a sequence of token ids depends on."""
+  state = hashlib.blake2b(digest_size=16)
+  state.update(f"{model.config} {model.pooling}".encode())
+  arrays = [model.params]
+  if model.head:
+    state.update(model.head.activation.encode())
+    arrays += [model.head.kernel, model.head.bias]
+  for path, value in jax.tree.leaves_with_path(arrays):
+    state.update(jax.tree_util.keystr(path).encode())
+    state.update(np.ascontiguousarray(value).data)
+  return state.hexdigest()
+
+
 def locate(name: str, revision: str | None = None) -> pathlib.Path:
   """The local folder of a path or a hub id, downloaded if need be.
 
@@ -83,12 +131,13 @@ def locate(name: str, revision: str | None = None) -> pathlib.Path:
     raise UserError(f"{name} is not a model folder: check the path")
   import huggingface_hub  # Slow to import, and most runs name a folder.
 
+  fetch = lambda patterns: pathlib.Path(
+    huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+  )
   try:
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(
-        name, revision=revision, allow_patterns=list(_HUB_FILES)
-      )
-    )
+    path = fetch(list(_HUB_FILES))
+    # The older form of the same weights: only where there is no other.
+    return path if any(path.glob("*.safetensors")) else fetch([*_HUB_FILES, "*.bin"])
   except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
@@ -105,6 +154,8 @@ def load(
   num_layers: int | None = None,
   max_length: int | None = None,
   revision: str | None = None,
+  keep_mlp: bool = False,
+  weights: bool = True,
 ) -> Model:
   """Loads a model folder or hub id.
 
@@ -115,6 +166,9 @@ def load(
     num_layers: keeps only the first so many layers; None keeps all.
     max_length: tokens at most, in place of the folder's own limit.
     revision: of the hub's repository.
+    keep_mlp: makes a head of the `mlp` of a SimCSE checkpoint, which its authors
+      use in evaluating supervised models and leave out of unsupervised ones.
+    weights: reads them; else the folder may lack them, and `params` is None.
 
   Raises:
     UserError: the folder lacks something or holds what is not understood.
@@ -127,12 +181,15 @@ def load(
     raise UserError(f"max_length={max_length}: must be above 0")
   folder = locate(name, revision)
   config = huggingface.read_config(folder)
-  tensors = huggingface.read_tensors(folder)
-  config = dataclasses.replace(
-    config, has_pooler=any("pooler.dense." in key for key in tensors)
-  )
-  params = huggingface.from_tensors(tensors, config)
-  own_pooling, normalize, own_length = read_modules(folder, config)
+  params, tensors = None, {}
+  if weights:
+    tensors = huggingface.read_tensors(folder)
+    config = dataclasses.replace(
+      config, has_pooler=any("pooler.dense." in key for key in tensors)
+    )
+    params = huggingface.from_tensors(tensors, config)
+  own_pooling, normalize, own_length, head = read_modules(folder, config)
+  head = _mlp(name, tensors, keep_mlp) or head
   if (own_pooling, default_pooling) == ("cls", "cls_before_pooler"):
     own_pooling = default_pooling  # A folder cannot tell these two apart.
   if num_layers is not None:
@@ -160,6 +217,22 @@ def load(
     pooling=pooling or own_pooling or default_pooling,
     normalize=normalize,
     max_length=max_length or min(own_length or longest, longest),
+    head=head,
+  )
+
+
+def _mlp(name: str, tensors: Mapping[str, np.ndarray], keep: bool) -> Head | None:
+  """The head that SimCSE's checkpoints hold beside the encoder."""
+  if "mlp.dense.weight" not in tensors:
+    if keep:
+      raise UserError(f"{name} has no mlp.dense to keep")
+    return None
+  if not keep:
+    _log.info("%s: its mlp is left out, as SimCSE evaluates without", name)
+    return None
+  return Head(
+    np.ascontiguousarray(tensors["mlp.dense.weight"].T, np.float32),
+    np.asarray(tensors["mlp.dense.bias"], np.float32),
   )
 
 
@@ -189,19 +262,19 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 
 def read_modules(
   folder: pathlib.Path, config: encoder_lib.EncoderConfig
-) -> tuple[str | None, bool, int | None]:
-  """What modules.json of sentence-transformers says: pooling, normalise, length.
+) -> tuple[str | None, bool, int | None, Head | None]:
+  """What modules.json of sentence-transformers says.
 
   Returns:
     The pooling (None without a modules.json), whether embeddings are
-    normalised, and the longest sentence in tokens if it is said.
+    normalised, the longest sentence in tokens if it is said, and the head.
 
   Raises:
     UserError: a module that would change embeddings and is not known here.
   """
   if not (folder / "modules.json").exists():
-    return None, False, None
-  pooling, normalize, max_length, layers = None, False, None, None
+    return None, False, None, None
+  pooling, normalize, max_length, layers, head = None, False, None, None, None
   for module in read_json(folder / "modules.json"):
     kind = module["type"].rpartition(".")[2]
     path = folder / module["path"]
@@ -219,16 +292,32 @@ def read_modules(
       layers = _read_layer_pooling(path, config)
     elif kind == "Pooling":
       pooling = _read_pooling(path)
+    elif kind == "Dense" and head is None and not normalize:
+      head = _read_head(path)
     elif kind == "Normalize":
       normalize = True
     else:
       raise UserError(
         f"{folder}: its sentence-transformers module {kind} is not "
-        "supported; a folder may hold Transformer, Pooling and Normalize"
+        "supported; a folder may hold Transformer, Pooling, a Dense and Normalize"
       )
   if layers is not None and pooling == "mean":
     pooling = layers
-  return pooling, normalize, max_length
+  return pooling, normalize, max_length, head
+
+
+def _read_head(path: pathlib.Path) -> Head:
+  settings = read_json(path / "config.json")
+  activation = settings.get("activation_function", "Tanh").rpartition(".")[2]
+  if activation not in Head.ACTIVATIONS:
+    raise UserError(
+      f"{path / 'config.json'}: activation_function {activation} is not supported; "
+      f"known are {', '.join(Head.ACTIVATIONS)}"
+    )
+  tensors = huggingface.read_tensors(path)
+  kernel = np.ascontiguousarray(tensors["linear.weight"].T, np.float32)
+  bias = tensors.get("linear.bias", np.zeros(kernel.shape[1]))
+  return Head(kernel, np.asarray(bias, np.float32), activation)
 
 
 def _read_pooling(path: pathlib.Path) -> str:
@@ -273,6 +362,8 @@ def _module_files(model: Model) -> dict[str, Any]:
   kinds = ["Transformer", "Pooling"]
   if model.pooling in ("mean_top2", "mean_first_last"):
     kinds.insert(1, "WeightedLayerPooling")
+  if model.head:
+    kinds.append("Dense")
   if model.normalize:
     kinds.append("Normalize")
   paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
@@ -305,6 +396,15 @@ def _module_files(model: Model) -> dict[str, Any]:
     "pooling_mode_max_tokens": False,
     "pooling_mode_mean_sqrt_len_tokens": False,
   }
+  if model.head:
+    d_in, d_out = model.head.kernel.shape
+    names = {"Tanh": "activation.Tanh", "Identity": "linear.Identity"}
+    files[f"{paths[kinds.index('Dense')]}/config.json"] = {
+      "in_features": d_in,
+      "out_features": d_out,
+      "bias": True,
+      "activation_function": f"torch.nn.modules.{names[model.head.activation]}",
+    }
   if "Normalize" in kinds:
     files[f"{paths[-1]}/config.json"] = {}
   if "WeightedLayerPooling" in kinds:
@@ -317,37 +417,63 @@ def _module_files(model: Model) -> dict[str, Any]:
   return files
 
 
-def save(model: Model, folder: str | os.PathLike[str]) -> None:
-  """Writes a folder that transformers and sentence-transformers load.
+def write_files(model: Model, folder: pathlib.Path) -> None:
+  """Writes a model's tokenizer and settings, and its weights if it has any.
 
-  It is written beside and renamed, so a folder of that name is whole or absent;
-  an earlier one is replaced.
+  `save` is what makes a folder whole.
   """
-  folder = pathlib.Path(folder)
-  beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-  shutil.rmtree(beside, ignore_errors=True)
-  beside.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   # Not with the length at which this process happened to cut last.
   model.tokenizer.backend_tokenizer.no_truncation()
   model.tokenizer.backend_tokenizer.no_padding()
   model.tokenizer.model_max_length = model.max_length
-  model.tokenizer.save_pretrained(beside)
+  model.tokenizer.save_pretrained(folder)
   for name, content in _module_files(model).items():
-    (beside / name).parent.mkdir(exist_ok=True)
-    (beside / name).write_text(json.dumps(content, indent=2) + "\n")
-  metadata = {"format": "pt"}  # transformers refuses a file without it.
-  safetensors.numpy.save_file(
-    huggingface.to_tensors(model.params),
-    beside / "model.safetensors",
-    metadata=metadata,
-  )
-  if (beside / "1_WeightedLayerPooling").exists():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+  tensors = {}
+  if model.params is not None:
+    tensors["."] = huggingface.to_tensors(model.params)
+  if model.pooling in ("mean_top2", "mean_first_last"):
     weights = _layer_weights(model.pooling, model.config.num_layers)
+    tensors["1_WeightedLayerPooling"] = {"layer_weights": weights}
+  if model.head:
+    kernel = np.ascontiguousarray(model.head.kernel.T)
+    (path,) = folder.glob("*_Dense")
+    tensors[path.name] = {"linear.weight": kernel, "linear.bias": model.head.bias}
+  for name, content in tensors.items():
+    metadata = {"format": "pt"}  # transformers refuses a file without it.
     safetensors.numpy.save_file(
-      {"layer_weights": weights},
-      beside / "1_WeightedLayerPooling" / "model.safetensors",
-      metadata=metadata,
+      content, folder / name / "model.safetensors", metadata=metadata
     )
+
+
+def save(
+  model: Model,
+  folder: str | os.PathLike[str],
+  check: Callable[[pathlib.Path], None] | None = None,
+) -> None:
+  """Writes a folder that transformers and sentence-transformers load.
+
+  It is written beside and renamed, so a folder of that name is whole or absent;
+  an earlier one is replaced.
+
+  Args:
+    model: what to write.
+    folder: where to.
+    check: is called with the folder while it still stands beside; what it
+      raises leaves everything as it was.
+  """
+  folder = pathlib.Path(folder)
+  beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+  shutil.rmtree(beside, ignore_errors=True)
+  try:
+    write_files(model, beside)
+    if check:
+      check(beside)
+  except BaseException:
+    shutil.rmtree(beside, ignore_errors=True)
+    raise
   if folder.exists():
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     folder.rename(old)

@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import torch_file
 from dcse_jax.errors import UserError
 from dcse_jax.files import read_json
 
@@ -50,7 +51,7 @@ _BERT = {
 # What a checkpoint may hold besides the encoder: a buffer that old releases
 # saved, and the heads of other tasks.
 _NOT_THE_ENCODER = re.compile(
-  r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs)\..*"
+  r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
 _PREFIX = re.compile(r"(bert|roberta)\.")
 # Checkpoints that began as TensorFlow ones.
@@ -135,10 +136,10 @@ def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads model.safetensors, or the shards that its index names.
+  """Reads model.safetensors, the shards that its index names, or pytorch_model.bin.
 
   Raises:
-    UserError: no weights in that form, or a damaged or missing shard.
+    UserError: no weights in these forms, or a damaged or missing file.
   """
   single, index = folder / "model.safetensors", "model.safetensors.index.json"
   if single.exists():
@@ -146,10 +147,12 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   elif (folder / index).exists():
     weight_map = read_json(folder / index).get("weight_map", {})
     shards = [folder / name for name in sorted(set(weight_map.values()))]
+  elif (folder / "pytorch_model.bin").exists():
+    return torch_file.read_tensors(folder / "pytorch_model.bin")
   else:
     raise UserError(
-      f"{folder} has neither model.safetensors nor {index}: save the model "
-      "with model.save_pretrained(folder) from transformers"
+      f"{folder} has no model.safetensors, {index} or pytorch_model.bin: save the "
+      "model with model.save_pretrained(folder) from transformers"
     )
   tensors = {}
   for shard in shards:

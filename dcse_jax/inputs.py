@@ -1,6 +1,7 @@
 """All that a run reads, read and checked before any training is compiled."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -102,6 +103,9 @@ class Inputs:
       num_layers=config.num_layers or None,
       revision=config.revision or None,
     )
+    if model.head:
+      _log.info("%s: its head is left out of training", config.model)
+      model = dataclasses.replace(model, head=None)
     if model.pooling != config.pooling:
       _log.info("%s: pooling %r, its own", config.model, model.pooling)
     return model
@@ -176,6 +180,11 @@ class Inputs:
 
   def _check_teacher(self, name: str, round_config) -> None:
     teacher = self.outside(name)
+    if teacher.head:
+      raise UserError(
+        f"teacher {name} has a dense layer after its pooling, which a teacher may "
+        "not: remove the module from a copy of the folder"
+      )
     if self._reads_what_the_student_does(teacher):
       if teacher.config.max_tokens < round_config.max_length:
         raise UserError(

@@ -78,6 +78,9 @@ class Round:
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
     config = self._config
+    # All of a model but its parameters, for readers of checkpoints.
+    template = dataclasses.replace(self._start, params=None)
+    folder_lib.save(template, self._folder / "start")
     seeds = list(self._probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:

@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from dcse_jax import round as round_lib
 from dcse_jax import sharding
 from dcse_jax import teacher_cache
 from dcse_jax import teaching
+from dcse_jax import trained
 from dcse_jax.errors import UserError
 from dcse_jax.files import make_folder
 from dcse_jax.files import read_json
 from dcse_jax.files import write_json
+from dcse_jax.model_card import make_card
 
 _log = logging.getLogger(__name__)
 
@@ -221,12 +222,15 @@ class Recipe:
     return teachers
 
   def _export(self, name: str) -> None:
-    best, export = self._best(name), self.workdir / "export"
-    beside = self.workdir / ".export.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(best / "model", beside)
-    shutil.rmtree(export, ignore_errors=True)
-    beside.rename(export)
+    """Writes the best model of a round, with a card."""
+    best = self._best(name)
+    model, training = trained.load(best)
+    card = make_card(model, f"{name}-{best.name}", training)
+    folder.save(
+      model,
+      self.workdir / "export",
+      lambda path: path.joinpath("README.md").write_text(card, encoding="utf-8"),
+    )
 
 
 def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:

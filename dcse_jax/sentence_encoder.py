@@ -1,32 +1,78 @@
 """From sentences to embeddings, in batches of like length."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+import tqdm
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import sharding
+from dcse_jax.errors import UserError
+from dcse_jax.index import ExactIndex
+from dcse_jax.index import FaissIndex
+from dcse_jax.packing import Packing
 
 # Lengths are rounded up to these, so that few shapes are ever compiled.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
+# Sentences tokenised and sorted at a time: enough that batches are of like length,
+# few enough that a stream of any length takes little memory.
+_CHUNK = 16_384
 
-@functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype"))
-def _encode(params, input_ids, attention_mask, *, config, pooling, dtype):
+
+@functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype", "packing"))
+def _encode(params, input_ids, attention_mask, *, config, pooling, dtype, packing):
   return encoder_lib.encode(
-    params, config, input_ids, attention_mask, pooling=pooling, dtype=dtype
+    params,
+    config,
+    input_ids,
+    attention_mask,
+    pooling=pooling,
+    dtype=dtype,
+    packing=packing,
   )
 
 
-def _padded_length(longest: int, limit: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+  """Of a device's part of a batch.
+
+  Attributes:
+    rows: sentences at most.
+    length: tokens of the longest, rounded up.
+    tokens: of all its sentences at most.
+  """
+
+  rows: int
+  length: int
+  tokens: int
+
+
+def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
+  """For sentences of like length, the longest first, about so many rows.
+
+  One shape serves all lengths between two of `_LENGTHS`: there are as many tokens in
+  fewer long sentences or in more short ones, and no padding but in attention.
+  """
   rounded = -(-longest // _LENGTHS[-1]) * _LENGTHS[-1]
-  return min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
+  length = min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
+  shorter = max((n for n in _LENGTHS if n < length), default=2)
+  tokens = max(rows * (shorter + length) // 2, length)
+  return _Shape(max(tokens // (shorter + 1), 1), length, tokens)
+
+
+def _padded_shape(longest: int, rows: int, limit: int) -> _Shape:
+  """For a few sentences of any length."""
+  length = _packed_shape(longest, rows, limit).length
+  return _Shape(rows, length, rows * length)
 
 
 def unit_length(embeddings: np.ndarray) -> np.ndarray:
@@ -52,7 +98,8 @@ def encode_tokens(
     config: their shape.
     token_ids: of each sentence, special tokens included.
     pooling: one of `encoder.POOLINGS`.
-    batch_size: sentences in a compiled batch.
+    batch_size: sentences in a compiled batch, more or less: as many tokens as so
+      many sentences of like length have.
     dtype: of the matrix products.
     mesh: divides each batch among its devices, all of this host; the parameters
       are on each. None leaves the arrays to jax.
@@ -60,32 +107,54 @@ def encode_tokens(
   Returns:
     [n, D] float32, in the order given.
   """
+  groups = 1 if mesh is None else mesh.size
   put = tuple
   if mesh is not None:
-    batch_size = -(-batch_size // mesh.size) * mesh.size
     put = functools.partial(jax.device_put, device=sharding.over_batch(mesh))
+  make_shape, rows = _packed_shape, -(-batch_size // groups)
+  if len(token_ids) <= batch_size:
+    # A few sentences need not be computed as many.
+    few = -(-len(token_ids) // groups)
+    make_shape, rows = _padded_shape, 1 << max(few - 1, 0).bit_length()
   embeddings = np.zeros((len(token_ids), config.hidden_size), np.float32)
+  lengths = np.asarray([len(ids) for ids in token_ids])
   # Longest first, so that too large a batch fails at once.
-  order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
-  waiting = []
-  for start in range(0, len(order), batch_size):
-    rows = order[start : start + batch_size]
-    length = _padded_length(len(token_ids[rows[0]]), config.max_tokens)
-    input_ids = np.full((batch_size, length), config.pad_token_id, np.int32)
-    mask = np.zeros((batch_size, length), bool)
-    for i, row in enumerate(rows):
-      ids = token_ids[row]
-      input_ids[i, : len(ids)] = ids
-      mask[i, : len(ids)] = True
-    input_ids, mask = put((input_ids, mask))
-    out = _encode(params, input_ids, mask, config=config, pooling=pooling, dtype=dtype)
-    waiting.append((rows, out))
+  order = np.argsort(-lengths, kind="stable")
+  done, waiting = 0, []
+
+  def fetch():
+    rows, places, out = waiting.pop(0)
+    embeddings[rows] = np.asarray(out)[places]
+
+  while done < len(order):
+    shape = make_shape(int(lengths[order[done]]), rows, config.max_tokens)
+    input_ids = np.full(
+      (groups * shape.rows, shape.length), config.pad_token_id, np.int32
+    )
+    mask = np.zeros(input_ids.shape, bool)
+    first, places = done, []
+    for group in range(groups):
+      fits = np.cumsum(lengths[order[done : done + shape.rows]]) <= shape.tokens
+      for i in range(int(fits.sum())):
+        place, ids = group * shape.rows + i, token_ids[order[done]]
+        input_ids[place, : len(ids)] = ids
+        mask[place, : len(ids)] = True
+        places.append(place)
+        done += 1
+    out = _encode(
+      params,
+      *put((input_ids, mask)),
+      config=config,
+      pooling=pooling,
+      dtype=dtype,
+      packing=Packing(shape.tokens, groups),
+    )
+    waiting.append((order[first:done], places, out))
     # Fetched one batch late: the device never waits for the host.
     if len(waiting) > 1:
-      rows, out = waiting.pop(0)
-      embeddings[rows] = np.asarray(out)[: len(rows)]
-  for rows, out in waiting:
-    embeddings[rows] = np.asarray(out)[: len(rows)]
+      fetch()
+  while waiting:
+    fetch()
   return embeddings
 
 
@@ -99,6 +168,9 @@ class SentenceEncoder:
     num_layers: keeps only the first so many layers.
     max_length: cuts sentences at so many tokens, in place of the folder's own.
     revision: of the hub's repository.
+
+  Attributes:
+    model: the folder, as `folder.load` gives it.
 
   Raises:
     UserError: the folder cannot be read or understood.
@@ -121,30 +193,157 @@ class SentenceEncoder:
       revision=revision,
     )
     self._params = jax.device_put(self.model.params)
+    self._sentences: Sequence[str] = ()
+    self._index: ExactIndex | FaissIndex | None = None
 
   def encode(
-    self, sentences: str | Iterable[str], *, batch_size: int = 64
+    self,
+    sentences: str | Iterable[str],
+    *,
+    batch_size: int = 64,
+    normalize: bool | None = None,
+    show_progress: bool = False,
   ) -> np.ndarray:
     """Embeddings of sentences.
 
     Args:
-      sentences: any number of strings; one alone gives one row.
+      sentences: any number of strings, from a list or as they come; or one.
       batch_size: sentences in a compiled batch.
+      normalize: to unit length or not; None as the folder's own modules say.
+      show_progress: a bar on the terminal.
 
     Returns:
-      [n, D] float32; of unit length where the folder's own modules normalise.
+      [n, D] float32, in the order given; [D] of one string.
+    """
+    if isinstance(sentences, str):
+      return self.encode([sentences], normalize=normalize)[0]
+    total = len(sentences) if isinstance(sentences, Sequence) else None
+    with tqdm.tqdm(total=total, unit="sentence", disable=not show_progress) as bar:
+      parts = []
+      for part in self.encode_stream(
+        sentences, batch_size=batch_size, normalize=normalize
+      ):
+        parts.append(part)
+        bar.update(len(part))
+    if not parts:
+      return np.zeros((0, self.model.embedding_size), np.float32)
+    return np.concatenate(parts)
+
+  def encode_stream(
+    self,
+    sentences: Iterable[str],
+    *,
+    batch_size: int = 64,
+    normalize: bool | None = None,
+  ) -> Iterator[np.ndarray]:
+    """Yields the embeddings [m, D] of the next sentences, some thousands at a time.
+
+    Memory does not grow with the number of sentences. See `encode`.
     """
     model = self.model
-    sentences = [sentences] if isinstance(sentences, str) else list(sentences)
-    if not sentences:
-      return np.zeros((0, model.config.hidden_size), np.float32)
-    embeddings = encode_tokens(
-      self._params,
-      model.config,
-      folder.tokenize(model.tokenizer, sentences, model.max_length),
-      pooling=model.pooling,
-      batch_size=batch_size,
-    )
-    if model.normalize:
-      embeddings = unit_length(embeddings)
-    return embeddings
+    for chunk in _chunks(sentences, _CHUNK):
+      embeddings = encode_tokens(
+        self._params,
+        model.config,
+        folder.tokenize(model.tokenizer, chunk, model.max_length),
+        pooling=model.pooling,
+        batch_size=batch_size,
+      )
+      if model.head:
+        embeddings = model.head(embeddings)
+      if model.normalize if normalize is None else normalize:
+        embeddings = unit_length(embeddings)
+      yield embeddings
+
+  def similarity(
+    self,
+    first: str | Sequence[str] | np.ndarray,
+    second: str | Sequence[str] | np.ndarray,
+  ) -> float | np.ndarray:
+    """Cosines of every one of the first with every one of the second.
+
+    Args:
+      first: n sentences, or their embeddings [n, D]; or one sentence.
+      second: m sentences, or their embeddings [m, D]; or one sentence.
+
+    Returns:
+      [n, m] float32 in [-1, 1], without the dimension of what was one sentence.
+    """
+    embed = lambda x: unit_length(x if isinstance(x, np.ndarray) else self.encode(x))
+    cosines = embed(first) @ embed(second).T
+    return float(cosines) if np.ndim(cosines) == 0 else cosines
+
+  def build_index(
+    self,
+    sentences: Sequence[str],
+    *,
+    embeddings: np.ndarray | None = None,
+    batch_size: int = 64,
+    use_faiss: bool = False,
+  ) -> None:
+    """Makes sentences ready for `search`, in place of those before.
+
+    Args:
+      sentences: what to search in; with embeddings read only as they are found,
+        such as `data.lines.Lines`.
+      embeddings: theirs, [n, D], where they are at hand, memory-mapped or not;
+        None encodes them.
+      batch_size: sentences in a compiled batch.
+      use_faiss: hands them to faiss, for a fast approximate search among
+        millions. Without, the search is exact.
+
+    Raises:
+      UserError: as many embeddings as sentences are wanted; faiss is missing.
+    """
+    if embeddings is None:
+      embeddings = self.encode(sentences, batch_size=batch_size)
+    wanted = (len(sentences), self.model.embedding_size)
+    if embeddings.shape != wanted:
+      raise UserError(
+        f"{len(sentences)} sentences and this model want embeddings of shape "
+        f"{wanted}, not {embeddings.shape}: encode the same sentences with the "
+        "same model"
+      )
+    self._index = (FaissIndex if use_faiss else ExactIndex)(embeddings)
+    self._sentences = sentences
+
+  def search(
+    self,
+    queries: str | Sequence[str],
+    *,
+    top_k: int = 5,
+    threshold: float = 0.6,
+  ) -> list[Any]:
+    """The sentences of the index that are most similar to each query.
+
+    Args:
+      queries: sentences, or one.
+      top_k: at most so many.
+      threshold: the least cosine.
+
+    Returns:
+      A list for each query of (sentence, cosine), the most similar first; of one
+      string that list alone.
+
+    Raises:
+      UserError: there is no index yet.
+    """
+    if self._index is None:
+      raise UserError("there is nothing to search in: call build_index first")
+    if isinstance(queries, str):
+      return self.search([queries], top_k=top_k, threshold=threshold)[0]
+    cosines, rows = self._index.search(self.encode(queries), top_k)
+    return [
+      [
+        (self._sentences[int(row)], float(cosine))
+        for cosine, row in zip(*found)
+        if cosine >= threshold
+      ]
+      for found in zip(cosines, rows)
+    ]
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+  items = iter(items)
+  while chunk := list(itertools.islice(items, size)):
+    yield chunk

@@ -11,6 +11,29 @@ import scipy  # Its parts load at first use: two seconds of every start.
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import unit_length
 
+SEVEN = (
+  "STS12-test",
+  "STS13-test",
+  "STS14-test",
+  "STS15-test",
+  "STS16-test",
+  "STSB-test",
+  "SICKR-test",
+)
+
+# What MTEB scores in place of SICKR-test.
+SICKR_ALL = "SICKR-all"
+
+# By year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
+_SENTEVAL_SUBSETS = {
+  "STS12": "MSRpar MSRvid SMTeuroparl surprise.OnWN surprise.SMTnews",
+  "STS13": "FNWN headlines OnWN",
+  "STS14": "deft-forum deft-news headlines OnWN images tweet-news",
+  "STS15": "answers-forums answers-students belief headlines images",
+  "STS16": "answer-answer headlines plagiarism postediting question-question",
+}
+_SENTEVAL_SICK = {"train": "train", "dev": "trial", "test": "test_annotated"}
+
 
 @dataclasses.dataclass(frozen=True)
 class StsSet:
@@ -19,6 +42,91 @@ class StsSet:
   scores: np.ndarray
   first: list[str]
   second: list[str]
+
+
+def _read_lines(path: pathlib.Path) -> list[str]:
+  """The lines of a UTF-8 file, empty ones too, without their ends."""
+  try:
+    lines = path.read_bytes().split(b"\n")
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from error
+  if not lines[-1]:
+    lines.pop()  # After the last line's end.
+  for number, line in enumerate(lines, 1):
+    try:
+      lines[number - 1] = line.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f"{path}:{number}: not UTF-8; re-save the file as UTF-8"
+      ) from error
+  return lines
+
+
+def _number(text: str) -> float:
+  """The finite number that a text spells, else NaN."""
+  try:
+    number = float(text)
+  except ValueError:
+    return math.nan
+  return number if math.isfinite(number) else math.nan
+
+
+def _make_set(path: pathlib.Path, pairs: Sequence[tuple[float, str, str]]) -> StsSet:
+  if len(pairs) < 2:
+    raise UserError(f"{path} holds {len(pairs)} pairs: Spearman needs two")
+  scores, first, second = zip(*pairs)
+  return StsSet(np.asarray(scores), list(first), list(second))
+
+
+def _spaced(sentence: str) -> str:
+  """A sentence as SentEval has it: its tokens, one space between two."""
+  return " ".join(sentence.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """How a file of pairs is laid out in fields between tabs, never quoted.
+
+  Attributes:
+    form: for errors.
+    score, first, second: which field each is.
+    most: fields in a line; there are at least as many as are read.
+    header: lines before the pairs.
+    clean: what is done to a sentence.
+  """
+
+  form: str
+  score: int
+  first: int
+  second: int
+  most: float = math.inf
+  header: int = 0
+  clean: Callable[[str], str] = _spaced
+
+  def read(self, path: pathlib.Path) -> StsSet:
+    pairs = []
+    fewest = 1 + max(self.score, self.first, self.second)
+    for number, line in enumerate(_read_lines(path), 1):
+      if not line or number <= self.header:
+        continue
+      fields = line.split("\t")
+      right = fewest <= len(fields) <= self.most
+      score = _number(fields[self.score]) if right else math.nan
+      if math.isnan(score):
+        raise UserError(f"{path}:{number}: expected {self.form}, separated by tabs")
+      sentences = fields[self.first], fields[self.second]
+      pairs.append((score, *map(self.clean, sentences)))
+    return _make_set(path, pairs)
+
+
+_TSV = _Table("a score, two sentences and at most a subset", 0, 1, 2, 4, clean=str)
+# Some lines of the organisers' own STS-B have licences after the sentences.
+_STSB = _Table("genre, file, year, id, score and two sentences", 4, 5, 6)
+_SICK = _Table(
+  "pair_ID, sentence_A, sentence_B, relatedness_score and entailment_judgment",
+  *(3, 1, 2, 5),
+  header=1,
+)
 
 
 def read_sts_file(path: pathlib.Path) -> StsSet:
@@ -30,67 +138,136 @@ def read_sts_file(path: pathlib.Path) -> StsSet:
   Raises:
     UserError: a line of another form, named, or no line at all.
   """
-  scores, first, second = [], [], []
-  try:
-    lines = path.read_bytes().split(b"\n")
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from error
-  for number, line in enumerate(lines, 1):
-    try:
-      fields = line.decode("utf-8").rstrip("\r").split("\t")
-    except UnicodeDecodeError as error:
+  return _TSV.read(path)
+
+
+def _read_year(folder: pathlib.Path) -> StsSet:
+  """Reads SentEval's STS??-en-test; pairs without a score are left out."""
+  pairs = []
+  for subset in _SENTEVAL_SUBSETS[folder.name[:5]].split():
+    path = folder / f"STS.input.{subset}.txt"
+    gold = folder / f"STS.gs.{subset}.txt"
+    lines, scores = _read_lines(path), _read_lines(gold)
+    if len(lines) != len(scores):
       raise UserError(
-        f"{path}:{number}: not UTF-8; re-save the file as UTF-8"
-      ) from error
-    if fields == [""]:
-      continue
-    try:
-      score = float(fields[0])
-    except ValueError:
-      score = math.nan
-    if len(fields) not in (3, 4) or not math.isfinite(score):
-      raise UserError(
-        f"{path}:{number}: expected a score, two sentences and at most a "
-        "subset, separated by tabs"
+        f"{gold} has {len(scores)} lines and {path.name} {len(lines)}: they "
+        "must be as many; fetch both again"
       )
-    scores.append(score)
-    first.append(fields[1])
-    second.append(fields[2])
-  if len(scores) < 2:
-    raise UserError(f"{path} holds {len(scores)} pairs: Spearman needs two")
-  return StsSet(np.asarray(scores), first, second)
+    for number, (line, text) in enumerate(zip(lines, scores), 1):
+      # The organisers' own STS16 files have two more, the sentences' sources.
+      fields = line.split("\t")
+      if len(fields) < 2:
+        raise UserError(f"{path}:{number}: expected two sentences, separated by a tab")
+      if not text.strip():
+        continue
+      score = _number(text)
+      if math.isnan(score):
+        raise UserError(f"{gold}:{number}: expected a score or nothing")
+      pairs.append((score, _spaced(fields[0]), _spaced(fields[1])))
+  return _make_set(folder, pairs)
+
+
+_Files = dict[str, tuple[Callable[[pathlib.Path], StsSet], pathlib.Path]]
+
+
+def _senteval_files(path: pathlib.Path) -> _Files:
+  """SentEval's sets at a path: each one's reader and file; none if there is none.
+
+  Args:
+    path: SentEval's `data`, `data/downstream` or `data/downstream/STS`.
+  """
+  files = {}
+  for root in (path / "downstream", path, path.parent):
+    if root == path.parent and path.name != "STS":
+      continue
+    for year in _SENTEVAL_SUBSETS:
+      files[f"{year}-test"] = _read_year, root / "STS" / f"{year}-en-test"
+    for split, name in _SENTEVAL_SICK.items():
+      benchmark = root / "STS" / "STSBenchmark" / f"sts-{split}.csv"
+      files[f"STSB-{split}"] = _STSB.read, benchmark
+      files[f"SICKR-{split}"] = _SICK.read, root / "SICK" / f"SICK_{name}.txt"
+    there = {
+      name: (read, file) for name, (read, file) in files.items() if file.exists()
+    }
+    if there:
+      return dict(sorted(there.items()))
+  return {}
 
 
 def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSet]:
-  """Reads the STS sets of a folder, each named by its file.
+  """Reads STS sets: a folder of them, SentEval's own folder, or one file.
 
   Args:
-    folder: holds NAME.tsv files.
+    folder: holds NAME.tsv files (see `read_sts_file`); or is one such file; or is
+      SentEval's `data`, `data/downstream` or `data/downstream/STS`, whose sets
+      get the names STS12-test to STS16-test, STSB-SPLIT and SICKR-SPLIT with
+      SPLIT train, dev or test.
     names: which sets; None means all.
 
   Raises:
     UserError: no such folder or set, or a file of another form.
   """
   path = pathlib.Path(folder).expanduser()
-  there = sorted(file.stem for file in path.glob("*.tsv"))
-  if not there:
-    raise UserError(f"{folder} holds no .tsv file: name a folder of STS sets")
+  tables = [path] if path.is_file() else sorted(path.glob("*.tsv"))
+  files = {file.stem: (read_sts_file, file) for file in tables}
+  files = files or _senteval_files(path)
+  if not files:
+    raise UserError(
+      f"{folder} holds no .tsv file and is not SentEval's data folder: name a "
+      "folder of STS sets"
+    )
   for name in names or ():
-    if name not in there:
+    if name not in files:
       raise UserError(
-        f"no evaluation yields {name!r}: {folder} holds {', '.join(there)}"
+        f"no evaluation yields {name!r}: {folder} holds {', '.join(files)}"
       )
-  names = there if names is None else names
-  return {name: read_sts_file(path / f"{name}.tsv") for name in names}
+  chosen = list(files) if names is None else names
+  return {name: files[name][0](files[name][1]) for name in chosen}
+
+
+def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
+  """MTEB's SICK-R: in place of SICKR-test, SICKR-all with train and dev pairs too.
+
+  Sets without SICKR-test are returned as they are.
+
+  Raises:
+    UserError: SICKR-train or SICKR-dev is not there.
+  """
+  if "SICKR-test" not in sets:
+    return sets
+  parts = [f"SICKR-{split}" for split in ("train", "dev", "test")]
+  for part in parts:
+    if part not in sets:
+      raise UserError(
+        f"MTEB's SICK-R is train, dev and test together, and {part} is not there: "
+        "add it, or choose the SentEval convention"
+      )
+  whole = StsSet(
+    np.concatenate([sets[part].scores for part in parts]),
+    [sentence for part in parts for sentence in sets[part].first],
+    [sentence for part in parts for sentence in sets[part].second],
+  )
+  renamed = {"SICKR-test": SICKR_ALL}
+  return {
+    renamed.get(name, name): whole if name in renamed else pairs
+    for name, pairs in sets.items()
+  }
+
+
+def is_test(name: str) -> bool:
+  """Whether a set is none to train or to choose by, as its name says."""
+  return not name.lower().endswith(("-train", "-dev"))
 
 
 def averaged_sets(names: Sequence[str]) -> list[str]:
-  """The sets that "avg" is the mean of: all but train and dev sets.
+  """The sets that "avg" is the mean of: the seven where all are there.
 
-  Where a folder holds nothing else, those count.
+  Else all but train and dev sets; where a folder holds nothing else, those count.
   """
-  tests = [n for n in names if not n.lower().endswith(("-train", "-dev"))]
-  return tests or list(names)
+  seven = [n for n in names if n in (*SEVEN, SICKR_ALL)]
+  if len(seven) == len(SEVEN):
+    return seven
+  return [n for n in names if is_test(n)] or list(names)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -194,14 +371,3 @@ def uniformity(embeddings: np.ndarray) -> float:
     potential = np.exp(4.0 * np.minimum(cosine, 1.0) - 4.0, dtype=np.float64)
     total += np.triu(potential, k=1).sum()
   return float(np.log(total / (len(unit) * (len(unit) - 1) / 2)))
-
-
-def format_table(scores: dict[str, float], title: str) -> str:
-  """A two-column table; sets outside the average are marked."""
-  averaged = averaged_sets([name for name in scores if name != "avg"])
-  width = max(map(len, scores))
-  lines = [title]
-  for name, score in scores.items():
-    mark = "" if name == "avg" or name in averaged else "  (not in avg)"
-    lines.append(f"  {name:<{width}}  {score:6.2f}{mark}")
-  return "\n".join(lines)

@@ -63,13 +63,8 @@ def teacher_key(model: folder_lib.Model, tokens: TokenCache, *facts: str) -> str
       sentences, the tokenizer and max_length.
     *facts: what else they depend on.
   """
-  digest = hashlib.blake2b(digest_size=16)
-  about = [_LAYOUT, tokens.key, repr(model.config), model.pooling, *facts]
-  digest.update(json.dumps(about).encode())
-  for path, value in jax.tree.leaves_with_path(model.params):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(value).data)
-  return digest.hexdigest()
+  about = [_LAYOUT, tokens.key, folder_lib.digest(model), *facts]
+  return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
 def cache_bytes(rows: int, width: int, dtype: str) -> int:

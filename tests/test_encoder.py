@@ -203,7 +203,7 @@ def test_embeddings_do_not_depend_on_the_batch_or_the_padding(tmp_path):
   sentences = ["A cat.", *models.SENTENCES[:6]]
   together = encoder.encode(sentences)
   for sentence, row in zip(sentences, together):
-    np.testing.assert_allclose(encoder.encode(sentence)[0], row, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(sentence), row, atol=1e-5)
   np.testing.assert_allclose(
     encoder.encode(sentences, batch_size=2), together, atol=1e-5
   )

@@ -107,3 +107,118 @@ def test_uniformity_is_the_log_mean_potential_of_all_pairs():
   unit = many / np.linalg.norm(many, axis=1, keepdims=True)
   squared = ((unit[:, None] - unit[None]) ** 2).sum(-1)[np.triu_indices(1500, 1)]
   assert sts.uniformity(many) == pytest.approx(np.log(np.mean(np.exp(-2 * squared))))
+
+
+# SentEval's own layout, as its get_transfer_data.bash leaves it.
+
+SUBSETS = {
+  "STS12": ["MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"],
+  "STS13": ["FNWN", "headlines", "OnWN"],
+  "STS14": ["deft-forum", "deft-news", "headlines", "OnWN", "images", "tweet-news"],
+  "STS15": ["answers-forums", "answers-students", "belief", "headlines", "images"],
+  "STS16": [
+    *("answer-answer", "headlines", "plagiarism", "postediting", "question-question")
+  ],
+}
+
+
+def write_senteval(data, tables):
+  """Writes the same pairs in SentEval's layout under data and as TSVs in tables."""
+  rng = np.random.default_rng(0)
+  draw = lambda: (float(rng.integers(0, 6)), *map(str, rng.integers(0, 180, 2)))
+  folder = data / "downstream"
+  for year, subsets in SUBSETS.items():
+    lines = []
+    for subset in subsets:
+      pairs = [draw() for _ in range(4)]
+      path = folder / "STS" / f"{year}-en-test"
+      # The second pair has no score.
+      scores = [str(score) for score, _, _ in pairs]
+      gold = "\n".join([scores[0], "", *scores[2:]]) + "\n"
+      write(path / f"STS.gs.{subset}.txt", gold)
+      both = "".join(f"{first}\t{second}\n" for _, first, second in pairs)
+      write(path / f"STS.input.{subset}.txt", both)
+      lines += [f"{s}\t{a}\t{b}\t{subset}\n" for s, a, b in pairs[:1] + pairs[2:]]
+    write(tables / f"{year}-test.tsv", "".join(lines))
+  names = {"train": "train", "dev": "trial", "test": "test_annotated"}
+  for split, name in names.items():
+    pairs = [draw() for _ in range(5)]
+    lines = [f"genre\tfile\t2012\t1\t{s}\t{a}\t{b}\n" for s, a, b in pairs]
+    write(folder / "STS" / "STSBenchmark" / f"sts-{split}.csv", "".join(lines))
+    write(
+      tables / f"STSB-{split}.tsv", "".join(f"{s}\t{a}\t{b}\n" for s, a, b in pairs)
+    )
+    pairs = [draw() for _ in range(6)]
+    lines = [
+      "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    ]
+    lines += [f"1\t{a}\t{b}\t{s}\tNEUTRAL\n" for s, a, b in pairs]
+    write(folder / "SICK" / f"SICK_{name}.txt", "".join(lines))
+    write(
+      tables / f"SICKR-{split}.tsv", "".join(f"{s}\t{a}\t{b}\n" for s, a, b in pairs)
+    )
+
+
+@pytest.mark.parametrize("inside", ["", "downstream", "downstream/STS"])
+def test_sentevals_own_folder_scores_as_the_same_pairs_as_tsvs(inside, tmp_path):
+  write_senteval(tmp_path / "data", tmp_path / "tables")
+  ours = sts.read_sts(str(tmp_path / "tables"))
+  theirs = sts.read_sts(str(tmp_path / "data" / inside))
+  assert list(theirs) == list(ours) and len(ours) == 11
+  # Three of each subset's four pairs have a score.
+  assert len(theirs["STS14-test"].scores) == 3 * 6
+  expected = sts.score_sts(one_hot_angles, ours)
+  assert sts.score_sts(one_hot_angles, theirs) == expected
+
+
+@pytest.mark.parametrize(
+  "file, line, message",
+  [
+    ("STS/STS12-en-test/STS.gs.MSRpar.txt", "x", r"MSRpar\.txt:5: expected a score"),
+    ("STS/STS12-en-test/STS.gs.MSRpar.txt", "1", r"has 5 lines and .* 4"),
+    ("STS/STS13-en-test/STS.input.FNWN.txt", "a", r"FNWN\.txt:5: expected two"),
+    ("STS/STSBenchmark/sts-dev.csv", "a\tb", r"sts-dev\.csv:6: expected genre"),
+    ("SICK/SICK_trial.txt", "1\ta\tb\tNEUTRAL", r"SICK_trial\.txt:8: expected pair_ID"),
+  ],
+)
+def test_a_line_that_senteval_would_not_have_is_named(file, line, message, tmp_path):
+  write_senteval(tmp_path / "data", tmp_path / "tables")
+  path = tmp_path / "data" / "downstream" / file
+  path.write_text(path.read_text() + line + "\n")
+  if line in ("x", "a"):  # The other file of the two gets a fifth line, too.
+    other = "input" if ".gs." in file else "gs"
+    other = path.with_name(path.name.replace(path.name.split(".")[1], other))
+    other.write_text(other.read_text() + ("1\n" if other.match("*.gs.*") else "a\tb\n"))
+  with pytest.raises(UserError, match=message):
+    sts.read_sts(str(tmp_path / "data"))
+
+
+def test_a_file_that_senteval_lacks_is_named(tmp_path):
+  write_senteval(tmp_path / "data", tmp_path / "tables")
+  (tmp_path / "data/downstream/STS/STS16-en-test/STS.gs.headlines.txt").unlink()
+  with pytest.raises(UserError, match=r"cannot read .*STS\.gs\.headlines\.txt"):
+    sts.read_sts(str(tmp_path / "data"))
+
+
+def test_one_tsv_is_a_set_named_by_its_stem(tmp_path):
+  write(tmp_path / "mine.tsv", "1\ta\tb\n2\ta\tc\n")
+  assert list(sts.read_sts(str(tmp_path / "mine.tsv"))) == ["mine"]
+
+
+def test_mtebs_sickr_is_all_three_splits_and_the_other_sets_stay(tmp_path):
+  write_senteval(tmp_path / "data", tmp_path / "tables")
+  sets = sts.read_sts(str(tmp_path / "tables"))
+  all_of = sts.with_all_of_sickr(sets)
+  assert len(all_of["SICKR-all"].scores) == 3 * 6
+  assert all_of.keys() - sets.keys() == {"SICKR-all"}
+  assert sets.keys() - all_of.keys() == {"SICKR-test"}
+  del sets["SICKR-dev"]
+  with pytest.raises(UserError, match="SICKR-dev is not there"):
+    sts.with_all_of_sickr(sets)
+
+
+def test_where_all_seven_are_there_the_average_is_of_these():
+  seven = list(sts.SEVEN)
+  assert sts.averaged_sets(["mine", *seven, "STSB-dev"]) == seven
+  mteb = [*seven[:-1], "SICKR-all"]
+  assert sts.averaged_sets([*mteb, "mine"]) == mteb

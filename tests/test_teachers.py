@@ -63,7 +63,7 @@ def cosines(model, sentences):
   encoder = SentenceEncoder.__new__(SentenceEncoder)
   encoder.model = dataclasses.replace(model, max_length=16)
   encoder._params = model.params
-  embeddings = np.concatenate([encoder.encode(s) for s in sentences])
+  embeddings = np.stack([encoder.encode(s) for s in sentences])
   return np.asarray(losses.cosine_similarity(embeddings, embeddings))
 
 

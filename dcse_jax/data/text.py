@@ -1,5 +1,6 @@
 """Reads the user's text, from files or from TFDS, into columns of sentences."""
 
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -8,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 from dcse_jax.errors import UserError
 
@@ -115,12 +117,29 @@ def _checked_suffix(source: str) -> str:
   return suffix
 
 
-def _lines(source: str) -> Iterator[str]:
-  """Decoded lines without their \\n; no other character ends a line."""
+@contextlib.contextmanager
+def open_bytes(source: str) -> Iterator[BinaryIO]:
+  """Opens a file, unpacking .gz; UserError for what goes wrong while it is open."""
   opener = gzip.open if source.lower().endswith(".gz") else open
-  lines_before = 0
   try:
     with opener(source, "rb") as file:
+      yield file
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise _error(
+      f"{source}: not a whole gzip file ({error}); copy or compress it "
+      "again, or drop .gz if it is not compressed"
+    ) from error
+  except OSError as error:
+    raise _error(
+      f"{source}: cannot be read ({error.strerror}); check the file and its permissions"
+    ) from error
+
+
+def _lines(source: str) -> Iterator[str]:
+  """Decoded lines without their \\n; no other character ends a line."""
+  lines_before = 0
+  try:
+    with open_bytes(source) as file:
       while block := file.read(_BLOCK_BYTES):
         block += file.readline()  # a block ends where a line does
         text = block.decode("utf-8")
@@ -131,18 +150,12 @@ def _lines(source: str) -> Iterator[str]:
         lines_before += len(lines)
   except UnicodeDecodeError as error:
     line = lines_before + block.count(b"\n", 0, error.start) + 1
-    raise _error(
-      f"{source} line {line}: not valid UTF-8; re-save it as UTF-8"
-    ) from error
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise _error(
-      f"{source}: not a whole gzip file ({error}); copy or compress it "
-      "again, or drop .gz if it is not compressed"
-    ) from error
-  except OSError as error:
-    raise _error(
-      f"{source}: cannot be read ({error.strerror}); check the file and its permissions"
-    ) from error
+    raise not_utf8(source, line) from error
+
+
+def not_utf8(source: str, line: int) -> UserError:
+  """The error of a line, counted from 1."""
+  return _error(f"{source} line {line}: not valid UTF-8; re-save it as UTF-8")
 
 
 def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,0 +1,159 @@
+"""Writes a model folder that transformers and sentence-transformers load.
+
+`python -m dcse_jax.convert SOURCE --output DIR [--verify]`
+
+SOURCE is a workdir, a round or a seed of it, a checkpoint of a run under way, a
+model folder, a SimCSE checkpoint or a hub id.
+"""
+
+import functools
+import logging
+import pathlib
+
+from absl import flags
+import numpy as np
+
+from dcse_jax import cli
+from dcse_jax import folder
+from dcse_jax import trained
+from dcse_jax.errors import UserError
+from dcse_jax.model_card import make_card
+from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.sentence_encoder import unit_length
+
+_FLAGS = flags.FLAGS
+
+_log = logging.getLogger(__name__)
+
+# Embeddings of unit length may differ by so much.
+_TOLERANCE = 1e-5
+_VERIFIED = (
+  "A cat sleeps.",
+  "Two dogs play in the snow while children watch them from the window.",
+  "No.",
+  "The committee, which had met twice in the spring, put off its decision until "
+  "the last of the reports had been read, and then adjourned without a vote.",
+  "¿Dónde está la biblioteca? 図書館はどこですか。",
+  "",
+)
+
+
+def verify(path: pathlib.Path) -> float:
+  """How far the folder's embeddings are from sentence-transformers' of it.
+
+  Args:
+    path: of a model folder.
+
+  Returns:
+    The largest difference between embeddings of unit length.
+
+  Raises:
+    UserError: it is above 1e-5, or torch is not installed.
+  """
+  try:
+    import sentence_transformers
+  except ImportError as error:
+    raise UserError(
+      f"--verify compares with PyTorch, which is not installed ({error}): "
+      "pip install torch sentence-transformers, or leave it out"
+    ) from error
+  theirs = sentence_transformers.SentenceTransformer(
+    str(path), device="cpu", trust_remote_code=False
+  )
+  sentences = list(_VERIFIED)
+  ours = SentenceEncoder(str(path)).encode(sentences)
+  difference = float(
+    np.abs(unit_length(theirs.encode(sentences)) - unit_length(ours)).max()
+  )
+  if not difference <= _TOLERANCE:
+    raise UserError(
+      f"embeddings differ from sentence-transformers' by {difference:.2g}, more than "
+      f"{_TOLERANCE:g}: nothing was written; please report this model"
+    )
+  return difference
+
+
+def _finish(path: pathlib.Path, *, card: str, verified: bool) -> None:
+  (path / "README.md").write_text(card, encoding="utf-8")
+  if verified:
+    print(f"verified: embeddings differ by {verify(path):.2g} at most")
+
+
+def define_flags() -> None:
+  """Defines the command's flags: not on import, since commands share names."""
+  flags.DEFINE_string("output", None, "Folder to write.")
+  flags.DEFINE_bool(
+    "verify", False, "Compares embeddings with sentence-transformers' before it ends."
+  )
+  flags.DEFINE_bool(
+    "keep_head",
+    False,
+    "Keeps the training-only projection, or the mlp of a SimCSE checkpoint, as a "
+    "dense layer.",
+  )
+  flags.DEFINE_string("pooling", None, "In place of the source's own pooling.")
+  flags.DEFINE_integer("max_length", None, "In place of the source's own, in tokens.")
+  flags.DEFINE_string("revision", None, "Of the hub's repository.")
+  flags.DEFINE_string(
+    "push_to_hub", None, "Hub id to upload to, with the login of `hf auth login`."
+  )
+
+
+def main(source: str | None = None) -> None:
+  if source is None or not (_FLAGS.output or _FLAGS.push_to_hub):
+    raise UserError("give a workdir, checkpoint or model folder, and --output DIR")
+  if not _FLAGS.output:
+    raise UserError("--push_to_hub uploads what --output DIR writes: give both")
+  path = pathlib.Path(source).expanduser()
+  found = trained.find(path) if path.is_dir() else None
+  training = None
+  if found:
+    if _FLAGS.pooling or _FLAGS.max_length or _FLAGS.revision:
+      raise UserError(
+        f"{source} is of a run, which says its pooling and length itself: leave "
+        "out --pooling, --max_length and --revision"
+      )
+    model, training = trained.load(*found, keep_head=_FLAGS.keep_head)
+    _log.info("%s: %s", source, found[0] if training.step is None else training.step)
+  else:
+    model = folder.load(
+      source,
+      pooling=_FLAGS.pooling,
+      max_length=_FLAGS.max_length,
+      revision=_FLAGS.revision,
+      keep_mlp=_FLAGS.keep_head,
+    )
+  output = pathlib.Path(_FLAGS.output).expanduser()
+  name = _FLAGS.push_to_hub or output.name
+  card = make_card(model, name, training)
+  try:
+    folder.save(
+      model,
+      output,
+      functools.partial(_finish, card=card, verified=_FLAGS.verify),
+    )
+  except OSError as error:
+    raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+  print(f"written to {output}")
+  if _FLAGS.push_to_hub:
+    push(output, _FLAGS.push_to_hub)
+
+
+def push(path: pathlib.Path, hub_id: str) -> None:
+  """Uploads a model folder to the hub; UserError where that fails."""
+  import huggingface_hub
+
+  try:
+    hub = huggingface_hub.HfApi()
+    hub.create_repo(hub_id, exist_ok=True)
+    url = hub.upload_folder(repo_id=hub_id, folder_path=path)
+  except Exception as error:  # Dozens of kinds: offline, no login, no right, ...
+    raise UserError(
+      f"cannot upload to {hub_id} ({error}): check the network and `hf auth login`; "
+      f"the folder is written: {path}"
+    ) from error
+  print(f"uploaded: {url}")
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags, max_arguments=1)

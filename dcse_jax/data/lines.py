@@ -1,0 +1,75 @@
+"""The lines of a text file as they are: number i stands for row i elsewhere."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import hashlib
+import pathlib
+
+import numpy as np
+
+from dcse_jax.data import text
+from dcse_jax.errors import UserError
+
+_BLOCK_BYTES = 1 << 24
+
+
+class Lines(Sequence):
+  """A UTF-8 file of a sentence a line, plain or gzipped, of any size.
+
+  Only where lines begin is held in memory. An empty line counts, so that numbers
+  fit; the last may lack its end. A gzipped file is unpacked up to a line anew
+  whenever that is asked for.
+
+  Args:
+    source: a path.
+
+  Attributes:
+    digest: of the content.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+
+  def __init__(self, source: str):
+    self._source = str(pathlib.Path(source).expanduser())
+    if pathlib.Path(self._source).is_dir():
+      raise UserError(f"{source} is a folder; name one file in it")
+    starts, size, digest = [np.zeros(1, np.int64)], 0, hashlib.blake2b()
+    with text.open_bytes(self._source) as file:
+      while block := file.read(_BLOCK_BYTES):
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+        starts.append(ends + size + 1)
+        size += len(block)
+        digest.update(block)
+    self.digest = digest.hexdigest()
+    starts = np.concatenate(starts)
+    self._starts = starts[starts < size]  # After the last end there is no line.
+
+  def __len__(self) -> int:
+    return len(self._starts)
+
+  def __getitem__(self, number: int) -> str:
+    if not 0 <= number < len(self):
+      raise IndexError(f"line {number} of {len(self)}")
+    return next(self.iterate(number))
+
+  def __iter__(self) -> Iterator[str]:
+    return self.iterate()
+
+  def iterate(self, first: int = 0) -> Iterator[str]:
+    """Yields the lines from a number on, without their ends.
+
+    Raises:
+      UserError: a line is not UTF-8, named.
+    """
+    if first >= len(self):
+      return
+    with text.open_bytes(self._source) as file:
+      file.seek(int(self._starts[first]))
+      for number, line in enumerate(file, first):
+        try:
+          line = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+          raise text.not_utf8(self._source, number + 1) from error
+        line = line.removeprefix("\ufeff") if number == 0 else line
+        yield line.rstrip("\r\n")

@@ -1,0 +1,146 @@
+"""Embeds a file of sentences: row i of the result is line i's.
+
+`python -m dcse_jax.encode --model DIR --input sentences.txt --output emb.npy`
+
+Neither file need fit into memory. Interrupted, the same command goes on.
+"""
+
+import hashlib
+import logging
+import pathlib
+import sys
+
+from absl import flags
+import numpy as np
+import tqdm
+
+from dcse_jax import cli
+from dcse_jax import folder
+from dcse_jax.data.lines import Lines
+from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
+from dcse_jax.files import write_json
+from dcse_jax.sentence_encoder import SentenceEncoder
+
+_FLAGS = flags.FLAGS
+
+_log = logging.getLogger(__name__)
+
+
+def encode_file(
+  encoder: SentenceEncoder,
+  source: str,
+  output: str,
+  *,
+  batch_size: int = 64,
+  normalize: bool | None = None,
+) -> None:
+  """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
+
+  The file appears when it is whole. What is done of it stands beside it, and the
+  next call for the same text and model goes on from there.
+
+  Args:
+    encoder: the model.
+    source: a text file of a sentence a line; an empty line is a sentence.
+    output: the file to write, .npy.
+    batch_size: sentences in a compiled batch.
+    normalize: to unit length or not; None as the model's folder says.
+
+  Raises:
+    UserError: a file cannot be read or written.
+  """
+  path = pathlib.Path(output).expanduser()
+  if path.suffix != ".npy":
+    raise UserError(f"{output}: the output is a NumPy file, name it NAME.npy")
+  lines = Lines(source)
+  if not len(lines):
+    raise UserError(f"{source} is empty: nothing to encode")
+  shape = (len(lines), encoder.model.embedding_size)
+  partial = path.with_name(f".{path.name}.part")
+  progress = path.with_name(f".{path.name}.part.json")
+  # What the rows depend on.
+  origin = {
+    "model": folder.digest(encoder.model),
+    "tokenizer": hashlib.sha256(
+      folder.tokenizer_state(encoder.model.tokenizer).encode()
+    ).hexdigest(),
+    "max_length": encoder.model.max_length,
+    "text": lines.digest,
+    "shape": list(shape),
+    "normalize": encoder.model.normalize if normalize is None else normalize,
+  }
+  done = 0
+  if progress.exists() and partial.exists():
+    before = read_json(progress)
+    if before["origin"] == origin:
+      done = before["rows"]
+      _log.info("going on from line %d of %d", done, len(lines))
+    else:
+      _log.info("%s is of another text or model: from the start", partial)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not done:
+      progress.unlink(missing_ok=True)
+    rows = np.lib.format.open_memmap(
+      partial,
+      mode="r+" if done else "w+",
+      dtype=np.float32,
+      shape=None if done else shape,
+    )
+    with tqdm.tqdm(
+      total=len(lines),
+      initial=done,
+      unit="sentence",
+      disable=not sys.stderr.isatty(),
+    ) as bar:
+      for part in encoder.encode_stream(
+        lines.iterate(done), batch_size=batch_size, normalize=normalize
+      ):
+        rows[done : done + len(part)] = part
+        rows.flush()
+        done += len(part)
+        write_json(progress, {"origin": origin, "rows": done})
+        bar.update(len(part))
+    del rows
+    partial.replace(path)
+    progress.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def define_flags() -> None:
+  """Defines the command's flags: not on import, since commands share names."""
+  flags.DEFINE_string("model", None, "Model folder or hub id.")
+  flags.DEFINE_string("input", None, "A sentence a line, UTF-8; also .gz.")
+  flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
+  flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
+  flags.DEFINE_bool(
+    "normalize", None, "To unit length or not; as the folder says if not given."
+  )
+  flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
+  flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_string("revision", None, "Of the hub's repository.")
+
+
+def main() -> None:
+  if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
+    raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
+  encoder = SentenceEncoder(
+    _FLAGS.model,
+    pooling=_FLAGS.pooling,
+    max_length=_FLAGS.max_length,
+    revision=_FLAGS.revision,
+  )
+  encode_file(
+    encoder,
+    _FLAGS.input,
+    _FLAGS.output,
+    batch_size=_FLAGS.batch_size,
+    normalize=_FLAGS.normalize,
+  )
+  print(f"written to {_FLAGS.output}")
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags)

@@ -1,0 +1,88 @@
+"""Answers queries over an embedded file.
+
+`python -m dcse_jax.search --model DIR --embeddings emb.npy --sentences FILE.txt`
+reads a query a line; --query "..." asks one and may be repeated. After each query
+come its answers, a line each: two spaces, the cosine, a tab, the sentence.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+import numpy as np
+
+from dcse_jax import cli
+from dcse_jax.data.lines import Lines
+from dcse_jax.errors import UserError
+from dcse_jax.sentence_encoder import SentenceEncoder
+
+_FLAGS = flags.FLAGS
+
+
+def read_embeddings(path: str) -> np.ndarray:
+  """Opens a .npy file of embeddings, [n, D], without reading it.
+
+  Raises:
+    UserError: no such file, or one that is not such an array.
+  """
+  try:
+    embeddings = np.load(pathlib.Path(path).expanduser(), mmap_mode="r")
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"cannot read {path} ({error}): name what dcse_jax.encode wrote"
+    ) from error
+  if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
+    raise UserError(
+      f"{path} holds {embeddings.dtype} of shape {embeddings.shape}, not rows of "
+      "embeddings: name what dcse_jax.encode wrote"
+    )
+  return embeddings
+
+
+def define_flags() -> None:
+  """Defines the command's flags: not on import, since commands share names."""
+  flags.DEFINE_string("model", None, "Model folder or hub id, as in encode.")
+  flags.DEFINE_string("embeddings", None, "What dcse_jax.encode wrote.")
+  flags.DEFINE_string("sentences", None, "The text that it embedded.")
+  flags.DEFINE_multi_string("query", [], "May be repeated; none reads stdin.")
+  flags.DEFINE_integer("top_k", 5, "Answers to a query, at most.", 1)
+  flags.DEFINE_float("threshold", 0.6, "The least cosine.", -1.0, 1.0)
+  flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
+  flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
+  flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_string("revision", None, "Of the hub's repository.")
+
+
+def main() -> None:
+  if not _FLAGS.model or not _FLAGS.embeddings or not _FLAGS.sentences:
+    raise UserError(
+      "give --model DIR_or_id, --embeddings FILE.npy and --sentences FILE.txt"
+    )
+  embeddings, sentences = read_embeddings(_FLAGS.embeddings), Lines(_FLAGS.sentences)
+  encoder = SentenceEncoder(
+    _FLAGS.model,
+    pooling=_FLAGS.pooling,
+    max_length=_FLAGS.max_length,
+    revision=_FLAGS.revision,
+  )
+  encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
+  asks = sys.stdin.isatty() and not _FLAGS.query
+  if asks:
+    print("A query a line; an empty one ends.", flush=True)
+  for query in _FLAGS.query or sys.stdin:
+    query = query.rstrip("\r\n")
+    if not query.strip():
+      if asks:
+        break
+      continue
+    print(query)
+    found = encoder.search(query, top_k=_FLAGS.top_k, threshold=_FLAGS.threshold)
+    for sentence, cosine in found:
+      print(f"  {cosine:.4f}\t{sentence}")
+    if not found:
+      print(f"  nothing with a cosine of {_FLAGS.threshold:g} or more")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags)

@@ -1,0 +1,90 @@
+"""The models of a workdir: WORKDIR/ROUND/SEED, finished or under way."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from dcse_jax import checkpoint
+from dcse_jax import folder
+from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
+from dcse_jax.model_card import Training
+
+
+def find(source: pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
+  """The folder of a trained model, WORKDIR/ROUND/SEED, and a checkpoint's step.
+
+  Args:
+    source: a workdir, one of its rounds or seeds, or a checkpoint.
+
+  Returns:
+    The folder and the step, None unless source names one; None in place of both
+    if source is nothing of that kind.
+
+  Raises:
+    UserError: a workdir or round without a finished model.
+  """
+  if source.parent.name == "checkpoints" and source.name.isdigit():
+    return source.parent.parent, int(source.name)
+  if source.name == "checkpoints":
+    return source.parent, None
+  if (source / "checkpoints").is_dir() or (source / "result.json").exists():
+    return source, None
+  config = source / "config.json"
+  if config.exists() and "recipe" in read_json(config).get("config", {}):
+    source = source / read_json(config)["config"]["recipe"][-1]
+  elif not (source / "origin.json").exists():
+    return None
+  results = [read_json(path) for path in source.glob("*/result.json")]
+  if not results:
+    raise UserError(
+      f"{source} holds no finished model yet: name one of its seeds, such as "
+      f"{source}/42, for the best checkpoint so far"
+    )
+  results.sort(key=lambda result: result["seed"])  # Of equal ones the first.
+  best = max(results, key=lambda result: result["dev"] or 0.0)
+  return source / str(best["seed"]), None
+
+
+def load(
+  seed_folder: pathlib.Path, step: int | None = None, *, keep_head: bool = False
+) -> tuple[folder.Model, Training]:
+  """Loads a model of a run, finished or under way.
+
+  Args:
+    seed_folder: WORKDIR/ROUND/SEED.
+    step: of the checkpoint; None takes the finished model or, before, the best.
+    keep_head: makes the training-only projection a head of the model.
+
+  Raises:
+    UserError: there is no such checkpoint, or no projection to keep.
+  """
+  result, progress = seed_folder / "result.json", {}
+  is_finished = result.exists() and step is None
+  if is_finished:
+    model = folder.load(str(seed_folder / "model"))
+  if not is_finished or keep_head:
+    params, progress = checkpoint.read_params(seed_folder / "checkpoints", step)
+  if not is_finished:
+    model = folder.load(str(seed_folder.parent / "start"), weights=False)
+    shape = dataclasses.replace(model.config, has_pooler="pooler" in params["encoder"])
+    model = dataclasses.replace(model, config=shape, params=params["encoder"])
+  if keep_head:
+    if "projection" not in params:
+      raise UserError(
+        f"{seed_folder} was trained without a projection (config.pooling is not "
+        '"cls"): leave out --keep_head'
+      )
+    dense = params["projection"]["dense"]
+    head = folder.Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+    model = dataclasses.replace(model, head=head)
+  scores = read_json(result)["sets"] if is_finished and not keep_head else {}
+  training = Training(
+    name=f"{seed_folder.parent.name}/{seed_folder.name}",
+    config=read_json(seed_folder.parent / "origin.json")["config"],
+    seed=int(seed_folder.name),
+    scores=scores,
+    step=None if is_finished else progress["step"],
+  )
+  return model, training
