@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--steps", type=int, default=1)
   parser.add_argument("--corpus")
+  parser.add_argument("--model", help="a folder to encode with, in place of a shape")
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--only", nargs="+")
   parser.add_argument("--count", type=int, help="sentences", default=10_000)
@@ -202,6 +204,10 @@ def main() -> None:
     prepare.prepare(
       path, shape=options.shape, sentences=sentences, num_teachers=options.teachers
     )
+    if options.model:
+      options.shape = pathlib.Path(options.model).name
+      shutil.rmtree(path / "model")
+      (path / "model").symlink_to(pathlib.Path(options.model).absolute())
     facts = json.loads(path.joinpath("facts.json").read_text())
     print(
       f"{len(sentences)} {kind}, {facts['mean_tokens']:.1f} of 32 tokens on average"
