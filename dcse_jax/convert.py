@@ -38,6 +38,23 @@ _VERIFIED = (
 )
 
 
+def check_replaceable(path: pathlib.Path) -> None:
+  """Refuses to write where something other than an exported model stands.
+
+  Raises:
+    UserError: a file, or a folder with other content.
+  """
+  if path.is_dir():
+    if (path / "modules.json").exists() or not any(path.iterdir()):
+      return
+  elif not path.exists():
+    return
+  raise UserError(
+    f"{path} is there already and is no exported model, which alone would be "
+    "replaced: name another --output"
+  )
+
+
 def verify(path: pathlib.Path) -> float:
   """How far the folder's embeddings are from sentence-transformers' of it.
 
@@ -104,6 +121,8 @@ def main(source: str | None = None) -> None:
     raise UserError("give a workdir, checkpoint or model folder, and --output DIR")
   if not _FLAGS.output:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
+  output = pathlib.Path(_FLAGS.output).expanduser()
+  check_replaceable(output)
   path = pathlib.Path(source).expanduser()
   found = trained.find(path) if path.is_dir() else None
   training = None
@@ -123,7 +142,6 @@ def main(source: str | None = None) -> None:
       revision=_FLAGS.revision,
       keep_mlp=_FLAGS.keep_head,
     )
-  output = pathlib.Path(_FLAGS.output).expanduser()
   name = _FLAGS.push_to_hub or output.name
   card = make_card(model, name, training)
   try:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 
 import huggingface_hub
 import numpy as np
@@ -178,6 +179,12 @@ def test_a_difference_from_pytorch_leaves_nothing_behind(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_verify_without_torch_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+  with pytest.raises(UserError, match="pip install torch sentence-transformers"):
+    convert.verify(tmp_path)
+
+
 def test_upload_makes_the_repository_and_says_what_went_wrong(tmp_path, monkeypatch):
   calls = []
 
@@ -196,6 +203,18 @@ def test_upload_makes_the_repository_and_says_what_went_wrong(tmp_path, monkeypa
   assert calls == [("me/model", True), ("me/model", tmp_path)]
   with pytest.raises(UserError, match="cannot upload to me/broken .no network."):
     convert.push(tmp_path, "me/broken")
+
+
+def test_only_an_exported_model_is_ever_replaced(tmp_path):
+  model = models.write_tiny_folder(tmp_path / "m")
+  (tmp_path / "other").mkdir()
+  convert.check_replaceable(tmp_path / "other")
+  convert.check_replaceable(tmp_path / "new")
+  convert.check_replaceable(pathlib.Path(model))
+  (tmp_path / "other" / "thesis.tex").write_text("years of work")
+  for path in (tmp_path / "other", tmp_path / "other" / "thesis.tex"):
+    with pytest.raises(UserError, match="name another --output"):
+      convert.check_replaceable(path)
 
 
 @pytest.mark.parametrize(
