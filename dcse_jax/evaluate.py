@@ -30,35 +30,7 @@ from dcse_jax.files import make_folder
 from dcse_jax.files import write_json
 from dcse_jax.sentence_encoder import SentenceEncoder
 
-_MODEL = flags.DEFINE_multi_string(
-  "model",
-  [],
-  "Model folder or hub id, or WORKDIR/ROUND of a training run for all its finished "
-  "seeds; NAME=... names it. Repeat for several models; equal names are seeds of one.",
-)
-_STS = flags.DEFINE_multi_string(
-  "sts", [], "Folder of TSVs, one a set; one TSV; or SentEval's data folder. Repeats."
-)
-_TRANSFER = flags.DEFINE_string(
-  "transfer", None, "Folder of transfer tasks as TSVs, or SentEval's data folder."
-)
-_DEV = flags.DEFINE_boolean("dev", False, "Dev sets only.")
-_CONVENTION = flags.DEFINE_enum(
-  "convention",
-  "senteval",
-  list(evaluation_report.CONVENTIONS),
-  "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-_MARKDOWN = flags.DEFINE_string("markdown", None, "Markdown file to write.")
-_POOLING = flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
-_NUM_LAYERS = flags.DEFINE_integer(
-  "num_layers", None, "Evaluate the first so many layers."
-)
-_MAX_LENGTH = flags.DEFINE_integer(
-  "max_length", None, "In place of the folder's own, in tokens."
-)
-_REVISION = flags.DEFINE_string("revision", None, "Of the hub's repository.")
+_FLAGS = flags.FLAGS
 
 
 def read_sets(
@@ -214,27 +186,56 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return pooled | {"runs": list(runs)}
 
 
+def define_flags() -> None:
+  """Defines the command's flags: not on import, since commands share names."""
+  flags.DEFINE_multi_string(
+    "model",
+    [],
+    "Model folder or hub id, or WORKDIR/ROUND of a training run for all its finished "
+    "seeds; NAME=... names it. Repeat for several models; equal names are seeds of one.",
+  )
+  flags.DEFINE_multi_string(
+    "sts", [], "Folder of TSVs, one a set; one TSV; or SentEval's data folder. Repeats."
+  )
+  flags.DEFINE_string(
+    "transfer", None, "Folder of transfer tasks as TSVs, or SentEval's data folder."
+  )
+  flags.DEFINE_boolean("dev", False, "Dev sets only.")
+  flags.DEFINE_enum(
+    "convention",
+    "senteval",
+    list(evaluation_report.CONVENTIONS),
+    "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
+  )
+  flags.DEFINE_string("output", None, "JSON file to write.")
+  flags.DEFINE_string("markdown", None, "Markdown file to write.")
+  flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
+  flags.DEFINE_integer("num_layers", None, "Evaluate the first so many layers.")
+  flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_string("revision", None, "Of the hub's repository.")
+
+
 def main() -> None:
   """Scores every model on every set and task."""
-  if not _MODEL.value or not (_STS.value or _TRANSFER.value):
+  if not _FLAGS.model or not (_FLAGS.sts or _FLAGS.transfer):
     raise UserError("give --model DIR_or_id and --sts DIR or --transfer DIR")
-  dev = _DEV.value
+  dev = _FLAGS.dev
   # All that can be wrong, before the first of many sentences is encoded.
-  sets = read_sets(_STS.value, convention=_CONVENTION.value, dev=dev)
+  sets = read_sets(_FLAGS.sts, convention=_FLAGS.convention, dev=dev)
   tasks = {}
-  if _TRANSFER.value:
-    tasks = transfer.read_transfer(_TRANSFER.value)
+  if _FLAGS.transfer:
+    tasks = transfer.read_transfer(_FLAGS.transfer)
     transfer.check_installed()
-  models = find_models(_MODEL.value, revision=_REVISION.value)
-  for output in filter(None, (_OUTPUT.value, _MARKDOWN.value)):
+  models = find_models(_FLAGS.model, revision=_FLAGS.revision)
+  for output in filter(None, (_FLAGS.output, _FLAGS.markdown)):
     make_folder(pathlib.Path(output).parent)
     if pathlib.Path(output).is_dir():
       raise UserError(f"{output} is a folder: name a file to write")
   options = {
-    "pooling": _POOLING.value,
-    "num_layers": _NUM_LAYERS.value,
-    "max_length": _MAX_LENGTH.value,
-    "revision": _REVISION.value,
+    "pooling": _FLAGS.pooling,
+    "num_layers": _FLAGS.num_layers,
+    "max_length": _FLAGS.max_length,
+    "revision": _FLAGS.revision,
   }
   pooled = {}
   for name, places in models.items():
@@ -246,18 +247,18 @@ def main() -> None:
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     pooled[name] = pool(runs)
   results = {
-    **evaluation_report.describe(sets, tasks, convention=_CONVENTION.value, dev=dev),
+    **evaluation_report.describe(sets, tasks, convention=_FLAGS.convention, dev=dev),
     "options": {key: value for key, value in options.items() if value is not None},
     "models": pooled,
   }
   print(evaluation_report.as_text(results))
-  if _OUTPUT.value:
-    write_json(_OUTPUT.value, results)
-    print(f"written to {_OUTPUT.value}")
-  if _MARKDOWN.value:
-    evaluation_report.write_markdown(_MARKDOWN.value, results)
-    print(f"written to {_MARKDOWN.value}")
+  if _FLAGS.output:
+    write_json(_FLAGS.output, results)
+    print(f"written to {_FLAGS.output}")
+  if _FLAGS.markdown:
+    evaluation_report.write_markdown(_FLAGS.markdown, results)
+    print(f"written to {_FLAGS.markdown}")
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, define_flags)

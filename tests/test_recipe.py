@@ -339,20 +339,3 @@ def test_a_wrong_command_prints_one_line_and_exits_with_2(arguments, message, tm
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: ")
   assert re.search(message, lines[0]), lines[0]
-
-
-def test_evaluate_prints_a_table_and_writes_json(tmp_path):
-  model = models.write_tiny_folder(tmp_path / "m")
-  models.write_sts(tmp_path / "sts", "one")
-  models.write_sts(tmp_path / "sts", "two-test", 30)
-  result = run_cli(
-    "dcse_jax.evaluate",
-    f"--model={model}",
-    f"--sts={tmp_path / 'sts'}",
-    f"--output={tmp_path / 'out.json'}",
-  )
-  assert result.returncode == 0, result.stderr
-  scores = json.loads((tmp_path / "out.json").read_text())
-  assert set(scores) == {"one", "two-test", "avg"}
-  assert scores["avg"] == pytest.approx((scores["one"] + scores["two-test"]) / 2)
-  assert f"{scores['one']:.2f}" in result.stdout

@@ -60,6 +60,23 @@ def test_the_length_of_embeddings_makes_no_difference():
   assert long == transfer.score_task(two_numbers, task)
 
 
+def test_numbers_that_vary_by_rounding_alone_make_no_difference():
+  def embed(sentences):
+    noise = np.random.default_rng(0).normal(size=(len(sentences), 5))
+    return np.concatenate([two_numbers(sentences), 1e-8 * noise], axis=1)
+
+  task = task_of(("train", "test"), separable=False)
+  scores = transfer.score_task(embed, task)
+  assert scores == transfer.score_task(two_numbers, task)
+
+
+def test_a_collapsed_encoder_scores_as_the_commoner_label():
+  labels = np.asarray(["1"] * 30 + ["0"] * 20)
+  rows = transfer.Split(labels, ([str(i) for i in range(50)],))
+  scores = transfer.score_task(lambda s: np.ones((len(s), 2)), {"train": rows})
+  assert scores["accuracy"] == pytest.approx(60)
+
+
 def test_dev_embeds_no_sentence_of_the_test_set():
   task = task_of(("train", "dev", "test"))
   tested = set(task["test"].sentences[0])
