@@ -89,7 +89,7 @@ def make_card(model: folder.Model, name: str, training: Training | None) -> str:
     f"---\n{data.to_yaml()}\n---",
     f"# {name}",
     "A sentence encoder: sentences that mean alike get embeddings of a high cosine "
-    f"similarity. {layers} layers of width {width}, embeddings of "
+    f"similarity. {layers} layer{'s' * (layers > 1)} of width {width}, embeddings of "
     f"{model.embedding_size} numbers by {_pooling(model)}, sentences of up to "
     f"{model.max_length} tokens.",
     "## Use",
@@ -103,7 +103,7 @@ embeddings = model.encode(["A cat sleeps.", "A dog barks."])
 print(model.similarity(embeddings, embeddings))
 ```
 
-With [dcse_jax](https://pypi.org/project/dcse-jax), on TPUs and GPUs:
+With dcse_jax, in JAX, on TPUs and GPUs:
 
 ```python
 from dcse_jax import SentenceEncoder
@@ -153,7 +153,8 @@ def _training(training: Training) -> list[str]:
   if training.step is not None:
     parts.append(f"A checkpoint of a run under way: step {training.step}.")
   origin = {
-    "text": _public(config["text"]),
+    "text": _public(config["text"])
+    or f"{config['synthetic_sentences']} made-up sentences",
     "columns": config["columns"],
     "start": [_member(m) for m in config["start"]]
     or _public(config["model"])

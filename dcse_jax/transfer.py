@@ -333,7 +333,12 @@ def score_task(
   Returns:
     "accuracy" in percent and, of pairs labelled 0 and 1, "f1" of the label 1 in
     percent; with dev only the former.
+
+  Raises:
+    UserError: there is no scikit-learn.
   """
+  # First: what is loaded after the limit below is set would not keep to it.
+  check_installed()
   import threadpoolctl  # Of scikit-learn.
 
   # No test set is embedded, let alone scored, where it is not to be looked at.
