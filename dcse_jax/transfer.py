@@ -250,6 +250,7 @@ def _predictions(
 ) -> Iterator[list[np.ndarray]]:
   """For each C, the labels predicted for each block [m, F] of held-out features."""
   from sklearn.linear_model import LogisticRegression
+  import threadpoolctl  # Comes with scikit-learn.
 
   mean, deviation = features.mean(axis=0), features.std(axis=0)
   # What varies by rounding alone (MiniLM has three such numbers) is no feature.
@@ -258,9 +259,12 @@ def _predictions(
   features = (features - mean) / deviation
   # From strong to weak penalty, each from where the last one ended.
   classifier = LogisticRegression(max_iter=1000, warm_start=True)
-  for c in grid:
-    classifier.set_params(C=c).fit(features, labels)
-    yield [classifier.predict(block) for block in held_out]
+  # On a busy machine, threads that wait for each other take forty times as long. Set
+  # after the import: what is loaded later would not keep to it.
+  with threadpoolctl.threadpool_limits(1):
+    for c in grid:
+      classifier.set_params(C=c).fit(features, labels)
+      yield [classifier.predict(block) for block in held_out]
 
 
 def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -333,27 +337,18 @@ def score_task(
   Returns:
     "accuracy" in percent and, of pairs labelled 0 and 1, "f1" of the label 1 in
     percent; with dev only the former.
-
-  Raises:
-    UserError: there is no scikit-learn.
   """
-  # First: what is loaded after the limit below is set would not keep to it.
-  check_installed()
-  import threadpoolctl  # Of scikit-learn.
-
   # No test set is embedded, let alone scored, where it is not to be looked at.
   splits = {name: rows for name, rows in task.items() if not dev or name != "test"}
   features = {name: _features(embed, rows) for name, rows in splits.items()}
   labels = {name: rows.labels for name, rows in splits.items()}
   x, y = features["train"], labels["train"]
-  # On a busy machine, threads that wait for each other take forty times as long.
-  with threadpoolctl.threadpool_limits(1):
-    if dev:
-      return {"accuracy": float(_validate(features, labels).max())}
-    if "test" not in task:
-      return {"accuracy": _cross_validate(x, y)}
-    c = _GRID[np.argmax(_validate(features, labels))]
-    ((predicted,),) = _predictions(x, y, [features["test"]], [c])
+  if dev:
+    return {"accuracy": float(_validate(features, labels).max())}
+  if "test" not in task:
+    return {"accuracy": _cross_validate(x, y)}
+  c = _GRID[np.argmax(_validate(features, labels))]
+  ((predicted,),) = _predictions(x, y, [features["test"]], [c])
   scores = {"accuracy": _accuracy(predicted, labels["test"])}
   if len(task["train"].sentences) == 2 and set(y) == {"0", "1"}:
     told, true = predicted == "1", labels["test"] == "1"
