@@ -25,6 +25,7 @@ python -m dcse_jax.main --config configs/distillcse.py \\
 """
 
 from dcse_jax import config as config_lib
+from dcse_jax import sts
 
 # Variant: hub id, learning rate. The batch is 64 for all.
 _VARIANTS = {
@@ -45,7 +46,7 @@ def get_config(variant="bert-base"):
     config.teacher_temperature,
     config.num_train_steps,
   ) = config_lib.choose(source, sources)
-  config.test = config_lib.SEVEN_TEST_SETS
+  config.test = sts.SEVEN_TEST_SETS
   seeds = (42, 43, 44, 45)
   config.recipe = ("base", "student", "second")
   config.rounds.base = config_lib.round_config(seeds)

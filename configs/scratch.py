@@ -21,6 +21,7 @@ Without STS sets leave --config.sts out: the last parameters count.
 """
 
 from dcse_jax import config as config_lib
+from dcse_jax import sts
 
 
 def get_config(variant=""):
@@ -28,7 +29,7 @@ def get_config(variant=""):
   variants = {"": (100_000, 5_000, 5_000, 250), "cpu": (6_000, 120, 500, 40)}
   pretraining, training, warmup, every = config_lib.choose(variant, variants)
   config = config_lib.default()
-  config.test = config_lib.SEVEN_TEST_SETS
+  config.test = sts.SEVEN_TEST_SETS
   config.encoder = dict(
     vocab_size=8000,
     hidden_size=256,

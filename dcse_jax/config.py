@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from dcse_jax import sts
 from dcse_jax.encoder import POOLINGS
 from dcse_jax.errors import UserError
 
@@ -52,18 +53,6 @@ _POSITIVE = (
   "teacher_temperature",
   "learning_rate",
   "clip_norm",
-)
-
-
-# What SimCSE and its successors report, in their order; files of an STS folder.
-SEVEN_TEST_SETS = (
-  "STS12-test",
-  "STS13-test",
-  "STS14-test",
-  "STS15-test",
-  "STS16-test",
-  "STSB-test",
-  "SICKR-test",
 )
 
 
@@ -186,7 +175,7 @@ def simcse(variant: str) -> ConfigDict:
     },
   )
   config.num_train_steps = 1_000_000 // config.batch_size
-  config.test = SEVEN_TEST_SETS
+  config.test = sts.SEVEN_TEST_SETS
   return config
 
 

@@ -17,9 +17,9 @@ from dcse_jax import cli
 from dcse_jax import folder
 from dcse_jax import trained
 from dcse_jax.errors import UserError
+from dcse_jax.index import unit_length
 from dcse_jax.model_card import make_card
 from dcse_jax.sentence_encoder import SentenceEncoder
-from dcse_jax.sentence_encoder import unit_length
 
 _FLAGS = flags.FLAGS
 

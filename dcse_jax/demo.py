@@ -21,8 +21,8 @@ from dcse_jax import cli
 from dcse_jax import synthetic
 from dcse_jax.data.text import read_text
 from dcse_jax.errors import UserError
+from dcse_jax.index import unit_length
 from dcse_jax.sentence_encoder import SentenceEncoder
-from dcse_jax.sentence_encoder import unit_length
 
 _ADDRESS = "127.0.0.1"
 _PAGE = pathlib.Path(__file__).with_name("demo.html")

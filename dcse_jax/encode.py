@@ -5,7 +5,6 @@
 Neither file need fit into memory. Interrupted, the same command goes on.
 """
 
-import hashlib
 import logging
 import pathlib
 import sys
@@ -61,11 +60,7 @@ def encode_file(
   progress = path.with_name(f".{path.name}.part.json")
   # What the rows depend on.
   origin = {
-    "model": folder.digest(encoder.model),
-    "tokenizer": hashlib.sha256(
-      folder.tokenizer_state(encoder.model.tokenizer).encode()
-    ).hexdigest(),
-    "max_length": encoder.model.max_length,
+    "model": folder.identity(encoder.model),
     "text": lines.digest,
     "shape": list(shape),
     "normalize": encoder.model.normalize if normalize is None else normalize,

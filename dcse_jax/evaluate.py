@@ -64,7 +64,7 @@ def read_sets(
   trained_on = [name for name in sets if name.lower().endswith("-train")]
   if len(trained_on) < len(sets):
     sets = {name: pairs for name, pairs in sets.items() if name not in trained_on}
-  order = (*sts.SEVEN, sts.SICKR_ALL, *sets)
+  order = (*sts.SEVEN_TEST_SETS, sts.SICKR_ALL, *sets)
   return {name: sets[name] for name in dict.fromkeys(order) if name in sets}
 
 

@@ -114,6 +114,17 @@ def digest(model: Model) -> str:
   return state.hexdigest()
 
 
+def identity(model: Model) -> str:
+  """A digest of all that the embedding of a text depends on."""
+  about = [
+    digest(model),
+    tokenizer_state(model.tokenizer),
+    model.max_length,
+    model.normalize,
+  ]
+  return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
+
+
 def locate(name: str, revision: str | None = None) -> pathlib.Path:
   """The local folder of a path or a hub id, downloaded if need be.
 
@@ -417,7 +428,7 @@ def _module_files(model: Model) -> dict[str, Any]:
   return files
 
 
-def write_files(model: Model, folder: pathlib.Path) -> None:
+def _write_files(model: Model, folder: pathlib.Path) -> None:
   """Writes a model's tokenizer and settings, and its weights if it has any.
 
   `save` is what makes a folder whole.
@@ -468,7 +479,7 @@ def save(
   beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
   shutil.rmtree(beside, ignore_errors=True)
   try:
-    write_files(model, beside)
+    _write_files(model, beside)
     if check:
       check(beside)
   except BaseException:

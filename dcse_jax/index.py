@@ -31,10 +31,10 @@ def _search_block(best, queries, block, first_row, num_rows):
   return cosines, jnp.take_along_axis(rows, places, axis=1)
 
 
-def _unit(queries: np.ndarray) -> np.ndarray:
-  queries = np.asarray(queries, np.float32)
-  norms = np.linalg.norm(queries, axis=1, keepdims=True)
-  return queries / np.maximum(norms, 1e-12)
+def unit_length(embeddings: np.ndarray) -> np.ndarray:
+  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros."""
+  norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  return embeddings / np.maximum(norms, 1e-12)
 
 
 class ExactIndex:
@@ -82,7 +82,7 @@ class ExactIndex:
     )
     if not top_k:
       return best
-    queries = jax.device_put(_unit(queries))
+    queries = jax.device_put(unit_length(np.asarray(queries, np.float32)))
     for i, row in enumerate(self._starts()):
       block = self._block(row) if self._blocks is None else self._blocks[i]
       num_rows = len(self._embeddings) - row
@@ -116,10 +116,13 @@ class FaissIndex:
     )
     self._index.hnsw.efConstruction = self._index.hnsw.efSearch = self._WIDTH
     for start in range(0, len(embeddings), _BLOCK):
-      self._index.add(_unit(embeddings[start : start + _BLOCK]))
+      block = np.asarray(embeddings[start : start + _BLOCK], np.float32)
+      self._index.add(unit_length(block))
 
   def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `ExactIndex.search`, nearly always with the same rows."""
     if top_k < 1:
       raise UserError(f"top_k={top_k}: must be 1 or more")
-    return self._index.search(_unit(queries), min(top_k, self._index.ntotal))
+    return self._index.search(
+      unit_length(np.asarray(queries, np.float32)), min(top_k, self._index.ntotal)
+    )

@@ -3,8 +3,6 @@
 Needs the package mteb (tested: 2.26), which is imported only once an encoder is made.
 """
 
-import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -14,17 +12,6 @@ import numpy as np
 from dcse_jax import folder
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
-
-
-def _revision(model: folder.Model) -> str:
-  """Of all that embeddings depend on, in hexadecimal."""
-  about = [
-    folder.digest(model),
-    folder.tokenizer_state(model.tokenizer),
-    model.max_length,
-    model.normalize,
-  ]
-  return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
 class MtebEncoder:
@@ -79,7 +66,7 @@ class MtebEncoder:
     self.mteb_model_meta = ModelMeta(
       loader=None,
       name=name if "/" in name else f"local/{name}",
-      revision=revision or _revision(model),
+      revision=revision or folder.identity(model),
       release_date=None,
       languages=None,
       n_parameters=numel,

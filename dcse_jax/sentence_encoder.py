@@ -18,6 +18,7 @@ from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from dcse_jax.index import ExactIndex
 from dcse_jax.index import FaissIndex
+from dcse_jax.index import unit_length
 from dcse_jax.packing import Packing
 
 # Lengths are rounded up to these, so that few shapes are ever compiled.
@@ -73,12 +74,6 @@ def _padded_shape(longest: int, rows: int, limit: int) -> _Shape:
   """For a few sentences of any length."""
   length = _packed_shape(longest, rows, limit).length
   return _Shape(rows, length, rows * length)
-
-
-def unit_length(embeddings: np.ndarray) -> np.ndarray:
-  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros."""
-  norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-  return embeddings / np.maximum(norms, 1e-12)
 
 
 def encode_tokens(

@@ -9,9 +9,10 @@ import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax.errors import UserError
-from dcse_jax.sentence_encoder import unit_length
+from dcse_jax.index import unit_length
 
-SEVEN = (
+# What SimCSE and its successors report, in their order; files of an STS folder.
+SEVEN_TEST_SETS = (
   "STS12-test",
   "STS13-test",
   "STS14-test",
@@ -264,8 +265,8 @@ def averaged_sets(names: Sequence[str]) -> list[str]:
 
   Else all but train and dev sets; where a folder holds nothing else, those count.
   """
-  seven = [n for n in names if n in (*SEVEN, SICKR_ALL)]
-  if len(seven) == len(SEVEN):
+  seven = [n for n in names if n in (*SEVEN_TEST_SETS, SICKR_ALL)]
+  if len(seven) == len(SEVEN_TEST_SETS):
     return seven
   return [n for n in names if is_test(n)] or list(names)
 

@@ -25,8 +25,8 @@ from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
+from dcse_jax.index import unit_length
 from dcse_jax.sentence_encoder import encode_tokens
-from dcse_jax.sentence_encoder import unit_length
 
 # Part of every key: raise it when the layout or the arithmetic changes.
 _LAYOUT = 1

@@ -31,9 +31,10 @@ def find(source: pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
     return source.parent, None
   if (source / "checkpoints").is_dir() or (source / "result.json").exists():
     return source, None
-  config = source / "config.json"
-  if config.exists() and "recipe" in read_json(config).get("config", {}):
-    source = source / read_json(config)["config"]["recipe"][-1]
+  path = source / "config.json"
+  config = read_json(path).get("config", {}) if path.exists() else {}
+  if "recipe" in config:
+    source = source / config["recipe"][-1]
   elif not (source / "origin.json").exists():
     return None
   results = [read_json(path) for path in source.glob("*/result.json")]

@@ -218,7 +218,7 @@ def test_mtebs_sickr_is_all_three_splits_and_the_other_sets_stay(tmp_path):
 
 
 def test_where_all_seven_are_there_the_average_is_of_these():
-  seven = list(sts.SEVEN)
+  seven = list(sts.SEVEN_TEST_SETS)
   assert sts.averaged_sets(["mine", *seven, "STSB-dev"]) == seven
   mteb = [*seven[:-1], "SICKR-all"]
   assert sts.averaged_sets([*mteb, "mine"]) == mteb
