@@ -1,0 +1,71 @@
+"""Digests of a folder's files, so that no damage passes for data.
+
+The file is what `sha256sum -c SHA256SUMS` reads; its last line, a comment to that
+program, is the digest of those before it.
+"""
+
+from collections.abc import Iterable
+import hashlib
+import pathlib
+
+from dcse_jax import files
+
+NAME = "SHA256SUMS"
+
+
+def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
+  """Writes the digests of files in a folder.
+
+  Args:
+    folder: gets the file `NAME`.
+    names: relative to the folder; None takes all that is there.
+  """
+  if names is None:
+    names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+  lines = [f"{_digest(folder / n)}  {n}\n" for n in sorted(names) if n != NAME]
+  files.write_text(folder / NAME, "".join(lines) + _last(lines))
+
+
+def listed(folder: pathlib.Path) -> list[str]:
+  """The files that the digests are of; none where there are no digests."""
+  if not (folder / NAME).exists():
+    return []
+  lines = (folder / NAME).read_text(encoding="utf-8").splitlines()[:-1]
+  return [line.partition("  ")[2] for line in lines]
+
+
+def find_damage(folder: pathlib.Path) -> str | None:
+  """What is wrong with a folder's files, for people; None if nothing is.
+
+  Files that are not listed may be there.
+  """
+  try:
+    lines = (folder / NAME).read_text(encoding="utf-8").splitlines(True)
+  except FileNotFoundError:
+    return f"{NAME} is missing"
+  except OSError as error:
+    return f"{NAME} cannot be read ({error.strerror})"
+  except UnicodeDecodeError:
+    lines = []
+  if lines[-1:] != [_last(lines[:-1])]:
+    return f"{NAME} is not as it was written"
+  for line in lines[:-1]:
+    digest, _, name = line.rstrip("\n").partition("  ")
+    try:
+      if _digest(folder / name) != digest:
+        return f"{name} is not as it was written"
+    except FileNotFoundError:
+      return f"{name} is missing"
+    except OSError as error:
+      return f"{name} cannot be read ({error.strerror})"
+  return None
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _last(lines: list[str]) -> str:
+  digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+  return f"# {len(lines)} files {digest}\n"
