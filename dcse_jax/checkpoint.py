@@ -1,19 +1,39 @@
-"""Checkpoints: the newest to resume from, the best to export; by Orbax."""
+"""Checkpoints: the newest to resume from, the best to export; by Orbax.
 
+Orbax renames a checkpoint when it is complete, but reads one that was damaged
+since without a word. So each carries digests of its files (`manifest`), and only
+one whose digests hold is gone on from.
+"""
+
+from collections.abc import Iterator
 import contextlib
+import functools
 import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dcse_jax import files
+from dcse_jax import interruption
+from dcse_jax import manifest
+from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from dcse_jax.train_step import TrainState
 
+_log = logging.getLogger(__name__)
+
 # The metric that decides which checkpoint is best; larger is better.
 _SCORE = "score"
+# So many of the newest stay, and so many of the best: when the newest is damaged,
+# or not all models that train together have it, the one before must be there, and
+# so must what was best then.
+_KEEP = 2
+# Orbax writes these last, as it renames.
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -28,59 +48,118 @@ class Checkpoints:
 
   Args:
     folder: made if need be.
-    keep: so many of the newest stay, and so many of the best. Models that train
-      together need 2: they go back by one step when not all of them saved the
-      newest, and what was the best then must still be there.
+
+  Attributes:
+    damage: what is wrong with each checkpoint that is not as it was written, by
+      step.
   """
 
-  def __init__(self, folder: pathlib.Path, *, keep: int = 1):
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder.absolute()
+    self.damage: dict[int, str] = {}
+    best_steps = {}
+    for step in _steps_in(self._folder):
+      if reason := manifest.find_damage(self._folder / str(step)):
+        self.damage[step] = reason
+      else:
+        best_steps[step] = _read_progress(self._folder, step)["best_step"]
+    # Without the best until then a run would not end as it would have.
+    self._steps = [s for s in best_steps if best_steps[s] in best_steps]
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps that a run can go on from, rising."""
+    return self._steps
+
+  def go_on_from(self, step: int) -> None:
+    """Forgets later and damaged checkpoints: the run comes by their steps again.
+
+    Args:
+      step: one of `steps`, or 0.
+    """
+    if jax.process_index() == 0:
+      for there in _steps_in(self._folder):
+        if there > step or there in self.damage:
+          # Renamed before: a folder that is half deleted would seem damaged.
+          path = self._folder / str(there)
+          path.rename(self._folder / f"deleted-{there}")
+      for path in self._folder.glob("deleted-*"):
+        shutil.rmtree(path)
+    sharding.wait_for_hosts(f"{self._folder} from step {step}")
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    _be_quiet()
     get_score = lambda metrics: metrics[_SCORE]
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(get_metric_fn=get_score, n=keep),
+        checkpoint_managers.LatestN(_KEEP),
+        checkpoint_managers.BestN(get_metric_fn=get_score, n=_KEEP),
       ]
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    self._manager = ocp.CheckpointManager(
-      folder.absolute(),
+    return ocp.CheckpointManager(
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         best_fn=get_score,
         create=True,
+        async_options=ocp.options.AsyncOptions(
+          post_finalization_callback=self._write_digests
+        ),
       ),
     )
+
+  def _write_digests(self) -> None:
+    """Is called when a checkpoint is complete and not yet renamed."""
+    for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
+      names = (str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+      manifest.write(path, [name for name in names if name not in _WRITTEN_LAST])
 
   def save(self, state: TrainState, progress: dict[str, Any], score: float) -> None:
     """Saves in the background; the state may be donated as soon as it returns.
 
     Args:
       state: of the training.
-      progress: all else that a run needs to go on, JSON.
-      score: larger is better.
+      progress: all else that a run needs to go on, JSON; with "best_step".
+      score: larger is better; minus infinity where there is none.
+
+    Raises:
+      UserError: this one, or the one before, cannot be written.
     """
-    self._manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_as_dict(state)),
-        progress=ocp.args.JsonSave(progress),
-      ),
-      metrics={_SCORE: score},
-    )
+    with _write_errors(self._folder):
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_as_dict(state)),
+          progress=ocp.args.JsonSave(progress),
+        ),
+        metrics={_SCORE: score},
+      )
+
+  def asked_to_stop(self, step: int) -> bool:
+    """Whether a signal came; of several hosts, whether all know of one by this step."""
+    if jax.process_count() > 1:
+      return self._manager.reached_preemption(step)
+    return interruption.requested()
 
   def wait(self) -> None:
-    """Waits for saves under way."""
-    self._manager.wait_until_finished()
+    """Waits for saves under way.
 
-  def steps(self) -> list[int]:
-    """The steps of the checkpoints there are."""
-    return self._manager.all_steps()
+    Raises:
+      UserError: one of them failed.
+    """
+    with _write_errors(self._folder):
+      self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      self._list_what_was_written_last()
 
-  def forget_after(self, step: int) -> None:
-    """Deletes checkpoints of later steps: the run comes by them again."""
-    for later in self.steps():
-      if later > step:
-        self._manager.delete(later)
+  def _list_what_was_written_last(self) -> None:
+    for step in _steps_in(self._folder):
+      path = self._folder / str(step)
+      names = manifest.listed(path)
+      late = [name for name in _WRITTEN_LAST if (path / name).exists()]
+      if names and not set(late) <= set(names):
+        manifest.write(path, {*names, *late})
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.
@@ -92,7 +171,12 @@ class Checkpoints:
 
     Returns:
       The state and the progress, as saved.
+
+    Raises:
+      UserError: it is damaged.
     """
+    self.wait()
+    _check(self._folder, step)
     target = _as_dict(like)
     restored = self._manager.restore(
       step,
@@ -105,7 +189,45 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for saves under way, and ends."""
-    self._manager.close()
+    if "_manager" in self.__dict__:
+      try:
+        self.wait()
+      finally:
+        with contextlib.suppress(Exception):  # Said already.
+          self._manager.close()
+
+
+def _be_quiet() -> None:
+  logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _check(folder: pathlib.Path, step: int) -> None:
+  if reason := manifest.find_damage(folder / str(step)):
+    raise UserError(
+      f"checkpoint {folder / str(step)} is damaged ({reason}): use another, or "
+      f"remove {folder.parent} and train that model anew"
+    )
+
+
+@contextlib.contextmanager
+def _write_errors(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Orbax, TensorStore and the system each have theirs.
+    reason = error if isinstance(error, OSError) else " ".join(str(error).split())[:300]
+    raise files.cannot_write(folder, reason) from error
+
+
+def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
+  _be_quiet()
+  with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
+    return reader.restore(folder / str(step) / "progress")
 
 
 def read_params(
@@ -121,43 +243,27 @@ def read_params(
     The trained parameters, numpy float32, and the progress, with "step".
 
   Raises:
-    UserError: no such checkpoint.
+    UserError: no such checkpoint, or it is damaged.
   """
-  with contextlib.closing(_reader(folder)) as manager:
-    steps = manager.all_steps()
-    if step is None and steps:
-      newest = manager.restore(
-        max(steps), args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-      )
-      step = newest["progress"]["best_step"]
-    if step not in steps:
-      there = f"those there are: {', '.join(map(str, steps))}" if steps else "none yet"
-      raise UserError(f"{folder} has no checkpoint of step {step}; {there}")
+  if not folder.is_dir():
+    raise UserError(f"there is no folder {folder}: has the run saved anything yet?")
+  folder = folder.absolute()
+  steps = _steps_in(folder)
+  if step is None and steps:
+    _check(folder, max(steps))
+    step = _read_progress(folder, max(steps))["best_step"]
+  if step not in steps:
+    there = f"those there are: {', '.join(map(str, steps))}" if steps else "none yet"
+    raise UserError(f"{folder} has no checkpoint of step {step}; {there}")
+  _check(folder, step)
+  path = folder / str(step) / "state"
+  with contextlib.closing(ocp.StandardCheckpointer()) as reader:
     # Without a layout of our own Orbax asks for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-      manager.item_metadata(step)["state"].tree,
+      reader.metadata(path).item_metadata.tree,
     )
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
-      ),
-    )
-  params = jax.device_get(restored["state"]["params"])
-  return params, {**restored["progress"], "step": step}
-
-
-def _reader(folder: pathlib.Path) -> ocp.CheckpointManager:
-  if not folder.is_dir():
-    raise UserError(f"there is no folder {folder}: has the run saved anything yet?")
-  logging.getLogger("absl").setLevel(logging.WARNING)
-  return ocp.CheckpointManager(
-    folder.absolute(),
-    options=ocp.CheckpointManagerOptions(read_only=True),
-    item_handlers={
-      "state": ocp.StandardCheckpointHandler(),
-      "progress": ocp.JsonCheckpointHandler(),
-    },
-  )
+    state = reader.restore(path, like)
+  progress = _read_progress(folder, step)
+  return jax.device_get(state["params"]), {**progress, "step": step}

@@ -1,4 +1,4 @@
-"""How every command starts and how it fails: one line, status 2."""
+"""How every command starts and how it ends: bad input with one line and status 2."""
 
 from collections.abc import Callable
 import functools
@@ -9,6 +9,7 @@ import absl.logging
 from absl import app
 from absl import flags
 
+from dcse_jax import interruption
 from dcse_jax import memory
 from dcse_jax.errors import UserError
 
@@ -63,7 +64,8 @@ def run(
   def start(argv):
     _start_logging()
     memory.keep_freed_memory()
-    main(*argv[1:])
+    with interruption.handled():
+      main(*argv[1:])
 
   define_flags()
   try:
@@ -71,3 +73,6 @@ def run(
   except UserError as error:
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(2)
+  except interruption.Interrupted:
+    print("interrupted: the same command goes on from here", file=sys.stderr)
+    sys.exit(interruption.EXIT_STATUS)

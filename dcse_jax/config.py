@@ -140,6 +140,10 @@ def default() -> ConfigDict:
   config.clip_norm = 1.0
   config.dtype = "float32"  # Of matrix products; all else is float32.
 
+  # A step whose loss or gradient is not finite changes nothing, and its batch is
+  # written to ROUND/SEED/skipped.jsonl; at more of them a model's run stops.
+  config.max_skipped_steps = 0
+
   # Trains a round's models as one program, each as it would be alone: pays where
   # one model leaves the device half idle.
   config.parallel_seeds = False

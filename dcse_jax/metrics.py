@@ -1,12 +1,62 @@
 """What a run says while it trains: JSONL, TensorBoard and the terminal."""
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 import tqdm
+
+from dcse_jax import files
+
+
+class JsonLines:
+  """A file of JSON objects with a "step", one a line, each written at once.
+
+  Args:
+    path: of the file; made when there is a line to write.
+    step: where the run goes on; later lines, and one that was cut, are removed.
+
+  Raises:
+    UserError: it cannot be read or written.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int):
+    self._path, self._file, self._num_rows = path, None, 0
+    if not path.exists():
+      return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(True):
+      try:
+        if json.loads(line)["step"] <= step and line.endswith("\n"):
+          kept.append(line)
+      except (ValueError, KeyError, TypeError):  # The line that was cut.
+        continue
+    self._num_rows = len(kept)
+    files.write_text(path, "".join(kept))
+
+  def __len__(self) -> int:
+    return self._num_rows
+
+  def write(self, row: dict[str, Any]) -> None:
+    try:
+      if self._file is None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8")
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
+      self._num_rows += 1
+    except OSError as error:
+      raise files.cannot_write(self._path, error) from error
+
+  def close(self) -> None:
+    if self._file is not None:
+      with contextlib.suppress(OSError):  # Said when it was written.
+        self._file.close()
 
 
 class Metrics:
@@ -30,11 +80,7 @@ class Metrics:
     step: int,
     position: int = 0,
   ):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "metrics.jsonl"
-    if path.exists():
-      _drop_later_lines(path, step)
-    self._file = path.open("a")
+    self._file = JsonLines(folder / "metrics.jsonl", step)
     self._folder, self._first_step = folder, step
     self._name, self._num_steps = name, num_steps
     self._bar = tqdm.tqdm(
@@ -49,23 +95,13 @@ class Metrics:
     )
 
   @functools.cached_property
-  def _board(self) -> Any:
-    # Imported when there is something to write: it imports torch where that is
-    # installed, which the first step need not wait for.
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(
-      str(self._folder / "tensorboard"),
-      # Its readers drop what is at this step and later.
-      purge_step=self._first_step + 1 if self._first_step else None,
-    )
+  def _board(self) -> "_Events":
+    return _Events(self._folder / "tensorboard", self._first_step)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes values such as {"train/loss": 0.1} of one step."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
-    self._file.flush()
-    for key, value in values.items():
-      self._board.add_scalar(key, value, step)
+    self._file.write({"step": step, **values})
+    self._board.write(step, values)
     shown = "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
     if self._bar.disable:
       print(f"{self._name}  {step}/{self._num_steps}  {shown}", flush=True)
@@ -80,14 +116,46 @@ class Metrics:
     self._file.close()
 
 
-def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-  kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+class _Events:
+  """TensorBoard's event file, written in this thread.
+
+  tensorboardX's own writer does it in another, which dies of a full disk unheard
+  and leaves the run waiting for it.
+  """
+
+  def __init__(self, folder: pathlib.Path, first_step: int):
+    # Imported when there is something to write: it imports torch where that is
+    # installed, which the first step need not wait for.
+    import tensorboardX.event_file_writer
+    import tensorboardX.summary
+
+    self._proto = tensorboardX.proto.event_pb2
+    self._scalar = tensorboardX.summary.scalar
+    self._folder = folder
+    with self._errors():
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = tensorboardX.event_file_writer.EventsWriter(str(folder / "events"))
+      # Readers drop what earlier files hold of this step and later.
+      start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+      self._add(first_step + 1, session_log=start)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with self._errors():
+      for key, value in values.items():
+        self._add(step, summary=self._scalar(key, value))
+      self._writer.flush()
+
+  def close(self) -> None:
+    with contextlib.suppress(OSError):  # Said when it was written.
+      self._writer.close()
+
+  def _add(self, step: int, **content: Any) -> None:
+    event = self._proto.Event(wall_time=time.time(), step=step, **content)
+    self._writer.write_event(event)
+
+  @contextlib.contextmanager
+  def _errors(self) -> Iterator[None]:
     try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except (ValueError, KeyError):  # The line that the interruption cut.
-      continue
-  beside = path.with_suffix(".tmp")
-  beside.write_text("".join(kept))
-  beside.replace(path)
+      yield
+    except OSError as error:
+      raise files.cannot_write(self._folder, error) from error

@@ -60,7 +60,7 @@ class Round:
     cache_folder: pathlib.Path,
   ):
     self._name, self._config, self._folder = name, config, folder
-    self._start, self._mesh = start, mesh
+    self._start, self._mesh, self._inputs = start, mesh, inputs
     self._tokens = inputs.tokens(config)
     self._scorer = monitor.Scorer(start, inputs.sets)
     names = [name for name in config.dev if name in inputs.sets]
@@ -136,6 +136,7 @@ class Round:
       num_steps=config.num_train_steps,
       log_every=config.log_every,
       eval_every=config.eval_every,
+      max_skipped_steps=config.max_skipped_steps,
     )
 
   def _make_run(self, seed: int, init_fn) -> train_lib.Run:
@@ -154,6 +155,7 @@ class Round:
       ),
       rng=train_rng,
       evaluate=functools.partial(self._evaluate, seed),
+      sentences=functools.partial(self._inputs.sentences, self._config),
     )
 
   def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:

@@ -48,3 +48,11 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
   )
+
+
+def wait_for_hosts(what: str) -> None:
+  """Waits until every host is at the point of this name."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)

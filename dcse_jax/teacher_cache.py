@@ -123,12 +123,12 @@ def build_teacher_cache(
     beside = folder / f".{path.name}.tmp"
     if host == 0:
       _make_room(beside, shape, dtype, name)
-    _wait_for_hosts(f"teacher cache {path.name} has room")
+    sharding.wait_for_hosts(f"teacher cache {path.name} has room")
     _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
-    _wait_for_hosts(f"teacher cache {path.name}")
+    sharding.wait_for_hosts(f"teacher cache {path.name}")
     if host == 0:
       beside.rename(path)
-    _wait_for_hosts(f"teacher cache {path.name} renamed")
+    sharding.wait_for_hosts(f"teacher cache {path.name} renamed")
   return np.memmap(path / "embeddings.bin", jnp.dtype(dtype), "r", shape=shape)
 
 
@@ -201,10 +201,3 @@ def _agree(here: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))
-
-
-def _wait_for_hosts(what: str) -> None:
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(what)

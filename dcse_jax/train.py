@@ -17,9 +17,11 @@ import numpy as np
 import optax
 
 from dcse_jax import checkpoint
+from dcse_jax import interruption
 from dcse_jax import sharding
 from dcse_jax import train_step as step_lib
 from dcse_jax.errors import UserError
+from dcse_jax.metrics import JsonLines
 from dcse_jax.metrics import Metrics
 from dcse_jax.packing import Packing
 from dcse_jax.packing import choose_packing
@@ -42,6 +44,8 @@ class Trainer:
     packings: what a batch may be packed into, the tightest first; one that fits
       none keeps its padding. The step is compiled for each that is met.
     num_models: trained together by one call.
+    max_skipped_steps: so many steps of a model may have a loss or a gradient that
+      is not finite, and change nothing; at one more the run stops.
   """
 
   step_fn: Callable[..., Any]
@@ -54,6 +58,7 @@ class Trainer:
   num_steps: int
   log_every: int
   eval_every: int
+  max_skipped_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Run:
     batches: endless.
     rng: of the run.
     evaluate: scores its parameters. Without a "score" the last are the best.
+    sentences: of example ids, for people.
   """
 
   name: str
@@ -76,6 +82,7 @@ class Run:
   batches: grain.DatasetIterator
   rng: jax.Array
   evaluate: Evaluate
+  sentences: Callable[[np.ndarray], list[str]]
 
 
 def make_trainer(
@@ -91,6 +98,7 @@ def make_trainer(
   num_steps: int,
   log_every: int,
   eval_every: int,
+  max_skipped_steps: int = 0,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
   step = step_lib.make_train_step(loss_fn, tx, schedule)
@@ -118,6 +126,7 @@ def make_trainer(
     num_steps=num_steps,
     log_every=log_every,
     eval_every=eval_every,
+    max_skipped_steps=max_skipped_steps,
   )
 
 
@@ -150,20 +159,25 @@ def train(
     For each run the parameters of the best evaluation, on every device.
 
   Raises:
-    UserError: a loss or its gradient is not a number.
+    UserError: too many losses or gradients are not finite; every checkpoint is
+      damaged; or something cannot be written.
+    Interrupted: by a signal; what was trained is saved.
   """
   num_models = trainer.num_models
-  keep = 1 if num_models == 1 else 2
-  stores = [checkpoint.Checkpoints(r.folder / "checkpoints", keep=keep) for r in runs]
+  stores = [checkpoint.Checkpoints(run.folder / "checkpoints") for run in runs]
+  # Models that train together go on together: from a step that all have saved.
+  step = max(set.intersection(*(set(store.steps) for store in stores)), default=0)
+  for run, store in zip(runs, stores):
+    _tell_damage(run, store, step)
+  for store in stores:
+    store.go_on_from(step)
   with contextlib.ExitStack() as stack:
     for store in stores:
       # On the way out, by whatever way, saves under way are waited for.
       stack.enter_context(contextlib.closing(store))
     states = [step_lib.init_state(run.params, trainer.tx, run.rng) for run in runs]
-    step, best = 0, [(-math.inf, 0)] * num_models
-    # Models that train together go on together: from a step that all have saved.
-    if common := set.intersection(*(set(store.steps()) for store in stores)):
-      step = max(common)
+    best = [(-math.inf, 0)] * num_models
+    if step:
       like = sharding.abstract(states[0], trainer.mesh)
       restored = [store.restore(step, like) for store in stores]
       states = [state for state, _ in restored]
@@ -171,67 +185,64 @@ def train(
         run.batches.set_state(progress["data"])
         best[i] = (progress["best_score"], progress["best_step"])
         _log.info("%s: going on from step %d", run.name, step)
-    for store in stores:
-      store.forget_after(step)
     # A copy, since the first step donates it and runs share what they start from.
     state = sharding.put_everywhere(
       _stack([jax.device_get(state) for state in states]), trainer.mesh
     )
-    metrics = [
-      stack.enter_context(
-        contextlib.closing(
-          Metrics(
-            run.folder,
-            name=run.name,
-            num_steps=trainer.num_steps,
-            step=step,
-            position=i,
-          )
-        )
-      )
+    logs = [
+      stack.enter_context(contextlib.closing(_Log(run, trainer, step, position=i)))
       for i, run in enumerate(runs)
     ]
+    # From here on a signal waits for the end of the step.
+    stack.enter_context(interruption.deferred())
     speed = _Speed(trainer.batch_size, step)
+    unread = []  # What steps gave, still on the devices.
     while step < trainer.num_steps:
-      batch = _stack([next(run.batches) for run in runs])
+      batches = [next(run.batches) for run in runs]
+      batch = _stack(batches)
       packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
       batch = sharding.put_batch(batch, _batch_sharding(trainer.mesh, num_models))
       state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
       step += 1
+      unread.append((step, [b["example_id"] for b in batches], values))
       last = step == trainer.num_steps
-      logs = step % trainer.log_every == 0 or last
+      writes = step % trainer.log_every == 0 or last
       evaluates = step % trainer.eval_every == 0 or last
-      if not logs and not evaluates:
+      stops = not last and stores[0].asked_to_stop(step)
+      if not (writes or evaluates or stops):
         continue
-      values = jax.device_get(values)
+      for met, example_ids, values in jax.device_get(unread):
+        for i, log in enumerate(logs):
+          log.read(met, example_ids[i], _of_model(values, i, num_models))
+      unread.clear()
       rate = speed.since_last(step)
-      for i, run in enumerate(runs):
-        of_run = _of_model(values, i, num_models)
-        of_run = {f"train/{key}": float(v) for key, v in of_run.items()}
-        _check_finite(run.name, step, of_run)
-        if logs:
-          of_run["train/sentences_per_second"] = rate
-          metrics[i].write(step, of_run)
-      if not evaluates:
+      if writes:
+        for log in logs:
+          log.write(rate)
+      if not (evaluates or stops):
         continue
       # So that no two models are ever more than one save apart.
       for store in stores:
         store.wait()
       for i, run in enumerate(runs):
-        of_run = _of_model(state, i, num_models)
-        scores = run.evaluate(of_run.params)
-        score = scores.pop("score", float(step))
-        if scores:
-          metrics[i].write(step, scores)
-        # Of equal scores the later, as Orbax keeps it.
-        best[i] = max(best[i], (score, step))
+        of_run, score = _of_model(state, i, num_models), -math.inf
+        if evaluates:
+          scores = run.evaluate(of_run.params)
+          score = scores.pop("score", float(step))
+          if scores:
+            logs[i].metrics.write(step, scores)
+          # Of equal scores the later, as Orbax keeps it.
+          best[i] = max(best[i], (score, step))
         progress = dict(
           data=run.batches.get_state(),
           best_score=best[i][0],
-          best_step=best[i][1],
+          # Before any evaluation none is needed but itself.
+          best_step=best[i][1] or step,
           config=config,
         )
         stores[i].save(of_run, progress, score)
+      if stops:
+        raise interruption.Interrupted
       speed.since_last(step)  # Evaluation is not training.
     result = []
     for i, (_, best_step) in enumerate(best):
@@ -244,13 +255,84 @@ def train(
   return result
 
 
-def _check_finite(name: str, step: int, values: dict[str, float]) -> None:
-  for key in ("train/loss", "train/gradient_norm"):
-    if not math.isfinite(values[key]):
+def _tell_damage(run: Run, store: checkpoint.Checkpoints, step: int) -> None:
+  """Says which checkpoints are damaged; UserError where none is left for it."""
+  for damaged, reason in store.damage.items():
+    if not step:
       raise UserError(
-        f"{name}: {key} at step {step} is {values[key]}; lower the learning "
-        "rate or raise the temperatures, in a new workdir"
+        f"checkpoint {run.folder / 'checkpoints' / str(damaged)} is damaged "
+        f"({reason}) and there is none to go on from: remove {run.folder} to train "
+        "that model anew"
       )
+    _log.warning(
+      "%s: checkpoint %d is damaged (%s); going on from step %d",
+      run.name,
+      damaged,
+      reason,
+      step,
+    )
+
+
+class _Log:
+  """What one run says of its steps, and which of them were skipped."""
+
+  def __init__(self, run: Run, trainer: Trainer, step: int, *, position: int):
+    self._run, self._max_skipped = run, trainer.max_skipped_steps
+    self._step, self._values = step, {}
+    self._skipped = JsonLines(run.folder / "skipped.jsonl", step)
+    self.metrics = Metrics(
+      run.folder,
+      name=run.name,
+      num_steps=trainer.num_steps,
+      step=step,
+      position=position,
+    )
+
+  def read(self, step: int, example_ids: np.ndarray, values: dict[str, Any]) -> None:
+    """Takes what a step gave.
+
+    Raises:
+      UserError: more steps were skipped than may be.
+    """
+    self._step = step
+    self._values = {key: float(value) for key, value in values.items()}
+    if not self._values.pop("is_finite"):
+      self._skip(example_ids)
+
+  def write(self, rate: float) -> None:
+    """Writes what the last step gave, and the sentences a second."""
+    # JSON has no word for what is not a number.
+    values = {f"train/{k}": v for k, v in self._values.items() if math.isfinite(v)}
+    if len(self._skipped):
+      values["train/skipped_steps"] = len(self._skipped)
+    self.metrics.write(self._step, {**values, "train/sentences_per_second": rate})
+
+  def _skip(self, example_ids: np.ndarray) -> None:
+    name, path = self._run.name, self._run.folder / "skipped.jsonl"
+    self._skipped.write(
+      {
+        "step": self._step,
+        **{key: str(value) for key, value in self._values.items()},
+        "example_ids": example_ids.tolist(),
+        "sentences": self._run.sentences(example_ids),
+      }
+    )
+    what = ", ".join(
+      f"{key} is {self._values[key]}"
+      for key in ("loss", "gradient_norm")
+      if not math.isfinite(self._values[key])
+    )
+    if len(self._skipped) > self._max_skipped:
+      raise UserError(
+        f"{name}: at step {self._step} {what} (its batch is in {path}); lower the "
+        "learning rate or raise the temperatures, in a new workdir, or allow more "
+        f"than max_skipped_steps={self._max_skipped}"
+      )
+    _log.warning("%s: step %d skipped, %s: see %s", name, self._step, what, path)
+
+  def close(self) -> None:
+    self.metrics.close()
+    self._skipped.close()
 
 
 class _Speed:

@@ -36,12 +36,16 @@ class TrainState:
 
   Attributes:
     params: of the encoder and of the training-only head.
+    step: so many batches were met.
+    skipped: of these so many changed nothing, for a loss or a gradient that was
+      not a number.
     rng: raw data of the run's key; a step folds its number in.
   """
 
   params: Any
   opt_state: Any
   step: jax.Array
+  skipped: jax.Array
   rng: jax.Array
 
 
@@ -53,6 +57,7 @@ def init_state(
     params=params,
     opt_state=tx.init(params),
     step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
     rng=jax.random.key_data(rng),
   )
 
@@ -62,7 +67,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """The step (state, batch, teacher_params, packing) -> (state, metrics).
 
-  It is not yet jitted; packing must be static, None leaves the padding in.
+  It is not yet jitted; packing must be static, None leaves the padding in. A
+  batch whose loss or gradient is not finite changes neither parameters nor
+  optimizer; `is_finite` of the metrics says so.
   """
 
   def train_step(state, batch, teacher_params, packing=None):
@@ -71,18 +78,26 @@ def make_train_step(
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params, batch, rng, teacher_params, packing
     )
+    norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    keep = lambda new, old: jnp.where(is_finite, new, old)
     metrics = {
       "loss": loss,
       **parts,
-      "gradient_norm": optax.tree.norm(grads),
-      "learning_rate": schedule(state.step),
+      "gradient_norm": norm,
+      # The optimizer's own count, too, leaves out what was skipped.
+      "learning_rate": schedule(state.step - state.skipped),
+      "is_finite": is_finite,
     }
     state = dataclasses.replace(
       state,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
+      params=jax.tree.map(
+        keep, optax.apply_updates(state.params, updates), state.params
+      ),
+      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
       step=state.step + 1,
+      skipped=state.skipped + ~is_finite,
     )
     return state, metrics
 

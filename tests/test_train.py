@@ -299,6 +299,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
     rng=jax.random.key(seed),
     evaluate=evaluate,
+    sentences=lambda rows: [models.SENTENCES[row] for row in rows],
   )
 
 
@@ -460,7 +461,7 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(cache, tmp_path):
   params = jax.tree.map(lambda x: np.full_like(x, np.nan), student_params())
-  with pytest.raises(UserError, match="test: train/loss at step 2 is nan"):
+  with pytest.raises(UserError, match="test: at step 1 loss is nan"):
     train_lib.train(
       loop_trainer(),
       [make_run(cache, tmp_path / "a", params=params)],
