@@ -1,7 +1,10 @@
 """Semantic textual similarity: Spearman correlation with human scores."""
 
+import codecs
 from collections.abc import Callable, Sequence
 import dataclasses
+import hashlib
+import json
 import math
 import pathlib
 
@@ -45,10 +48,16 @@ class StsSet:
   second: list[str]
 
 
+def digest(sts_set: StsSet) -> str:
+  """Of the pairs and their scores."""
+  rows = zip(sts_set.scores.tolist(), sts_set.first, sts_set.second)
+  return hashlib.blake2b(json.dumps(list(rows)).encode(), digest_size=16).hexdigest()
+
+
 def _read_lines(path: pathlib.Path) -> list[str]:
   """The lines of a UTF-8 file, empty ones too, without their ends."""
   try:
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror}") from error
   if not lines[-1]:

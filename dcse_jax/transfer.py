@@ -81,7 +81,7 @@ def _read_lines(path: pathlib.Path) -> list[str]:
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"cannot read {path} ({error}): fetch it again") from error
   try:
-    text = content.decode("utf-8")
+    text = content.decode("utf-8-sig")
   except UnicodeDecodeError:
     text = content.decode("latin-1")
   return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]

@@ -61,8 +61,8 @@ def test_the_average_leaves_train_and_dev_sets_out():
   assert sts.averaged_sets(["STSB-dev"]) == ["STSB-dev"]
 
 
-def test_quotes_are_part_of_a_sentence_and_crlf_is_not(tmp_path):
-  write(tmp_path / "X.tsv", '1.5\tsay "hi\tbye\r\n0\ta\tb\tsubset\r\n')
+def test_quotes_are_part_of_a_sentence_and_crlf_and_a_byte_order_mark_are_not(tmp_path):
+  write(tmp_path / "X.tsv", '\ufeff1.5\tsay "hi\tbye\r\n0\ta\tb\tsubset\r\n')
   pairs = sts.read_sts_file(tmp_path / "X.tsv")
   assert pairs.first == ['say "hi', "a"]
   assert pairs.second == ["bye", "b"]

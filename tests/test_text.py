@@ -1,13 +1,26 @@
-"""What read_text gives for each kind of source, and what it says of a bad one."""
+"""What is read of each kind of source of text, and what is said of a bad one."""
 
+import csv
 import gzip
+import io
+import json
+import logging
+import os
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from dcse_jax import config as config_lib
+from dcse_jax import inputs
+from dcse_jax.data import lines
 from dcse_jax.data import text
 from dcse_jax.errors import UserError
+from tests import models
+from tests import recipes
+
+FORMATS = ("a.txt", "a.csv", "a.tsv", "a.jsonl")
 
 
 def write(folder, name, content):
@@ -17,12 +30,26 @@ def write(folder, name, content):
   return str(path)
 
 
-def refusal(source, columns=()):
-  """The message of the UserError, which must name the source on one line."""
+def table(name, *cells):
+  """A file of one column "s", or of none for .txt."""
+  if name == "a.jsonl":
+    return "".join(json.dumps({"s": cell}, ensure_ascii=False) + "\n" for cell in cells)
+  header = [] if name == "a.txt" else ["s"]
+  quote = '"' if name == "a.csv" else ""
+  return "".join(f"{quote}{cell}{quote}\n" for cell in [*header, *cells])
+
+
+def column(name):
+  """What to name to read a `table`."""
+  return () if name == "a.txt" else ("s",)
+
+
+def refusal(source, columns=(), read=text.read_text):
+  """The message of the UserError, which must name the source on one short line."""
   with pytest.raises(UserError) as caught:
-    text.read_text(source, columns)
+    read(source, columns)
   message = str(caught.value)
-  assert source in message
+  assert source in message and len(message) < 2000
   assert message.splitlines() == [message]
   return message
 
@@ -115,6 +142,70 @@ def test_a_byte_order_mark_crlf_and_an_empty_line_are_no_error(tmp_path, name, c
   assert text.read_text(source, ("s", "t")) == text.Text((["a"], ["b"]), empty_rows=1)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_nul_bytes_are_white_space_in_every_format(tmp_path, name):
+  source = write(tmp_path, name, table(name, "a\0b", "\0", "\0c\0"))
+  assert text.read_text(source, column(name)) == text.Text((["a b", "c"],), 1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_equal_lines_are_all_read(tmp_path, name):
+  # The token cache leaves them out and counts them.
+  source = write(tmp_path, name, table(name, "a", "b", "a", "a"))
+  assert text.read_text(source, column(name)) == text.Text((["a", "b", "a", "a"],), 0)
+
+
+def test_a_long_sentence_is_cut_and_counted(tmp_path):
+  most = text.MAX_CHARACTERS
+  cells = ["a" * most, " " * 99 + "b" * most + " ", "c" * (most + 1), "é " * most]
+  read = text.read_text(write(tmp_path, "a.txt", "\n".join(cells)))
+  # The last ends before the space at which it is cut.
+  expected = ["a" * most, "b" * most, "c" * most, ("é " * most)[: most - 1]]
+  assert read == text.Text((expected,), empty_rows=0, cut_rows=2)
+
+
+def test_a_row_that_is_cut_in_two_columns_counts_once_and_a_blank_one_not(tmp_path):
+  long = "x" * (text.MAX_CHARACTERS + 1)
+  source = write(tmp_path, "a.tsv", f"s\tt\n{long}\t{long}\n{long}\t\na\tb\n")
+  read = text.read_text(source, ("s", "t"))
+  assert read == text.Text(([long[:-1], "a"], [long[:-1], "b"]), 1, cut_rows=1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_line_of_ten_million_characters_is_one_sentence(tmp_path, name, packed):
+  words, zeros = "the cat " * 1_250_000, "\0" * 1_000_000
+  content = table(name, "one", words, zeros, "two").encode()
+  if packed:
+    name, content = name + ".gz", gzip.compress(content, 1)
+  source = write(tmp_path, name, content)
+  read = text.read_text(source, column(name.removesuffix(".gz")))
+  long = words[: text.MAX_CHARACTERS].rstrip()
+  assert read == text.Text((["one", long, "two"],), empty_rows=1, cut_rows=1)
+
+
+def test_reading_csv_leaves_the_limit_of_others_as_it_was(tmp_path):
+  before = csv.field_size_limit()
+  text.read_text(write(tmp_path, "a.csv", "s\n" + "x" * (before + 1) + "\n"), ("s",))
+  refusal(write(tmp_path, "b.csv", 's\n"open\n'), ("s",))
+  assert csv.field_size_limit() == before
+
+
+def test_what_is_left_out_or_cut_is_logged(files, caplog):
+  caplog.set_level(logging.INFO)
+  long = "x" * (text.MAX_CHARACTERS + 1)
+  rows = [*models.SENTENCES[:20], "", long, models.SENTENCES[0]]
+  write(files, "text.txt", "\n".join(rows))
+  config = recipes.from_files(files)
+  rounds = {"base": config_lib.of_round(config, "base")}
+  inputs.Inputs(config, rounds, files / "run")
+  messages = [r.getMessage() for r in caplog.records if "text.txt" in r.getMessage()]
+  assert messages[:2] == [
+    f"{config.text}: 22 rows, 1 empty left out, 1 cut at 10000 characters",
+    f"{config.text}: 1 rows left out whose tokens repeat an earlier row's",
+  ]
+
+
 def test_blank_txt_lines_are_dropped_and_counted(tmp_path):
   source = write(tmp_path, "a.txt", "\ufeffa\r\n\r\n \t\0\nb\n\n")
   assert text.read_text(source) == text.Text((["a", "b"],), empty_rows=3)
@@ -163,6 +254,69 @@ def test_invalid_utf8_is_refused_by_line(tmp_path, name, columns):
   assert "re-save it as UTF-8" in refusal(source, columns)
 
 
+# WTF-8 and CESU-8 write half a pair as three bytes.
+@pytest.mark.parametrize("half", [b"\xed\xa0\x80", b"\xed\xa0\xbd\xed\xb8\x80"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_surrogate_in_bytes_is_refused_by_line(tmp_path, name, half):
+  content = table(name, "one", "HERE").encode().replace(b"HERE", half)
+  source = write(tmp_path, name, content)
+  line = 2 if name in ("a.txt", "a.jsonl") else 3
+  assert refusal(source, column(name)).startswith(f"{source} line {line}: not valid")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_utf16_is_refused_by_its_name(tmp_path, name, encoding):
+  content = table(name, "one", "two")
+  if encoding == "utf-16-be":  # Without its mark, where Python writes none.
+    content = "\ufeff" + content
+  source = write(tmp_path, name, content.encode(encoding))
+  for message in (refusal(source, column(name)), lines_refusal(source)):
+    assert message == f"{source} line 1: looks like UTF-16; re-save it as UTF-8"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_gzip_file_without_gz_in_its_name_is_refused_with_the_cure(tmp_path, name):
+  source = write(tmp_path, name, gzip.compress(table(name, "one").encode()))
+  for message in (refusal(source, column(name)), lines_refusal(source)):
+    assert message.endswith("line 1: looks like a gzip file; add .gz to its name")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path, name):
+  source = write(tmp_path, name, table(name, "one", "two").replace("\n", "\r"))
+  for message in (refusal(source, column(name)), lines_refusal(source)):
+    assert "end in CR alone; re-save it with LF or CRLF" in message
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_not_text_is_refused(tmp_path, name):
+  archive = io.BytesIO()
+  with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr("text.txt", "one sentence and another\n" * 9)
+  random = np.random.default_rng(0).integers(0, 256, 2000, np.uint8).tobytes()
+  for content in (archive.getvalue(), random):
+    source = write(tmp_path, name, content)
+    assert "not valid UTF-8" in refusal(source, column(name))
+    assert "not valid UTF-8" in lines_refusal(source)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_first_of_two_faults_is_the_one_named(tmp_path, name):
+  # The good sentence is no table: its header lacks the column, and it is no JSON.
+  source = write(tmp_path, name, b"good\nbad \xff\n")
+  line = 2 if name == "a.txt" else 1
+  assert refusal(source, column(name)).startswith(f"{source} line {line}: ")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz"])
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path, name):
+  source = str(tmp_path / name)
+  os.mkfifo(source)
+  assert "is a pipe or device" in refusal(source, ("s",) if ".jsonl" in name else ())
+  assert "is a pipe or device" in lines_refusal(source)
+
+
 @pytest.mark.parametrize(
   "content",
   [
@@ -174,7 +328,9 @@ def test_invalid_utf8_is_refused_by_line(tmp_path, name, columns):
   ],
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
-  assert "not a whole gzip file" in refusal(write(tmp_path, "a.txt.gz", content))
+  source = write(tmp_path, "a.txt.gz", content)
+  assert "not a whole gzip file" in refusal(source)
+  assert "not a whole gzip file" in lines_refusal(source)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -183,6 +339,19 @@ def test_a_missing_table_column_is_refused_with_those_there_are(tmp_path, name):
   source = write(tmp_path, name, separator.join(["one", "two"]) + "\n")
   message = refusal(source, ("one", "three"))
   assert "'three'" in message and "columns there are: 'one', 'two'" in message
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\ufeff", "\na,b\n", " \n\n"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_an_empty_header_is_refused(tmp_path, name, content):
+  source = write(tmp_path, name, content)
+  message = refusal(source, ("a",))
+  assert message.startswith(f"{source} line 1: the header must hold column 'a' once")
+
+
+@pytest.mark.parametrize("header", ["x" * 1_000_000, ",".join(map(str, range(99_999)))])
+def test_a_huge_header_makes_no_huge_message(tmp_path, header):
+  assert "..." in refusal(write(tmp_path, "a.csv", header + "\n"), ("s",))
 
 
 def test_a_missing_jsonl_column_is_refused_by_line(tmp_path):
@@ -229,6 +398,14 @@ def test_bad_csv_quoting_is_refused_at_the_line_where_the_row_begins(tmp_path, r
   assert refusal(source, ("s",)).startswith(f"{source} line 3: not valid CSV")
 
 
+def test_an_open_csv_quote_is_refused_before_it_takes_a_huge_file(tmp_path):
+  # Twice as much as is read of one field.
+  source = write(tmp_path, "a.csv", 's\na\n"open\n' + ("x" * 1023 + "\n") * (1 << 15))
+  message = refusal(source, ("s",))
+  assert message.startswith(f"{source} line 3: not valid CSV (field larger than")
+  assert "close it" in message
+
+
 @pytest.mark.parametrize(
   "line, complaint",
   [
@@ -238,6 +415,13 @@ def test_bad_csv_quoting_is_refused_at_the_line_where_the_row_begins(tmp_path, r
     ('{"s": 3}', "column 's' holds a int"),
     ('{"s": null}', "column 's' holds a NoneType"),
     ('{"s": "\\ud83d"}', "half a surrogate pair"),
+    ('{"s": "\\ude00\\ud83d"}', "half a surrogate pair"),
+    ('{"\\ud83d": "x"}', "no column 's'; the columns there are: '\\ud83d'"),
+    ('{"s": NaN}', "column 's' holds a float"),
+    ('{"s": "x", "n": ' + "9" * 5000 + "}", "not valid JSON"),
+    ("\0", "not valid JSON"),
+    ('\ufeff{"s": "x"}', "not valid JSON"),
+    ('{"s": "a\tb"}', "not valid JSON"),
   ],
 )
 def test_a_bad_jsonl_line_is_refused_by_line(tmp_path, line, complaint):
@@ -272,6 +456,54 @@ def test_columns_of_a_txt_file_are_refused(tmp_path, name):
 )
 def test_a_source_without_a_sentence_is_refused(tmp_path, name, content, columns):
   assert "holds no sentence" in refusal(write(tmp_path, name, content), columns)
+
+
+# Lines.
+
+
+def lines_refusal(source):
+  """What is said of a file that `encode` cannot read."""
+  return refusal(source, read=lambda source, _: list(lines.Lines(source)))
+
+
+def test_lines_keeps_every_line_however_odd(tmp_path):
+  rows = ["\ufeffone", "", " \t", "\0\0", "two", "two", "\ufeffa\rb\u2028c", "last "]
+  content = "\r\n".join(rows).encode()
+  expected = ["one", *rows[1:]]  # Only the mark at the start is none of the text.
+  for name, content in (("a.txt", content), ("a.txt.gz", gzip.compress(content))):
+    read = lines.Lines(write(tmp_path, name, content))
+    assert len(read) == 8 and list(read) == expected
+    assert [read[i] for i in range(8)] == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_lines_keeps_a_line_of_ten_million_characters(tmp_path, name):
+  long = "the cat " * 1_250_000
+  content = f"one\n{long}\ntwo\n".encode()
+  packed = gzip.compress(content, 1) if name.endswith(".gz") else content
+  assert list(lines.Lines(write(tmp_path, name, packed))) == ["one", long, "two"]
+
+
+def test_lines_names_the_line_that_is_not_utf8_and_reads_the_others(tmp_path):
+  source = write(tmp_path, "a.txt", b"one\n\xed\xa0\x80\nthree\n")
+  assert lines_refusal(source).startswith(f"{source} line 2: not valid UTF-8")
+  read = lines.Lines(source)
+  assert (len(read), read[0], read[2]) == (3, "one", "three")
+
+
+def test_lines_of_a_missing_file_and_of_a_folder_are_refused(tmp_path):
+  assert "no such file" in lines_refusal(str(tmp_path / "gone.txt"))
+  assert "is a directory" in lines_refusal(str(tmp_path))
+
+
+def test_lines_that_are_lost_under_way_are_missed(tmp_path):
+  source = write(tmp_path, "a.txt", "one\ntwo\nthree\n")
+  read = lines.Lines(source)
+  write(tmp_path, "a.txt", "one\ntwo\n")
+  with pytest.raises(UserError, match="lost lines while it was read"):
+    list(read)
+  with pytest.raises(UserError, match="lost lines while it was read"):
+    read[2]
 
 
 # TFDS. The builder stays out of TFDS's registry, so that reading finds the files

@@ -16,9 +16,10 @@ _BLOCK_BYTES = 1 << 24
 class Lines(Sequence):
   """A UTF-8 file of a sentence a line, plain or gzipped, of any size.
 
-  Only where lines begin is held in memory. An empty line counts, so that numbers
-  fit; the last may lack its end. A gzipped file is unpacked up to a line anew
-  whenever that is asked for.
+  Only where lines begin is held in memory. A line feed ends a line, and nothing else
+  does; the last may lack it. An empty line counts, so that numbers fit. Of a line only
+  its end, CRs included, and a byte order mark before the first are left out. A gzipped
+  file is unpacked up to a line anew whenever that is asked for.
 
   Args:
     source: a path.
@@ -27,23 +28,27 @@ class Lines(Sequence):
     digest: of the content.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read, or its lines end in CR alone.
   """
 
   def __init__(self, source: str):
     self._source = str(pathlib.Path(source).expanduser())
-    if pathlib.Path(self._source).is_dir():
-      raise UserError(f"{source} is a folder; name one file in it")
+    text.check_file(self._source)
     starts, size, digest = [np.zeros(1, np.int64)], 0, hashlib.blake2b()
+    carriage_return = False
     with text.open_bytes(self._source) as file:
       while block := file.read(_BLOCK_BYTES):
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
         starts.append(ends + size + 1)
         size += len(block)
+        carriage_return |= b"\r" in block
         digest.update(block)
     self.digest = digest.hexdigest()
     starts = np.concatenate(starts)
     self._starts = starts[starts < size]  # After the last end there is no line.
+    if carriage_return and len(starts) == 1:
+      self[0]  # What is not UTF-8 is refused as such.
+      raise text.old_line_ends(self._source)
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -60,16 +65,21 @@ class Lines(Sequence):
     """Yields the lines from a number on, without their ends.
 
     Raises:
-      UserError: a line is not UTF-8, named.
+      UserError: a line is not UTF-8, named; or there are no longer as many.
     """
     if first >= len(self):
       return
     with text.open_bytes(self._source) as file:
       file.seek(int(self._starts[first]))
-      for number, line in enumerate(file, first):
+      for number in range(first, len(self)):
+        content = file.readline()
+        if not content:
+          raise UserError(
+            f"{self._source} has lost lines while it was read: run the same command again"
+          )
         try:
-          line = line.decode("utf-8")
+          line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-          raise text.not_utf8(self._source, number + 1) from error
+          raise text.not_utf8(self._source, number + 1, content) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")

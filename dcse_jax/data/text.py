@@ -1,19 +1,36 @@
 """Reads the user's text, from files or from TFDS, into columns of sentences."""
 
+import codecs
 import contextlib
 import csv
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from dcse_jax.errors import UserError
 
+# Characters kept of a sentence: more than an encoder of 512 tokens reads. A tokenizer
+# takes up to 600 bytes for each, past the last token that is read too.
+MAX_CHARACTERS = 10_000
+
 _BLOCK_BYTES = 1 << 24
+
+# Characters of a field: an open quote must not take all that follows into memory.
+_CSV_FIELD = 1 << 24
+
+# How files begin that are taken for UTF-8 by mistake.
+_NOT_UTF8 = {
+  codecs.BOM_UTF16_LE: "looks like UTF-16; re-save it as UTF-8",
+  codecs.BOM_UTF16_BE: "looks like UTF-16; re-save it as UTF-8",
+  b"\x1f\x8b": "looks like a gzip file; add .gz to its name",
+}
+
 # The name may carry a version (":1.0.0") and the split a slice ("train[:10%]").
 _TFDS_SPEC = re.compile(r"tfds:([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(.+):([^:]+)")
 
@@ -29,17 +46,20 @@ class Text:
     columns: one column of sentences; or anchors and positives; or anchors,
       positives and hard negatives. Row i of one pairs with row i of another.
     empty_rows: rows left out because a column was blank after cleaning.
+    cut_rows: rows of which a column was longer than `MAX_CHARACTERS`.
   """
 
   columns: tuple[list[str], ...]
   empty_rows: int
+  cut_rows: int = 0
 
 
 def read_text(source: str, columns: Sequence[str] = ()) -> Text:
   """Reads and cleans every row of a file or of a prepared TFDS split.
 
-  Runs of white space and NUL become one space and the ends are stripped;
-  nothing else in a sentence changes.
+  Runs of white space and NUL become one space and the ends are stripped; then
+  all past the first `MAX_CHARACTERS` characters is cut. Nothing else in a sentence
+  changes. A row with a blank column is left out. Only a line feed ends a line.
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz,
@@ -51,7 +71,8 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
     The cleaned rows, in the order of the source.
 
   Raises:
-    UserError: the source cannot be read, or holds no sentence.
+    UserError: the source cannot be read, is not UTF-8 or not what its suffix says
+      (both with the line), or holds no sentence.
   """
   is_tfds = source.startswith("tfds:")
   suffix = "" if is_tfds else _checked_suffix(source)
@@ -78,20 +99,28 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
 
 def _collect(source: str, rows: Iterable[Sequence[str]], width: int) -> Text:
   columns = tuple([] for _ in range(width))
-  empty_rows = 0
+  empty_rows = cut_rows = 0
   for row in rows:
-    cells = [" ".join(cell.replace("\0", " ").split()) for cell in row]
-    if cells and all(cells):
-      for column, cell in zip(columns, cells, strict=True):
-        column.append(cell)
-    else:
+    cells = [_clean(cell) for cell in row]
+    if not cells or not all(cells):
       empty_rows += 1
+      continue
+    cut_rows += any(len(cell) > MAX_CHARACTERS for cell in cells)
+    for column, cell in zip(columns, cells, strict=True):
+      column.append(cell[:MAX_CHARACTERS].rstrip())
   if not columns[0]:
     raise _error(
       f"{source}: holds no sentence ({empty_rows} blank rows); give a "
       "source with a row whose columns all hold text"
     )
-  return Text(columns, empty_rows)
+  return Text(columns, empty_rows, cut_rows)
+
+
+def _clean(cell: str) -> str:
+  # So many words with a space between are longer than what is kept; the rest of a
+  # huge line is never split, which would take many times its size.
+  words = cell.replace("\0", " ").split(maxsplit=MAX_CHARACTERS)
+  return " ".join(words[:MAX_CHARACTERS])
 
 
 def _error(message: str) -> UserError:
@@ -99,15 +128,27 @@ def _error(message: str) -> UserError:
   return UserError(" ".join(message.split()))
 
 
-def _names(names: Iterable[str]) -> str:
-  return ", ".join(map(repr, names)) or "none"
+def _names(names: Collection[str]) -> str:
+  """The names in a message, which a bad file must not make as long as it is."""
+  shown = [
+    repr(name if len(name) <= 60 else name[:60] + "...")
+    for name in itertools.islice(names, 20)
+  ]
+  return ", ".join([*shown, "..."] if len(names) > 20 else shown) or "none"
 
 
-def _checked_suffix(source: str) -> str:
+def check_file(source: str) -> None:
+  """Raises UserError for what is not a file; a pipe would wait for its writer."""
   if os.path.isdir(source):
     raise _error(f"{source}: is a directory; name one file in it")
   if not os.path.exists(source):
     raise _error(f"{source}: no such file; check the path")
+  if not os.path.isfile(source):
+    raise _error(f"{source}: is a pipe or device; write the text to a file")
+
+
+def _checked_suffix(source: str) -> str:
+  check_file(source)
   suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
   if suffix != ".txt" and suffix not in _COLUMN_READERS:
     raise _error(
@@ -138,42 +179,60 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
 def _lines(source: str) -> Iterator[str]:
   """Decoded lines without their \\n; no other character ends a line."""
   lines_before = 0
-  try:
-    with open_bytes(source) as file:
-      while block := file.read(_BLOCK_BYTES):
-        block += file.readline()  # a block ends where a line does
-        text = block.decode("utf-8")
-        if lines_before == 0:
-          text = text.removeprefix("\ufeff")
-        lines = text.removesuffix("\n").split("\n")
-        yield from lines
-        lines_before += len(lines)
-  except UnicodeDecodeError as error:
-    line = lines_before + block.count(b"\n", 0, error.start) + 1
-    raise not_utf8(source, line) from error
+  with open_bytes(source) as file:
+    while block := file.read(_BLOCK_BYTES):
+      block += file.readline()  # a block ends where a line does
+      if lines_before == 0:
+        block = block.removeprefix(codecs.BOM_UTF8)
+      try:
+        lines = block.decode("utf-8").split("\n")
+      except UnicodeDecodeError as error:
+        good = block[: block.rfind(b"\n", 0, error.start) + 1]
+        lines = good.decode("utf-8").split("\n")[:-1]
+        yield from lines  # The first fault of a file is the one to name.
+        raise not_utf8(source, lines_before + len(lines) + 1, block) from error
+      if lines_before == 0 and len(lines) == 1 and "\r" in lines[0]:
+        raise old_line_ends(source)
+      if not lines[-1]:
+        lines.pop()  # After the block's last line feed.
+      del block  # It may be one huge line.
+      lines_before += len(lines)
+      yield from lines
 
 
-def not_utf8(source: str, line: int) -> UserError:
-  """The error of a line, counted from 1."""
-  return _error(f"{source} line {line}: not valid UTF-8; re-save it as UTF-8")
+def not_utf8(source: str, line: int, content: bytes) -> UserError:
+  """The error of a line, counted from 1; content begins with it if it is the first."""
+  what = "not valid UTF-8; re-save it as UTF-8"
+  if line == 1:
+    what = _NOT_UTF8.get(content[:2], what)
+  return _error(f"{source} line {line}: {what}")
+
+
+def old_line_ends(source: str) -> UserError:
+  """The error of a file whose only line ends are those of old Macs."""
+  return _error(
+    f"{source} line 1: its lines end in CR alone; re-save it with LF or CRLF line ends"
+  )
 
 
 def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:
   # strict: an unclosed quote must not swallow the rest of the file in silence.
   reader = csv.reader((line + "\n" for line in _lines(source)), strict=True)
-  while True:
-    first_line = reader.line_num + 1  # a quoted field may span several lines
-    try:
+  limit = csv.field_size_limit(_CSV_FIELD)
+  try:
+    while True:
+      first_line = reader.line_num + 1  # a quoted field may span several lines
       record = next(reader, None)
-    except csv.Error as error:
-      raise _error(
-        f"{source} line {first_line}: not valid CSV ({error}); quote a "
-        "field that holds a comma, quote or line break, and double its "
-        "quotes"
-      ) from error
-    if record is None:
-      return
-    yield first_line, record
+      if record is None:
+        return
+      yield first_line, record
+  except csv.Error as error:
+    raise _error(
+      f"{source} line {first_line}: not valid CSV ({error}); quote a field that "
+      "holds a comma, quote or line break, double the quotes in it and close it"
+    ) from error
+  finally:
+    csv.field_size_limit(limit)
 
 
 def _tsv_records(source: str) -> Iterator[tuple[int, list[str]]]:
