@@ -104,7 +104,9 @@ class Checkpoints:
         best_fn=get_score,
         create=True,
         async_options=ocp.options.AsyncOptions(
-          post_finalization_callback=self._write_digests
+          post_finalization_callback=self._write_digests,
+          # In another thread, a folder that cannot be made is waited for in vain.
+          create_directories_asynchronously=False,
         ),
       ),
     )
@@ -137,10 +139,10 @@ class Checkpoints:
       )
 
   def asked_to_stop(self, step: int) -> bool:
-    """Whether a signal came; of several hosts, whether all know of one by this step."""
-    if jax.process_count() > 1:
-      return self._manager.reached_preemption(step)
-    return interruption.requested()
+    """Whether a signal came; with several hosts, whether all stop at this step."""
+    if jax.distributed.is_initialized() and self._manager.reached_preemption(step):
+      return True
+    return jax.process_count() == 1 and interruption.requested()
 
   def wait(self) -> None:
     """Waits for saves under way.
@@ -197,8 +199,13 @@ class Checkpoints:
           self._manager.close()
 
 
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in record.pathname
+
+
 def _be_quiet() -> None:
-  logging.getLogger("absl").setLevel(logging.WARNING)
+  # Orbax logs, a page long, what it raises as well.
+  logging.getLogger("absl").addFilter(_is_not_orbax)
 
 
 def _steps_in(folder: pathlib.Path) -> list[int]:

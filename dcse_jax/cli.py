@@ -1,8 +1,10 @@
 """How every command starts and how it ends: bad input with one line and status 2."""
 
 from collections.abc import Callable
+import contextlib
 import functools
 import logging
+import signal
 import sys
 
 import absl.logging
@@ -52,6 +54,7 @@ def run(
   define_flags: Callable[[], None] = lambda: None,
   *,
   max_arguments: int = 0,
+  goes_on: bool = False,
 ) -> None:
   """Runs a command: parses flags, calls main, turns UserError into one line.
 
@@ -59,12 +62,13 @@ def run(
     main: takes the arguments that are not flags.
     define_flags: by absl, before they are parsed.
     max_arguments: how many of these there may be.
+    goes_on: whether the command, run again, goes on where it was interrupted.
   """
 
   def start(argv):
     _start_logging()
     memory.keep_freed_memory()
-    with interruption.handled():
+    with interruption.handled() if goes_on else contextlib.nullcontext():
       main(*argv[1:])
 
   define_flags()
@@ -74,5 +78,7 @@ def run(
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(2)
   except interruption.Interrupted:
-    print("interrupted: the same command goes on from here", file=sys.stderr)
+    print("interrupted: run the same command again to go on", file=sys.stderr)
     sys.exit(interruption.EXIT_STATUS)
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)

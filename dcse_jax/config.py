@@ -27,7 +27,6 @@ _CHOICES = {
 # What a round cannot have for itself.
 _OF_RECIPE = (
   "model",
-  "revision",
   "encoder",
   "pooling",
   "num_layers",
@@ -74,11 +73,10 @@ def default() -> ConfigDict:
   """A config with every field at its default; SimCSE's values where it has one."""
   config = ConfigDict()
 
-  # The encoder that training starts from: a folder or hub id, and the hub's
-  # branch, tag or commit. Empty: a new one of shape `encoder`, with a WordPiece
-  # tokenizer trained on `text`.
+  # The encoder that training starts from: a folder or hub id, or ID@REVISION with
+  # a branch, tag or commit, as teachers are named too. Empty: a new one of shape
+  # `encoder`, with a WordPiece tokenizer trained on `text`.
   config.model = ""
-  config.revision = ""
   config.encoder = ConfigDict(
     dict(
       vocab_size=8000,

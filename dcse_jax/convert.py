@@ -3,7 +3,7 @@
 `python -m dcse_jax.convert SOURCE --output DIR [--verify]`
 
 SOURCE is a workdir, a round or a seed of it, a checkpoint of a run under way, a
-model folder, a SimCSE checkpoint or a hub id.
+model folder, a SimCSE checkpoint, or a hub id, perhaps ID@REVISION.
 """
 
 import functools
@@ -36,23 +36,6 @@ _VERIFIED = (
   "¿Dónde está la biblioteca? 図書館はどこですか。",
   "",
 )
-
-
-def check_replaceable(path: pathlib.Path) -> None:
-  """Refuses to write where something other than an exported model stands.
-
-  Raises:
-    UserError: a file, or a folder with other content.
-  """
-  if path.is_dir():
-    if (path / "modules.json").exists() or not any(path.iterdir()):
-      return
-  elif not path.exists():
-    return
-  raise UserError(
-    f"{path} is there already and is no exported model, which alone would be "
-    "replaced: name another --output"
-  )
 
 
 def verify(path: pathlib.Path) -> float:
@@ -110,7 +93,6 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("pooling", None, "In place of the source's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the source's own, in tokens.")
-  flags.DEFINE_string("revision", None, "Of the hub's repository.")
   flags.DEFINE_string(
     "push_to_hub", None, "Hub id to upload to, with the login of `hf auth login`."
   )
@@ -122,15 +104,15 @@ def main(source: str | None = None) -> None:
   if not _FLAGS.output:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
   output = pathlib.Path(_FLAGS.output).expanduser()
-  check_replaceable(output)
+  folder.check_replaceable(output)  # Before all that takes long.
   path = pathlib.Path(source).expanduser()
   found = trained.find(path) if path.is_dir() else None
   training = None
   if found:
-    if _FLAGS.pooling or _FLAGS.max_length or _FLAGS.revision:
+    if _FLAGS.pooling or _FLAGS.max_length:
       raise UserError(
         f"{source} is of a run, which says its pooling and length itself: leave "
-        "out --pooling, --max_length and --revision"
+        "out --pooling and --max_length"
       )
     model, training = trained.load(*found, keep_head=_FLAGS.keep_head)
     _log.info("%s: %s", source, found[0] if training.step is None else training.step)
@@ -139,19 +121,15 @@ def main(source: str | None = None) -> None:
       source,
       pooling=_FLAGS.pooling,
       max_length=_FLAGS.max_length,
-      revision=_FLAGS.revision,
       keep_mlp=_FLAGS.keep_head,
     )
   name = _FLAGS.push_to_hub or output.name
   card = make_card(model, name, training)
-  try:
-    folder.save(
-      model,
-      output,
-      functools.partial(_finish, card=card, verified=_FLAGS.verify),
-    )
-  except OSError as error:
-    raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+  folder.save(
+    model,
+    output,
+    functools.partial(_finish, card=card, verified=_FLAGS.verify),
+  )
   print(f"written to {output}")
   if _FLAGS.push_to_hub:
     push(output, _FLAGS.push_to_hub)

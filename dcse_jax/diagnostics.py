@@ -110,6 +110,24 @@ def average_similarities(
   return np.stack([losses.average_similarity(b, weights) for b in batches])
 
 
+def share_one_hot(targets: np.ndarray, temperature: float) -> float:
+  """In how many rows the teachers' softmax leaves nothing but one sentence.
+
+  Args:
+    targets: similarities by the teachers, [n, B, B].
+    temperature: divides them.
+
+  Returns:
+    The share of rows, in [0, 1], of which the largest probability is 1 in float32:
+    all others together are below 6e-8, and teach nothing.
+  """
+  others = targets.astype(np.float64) / temperature
+  diagonal = np.arange(targets.shape[-1])
+  others[:, diagonal, diagonal] = -np.inf
+  rest = np.exp(others - others.max(axis=-1, keepdims=True)).sum(axis=-1) - 1
+  return float(np.mean(np.float32(1 / (1 + rest)) == 1))
+
+
 def distillation_loss(
   embeddings: np.ndarray, targets: np.ndarray, **settings: Any
 ) -> float:

@@ -5,25 +5,30 @@
 Neither file need fit into memory. Interrupted, the same command goes on.
 """
 
+import hashlib
+import json
 import logging
+import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 import numpy as np
 import tqdm
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax import folder
 from dcse_jax.data.lines import Lines
 from dcse_jax.errors import UserError
-from dcse_jax.files import read_json
-from dcse_jax.files import write_json
 from dcse_jax.sentence_encoder import SentenceEncoder
 
 _FLAGS = flags.FLAGS
 
 _log = logging.getLogger(__name__)
+
+_BLOCK_ROWS = 65_536  # Read at a time.
 
 
 def encode_file(
@@ -65,24 +70,20 @@ def encode_file(
     "shape": list(shape),
     "normalize": encoder.model.normalize if normalize is None else normalize,
   }
-  done = 0
+  done, digest = 0, hashlib.sha256()
   if progress.exists() and partial.exists():
-    before = read_json(progress)
-    if before["origin"] == origin:
-      done = before["rows"]
+    done, digest = _find_done(partial, progress, origin)
+    if done:
       _log.info("going on from line %d of %d", done, len(lines))
     else:
-      _log.info("%s is of another text or model: from the start", partial)
+      _log.info("%s is damaged or of another text or model: from the start", partial)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not done:
       progress.unlink(missing_ok=True)
-    rows = np.lib.format.open_memmap(
-      partial,
-      mode="r+" if done else "w+",
-      dtype=np.float32,
-      shape=None if done else shape,
-    )
+      np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+      _reserve(partial)
+    rows = np.lib.format.open_memmap(partial, mode="r+")
     with tqdm.tqdm(
       total=len(lines),
       initial=done,
@@ -95,13 +96,44 @@ def encode_file(
         rows[done : done + len(part)] = part
         rows.flush()
         done += len(part)
-        write_json(progress, {"origin": origin, "rows": done})
+        digest.update(np.ascontiguousarray(part))
+        files.write_json(
+          progress, {"origin": origin, "rows": done, "sha256": digest.hexdigest()}
+        )
         bar.update(len(part))
     del rows
     partial.replace(path)
     progress.unlink(missing_ok=True)
   except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
+    raise files.cannot_write(path, error) from error
+
+
+def _find_done(
+  partial: pathlib.Path, progress: pathlib.Path, origin: dict[str, Any]
+) -> tuple[int, Any]:
+  """How many rows are done and their digest; 0 if they are not what is wanted."""
+  digest = hashlib.sha256()
+  try:
+    before = json.loads(progress.read_bytes())
+    # For writing too, the map of a file cut off would fill up with zeros.
+    rows = np.lib.format.open_memmap(partial, mode="r")
+    if before["origin"] != origin or list(rows.shape) != origin["shape"]:
+      return 0, digest
+    done = rows[: before["rows"]]
+    for start in range(0, len(done), _BLOCK_ROWS):
+      digest.update(done[start : start + _BLOCK_ROWS])
+    if (len(done), digest.hexdigest()) == (before["rows"], before["sha256"]):
+      return len(done), digest
+  except Exception:  # Damaged files fail in many ways.
+    pass
+  return 0, hashlib.sha256()
+
+
+def _reserve(path: pathlib.Path) -> None:
+  """Takes the disk that a file's map will fill: a full disk would end the process."""
+  if hasattr(os, "posix_fallocate"):
+    with path.open("r+b") as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def define_flags() -> None:
@@ -115,7 +147,6 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
-  flags.DEFINE_string("revision", None, "Of the hub's repository.")
 
 
 def main() -> None:
@@ -125,7 +156,6 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
-    revision=_FLAGS.revision,
   )
   encode_file(
     encoder,
@@ -138,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, goes_on=True)

@@ -68,15 +68,12 @@ def read_sets(
   return {name: sets[name] for name in dict.fromkeys(order) if name in sets}
 
 
-def find_models(
-  arguments: Sequence[str], *, revision: str | None = None
-) -> dict[str, list[str]]:
+def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
   """The model folders or hub ids behind each name.
 
   Args:
-    arguments: PATH or NAME=PATH, where PATH is a model folder, a hub id, or
-      ROUND or ROUND/SEED of a training run's workdir.
-    revision: of hub repositories.
+    arguments: PATH or NAME=PATH, where PATH is a model folder, a hub id, perhaps
+      ID@REVISION, or ROUND or ROUND/SEED of a training run's workdir.
 
   Raises:
     UserError: a path that is no model, or given twice under one name.
@@ -90,7 +87,7 @@ def find_models(
       raise UserError(f"--model {argument}: expected PATH or NAME=PATH")
     members = models.setdefault(name, [])
     for member in _seeds(place) or [place]:
-      huggingface.read_config(folder.locate(member, revision))
+      huggingface.read_config(folder.locate(member))
       if member in members:
         raise UserError(f"--model {argument}: {member} is given twice")
       members.append(member)
@@ -212,7 +209,6 @@ def define_flags() -> None:
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("num_layers", None, "Evaluate the first so many layers.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
-  flags.DEFINE_string("revision", None, "Of the hub's repository.")
 
 
 def main() -> None:
@@ -226,7 +222,7 @@ def main() -> None:
   if _FLAGS.transfer:
     tasks = transfer.read_transfer(_FLAGS.transfer)
     transfer.check_installed()
-  models = find_models(_FLAGS.model, revision=_FLAGS.revision)
+  models = find_models(_FLAGS.model)
   for output in filter(None, (_FLAGS.output, _FLAGS.markdown)):
     make_folder(pathlib.Path(output).parent)
     if pathlib.Path(output).is_dir():
@@ -235,7 +231,6 @@ def main() -> None:
     "pooling": _FLAGS.pooling,
     "num_layers": _FLAGS.num_layers,
     "max_length": _FLAGS.max_length,
-    "revision": _FLAGS.revision,
   }
   pooled = {}
   for name, places in models.items():

@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
+from dcse_jax import files
 from dcse_jax import sts
 from dcse_jax import transfer
-from dcse_jax.errors import UserError
 
 CONVENTIONS = {"senteval": "SentEval", "mteb": "MTEB"}
 
@@ -136,12 +135,5 @@ def _markdown(table: _Table) -> str:
 
 
 def write_markdown(path: str | os.PathLike[str], results: dict[str, Any]) -> None:
-  """Writes `as_markdown` to a file, whole: beside, then renamed."""
-  path = pathlib.Path(path)
-  beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(as_markdown(results), encoding="utf-8")
-    beside.replace(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}") from error
+  """Writes `as_markdown` to a file, whole."""
+  files.write_text(path, as_markdown(results))

@@ -17,9 +17,9 @@ def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file; UserError where it cannot be."""
   try:
     return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(
-      f"cannot read {path} ({error}): restore it, or remove it"
+      f"cannot read {path} ({error}): restore it, fetch it again, or remove it"
     ) from error
 
 

@@ -2,14 +2,15 @@
 sentence-transformers read and write them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import shutil
+import re
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ import numpy as np
 import safetensors.numpy
 
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import files
 from dcse_jax import huggingface
+from dcse_jax import manifest
 from dcse_jax.errors import UserError
-from dcse_jax.files import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,15 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
 # as the value of "pooling_mode", earlier releases as "pooling_mode_...: true".
 _POOLING_MODES = {"cls": "cls", "mean": "mean"}
 _OLD_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
+
+# Of a tokenizer that cannot tokenise, most fail at one of these.
+_TRIED = ("", "A word, 7 \u2603.")
+
+
+# A token is a few characters, and of a word too long for any only one.
+_CHARACTERS_A_TOKEN, _LEAST_CUT = 64, 10_000
+# The tokenizer holds all tokens of a call, also those that it then cuts.
+_TOKENIZED_AT_ONCE = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +94,22 @@ class Model:
 def tokenize(
   tokenizer: Any, sentences: Sequence[str], max_length: int
 ) -> list[list[int]]:
-  """Token ids of each sentence, special tokens included, cut to max_length."""
-  return tokenizer(
-    list(sentences),
-    truncation=True,
-    max_length=max_length,
-    return_attention_mask=False,
-    return_token_type_ids=False,
-  )["input_ids"]
+  """Token ids of each sentence, special tokens included, cut to max_length.
+
+  Of very long sentences the tokenizer sees only the beginning: it takes seconds and
+  gigabytes for what is cut away.
+  """
+  longest, ids = max(_LEAST_CUT, _CHARACTERS_A_TOKEN * max_length), []
+  for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
+    part = sentences[start : start + _TOKENIZED_AT_ONCE]
+    ids += tokenizer(
+      [sentence[:longest] for sentence in part],
+      truncation=True,
+      max_length=max_length,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+    )["input_ids"]
+  return ids
 
 
 def tokenizer_state(tokenizer: Any) -> str:
@@ -125,25 +144,36 @@ def identity(model: Model) -> str:
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
-def locate(name: str, revision: str | None = None) -> pathlib.Path:
+def locate(name: str) -> pathlib.Path:
   """The local folder of a path or a hub id, downloaded if need be.
 
   Args:
-    name: a folder, or an id such as "bert-base-uncased".
-    revision: a branch, tag or commit of the hub's repository.
+    name: a folder; or a hub id such as "bert-base-uncased", or ID@REVISION with a
+      branch, tag or commit of its repository.
 
   Raises:
     UserError: neither a folder nor a repository that can be had.
   """
-  path = pathlib.Path(name).expanduser()
-  if path.is_dir():
-    return path
-  if path.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+  try:
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+      return path
+    is_path = path.exists() or name.startswith((".", "/", "~"))
+  except (OSError, RuntimeError) as error:  # Too long, not permitted, no such home.
+    raise UserError(
+      f"{name:.200} is not a model folder ({error}): check the path"
+    ) from error
+  hub_id, *revision = name.split("@")
+  if is_path or hub_id.count("/") > 1:
     raise UserError(f"{name} is not a model folder: check the path")
+  if not hub_id or len(revision) > 1 or revision == [""]:
+    raise UserError(f"{name} is no model: name a folder, ID or ID@REVISION")
   import huggingface_hub  # Slow to import, and most runs name a folder.
 
   fetch = lambda patterns: pathlib.Path(
-    huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+    huggingface_hub.snapshot_download(
+      hub_id, revision=revision[0] if revision else None, allow_patterns=patterns
+    )
   )
   try:
     path = fetch(list(_HUB_FILES))
@@ -157,6 +187,35 @@ def locate(name: str, revision: str | None = None) -> pathlib.Path:
     ) from error
 
 
+def _check_files(folder: pathlib.Path) -> None:
+  """Compares files with the digests that a folder or the hub's cache has of them."""
+  if (folder / manifest.NAME).exists() and (damage := manifest.find_damage(folder)):
+    raise UserError(
+      f"{folder}: {damage}: fetch or export it again or, if it was changed on "
+      f"purpose, remove its {manifest.NAME}"
+    )
+  read = {".json", ".safetensors", ".txt", ".model"}
+  if not any(folder.glob("*.safetensors")):
+    read.add(".bin")
+  for path in folder.rglob("*"):
+    if path.suffix not in read or not path.is_symlink():
+      continue
+    # The hub's cache names what is large by its SHA-256, and links to it.
+    blob = path.readlink()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+      continue
+    try:
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+      continue  # Whoever reads it says so.
+    if digest != blob.name:
+      raise UserError(
+        f"{path} is not as the hub has it: delete {path.resolve()}, and it is fetched "
+        "again"
+      )
+
+
 def load(
   name: str,
   *,
@@ -164,25 +223,24 @@ def load(
   default_pooling: str = "cls",
   num_layers: int | None = None,
   max_length: int | None = None,
-  revision: str | None = None,
   keep_mlp: bool = False,
   weights: bool = True,
 ) -> Model:
   """Loads a model folder or hub id.
 
   Args:
-    name: a folder, or a hub id.
+    name: as `locate` takes it.
     pooling: used in place of the folder's own; None keeps that.
     default_pooling: used where the folder has none of its own.
     num_layers: keeps only the first so many layers; None keeps all.
     max_length: tokens at most, in place of the folder's own limit.
-    revision: of the hub's repository.
     keep_mlp: makes a head of the `mlp` of a SimCSE checkpoint, which its authors
       use in evaluating supervised models and leave out of unsupervised ones.
     weights: reads them; else the folder may lack them, and `params` is None.
 
   Raises:
-    UserError: the folder lacks something or holds what is not understood.
+    UserError: the folder lacks something, is damaged or holds what is not
+      understood.
   """
   if pooling not in (None, *encoder_lib.POOLINGS):
     raise UserError(
@@ -190,7 +248,8 @@ def load(
     )
   if max_length is not None and max_length < 1:
     raise UserError(f"max_length={max_length}: must be above 0")
-  folder = locate(name, revision)
+  folder = locate(name)
+  _check_files(folder)
   config = huggingface.read_config(folder)
   params, tensors = None, {}
   if weights:
@@ -198,9 +257,12 @@ def load(
     config = dataclasses.replace(
       config, has_pooler=any("pooler.dense." in key for key in tensors)
     )
-    params = huggingface.from_tensors(tensors, config)
+    try:
+      params = huggingface.from_tensors(tensors, config)
+    except UserError as error:
+      raise UserError(f"{folder}: {error}") from error
   own_pooling, normalize, own_length, head = read_modules(folder, config)
-  head = _mlp(name, tensors, keep_mlp) or head
+  head = _mlp(folder, tensors, config.hidden_size, keep_mlp) or head
   if (own_pooling, default_pooling) == ("cls", "cls_before_pooler"):
     own_pooling = default_pooling  # A folder cannot tell these two apart.
   if num_layers is not None:
@@ -211,64 +273,115 @@ def load(
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
   tokenizer = load_tokenizer(folder)
-  if len(tokenizer) > config.vocab_size:
-    raise UserError(
-      f"{name}: its tokenizer has {len(tokenizer)} tokens and its encoder "
-      f"{config.vocab_size}; they belong to different models"
-    )
-  longest = min(config.max_tokens, tokenizer.model_max_length)
   if max_length is not None and max_length > config.max_tokens:
     raise UserError(
       f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
     )
+  longest = int(min(config.max_tokens, tokenizer.model_max_length))
+  max_length = max_length or min(own_length or longest, longest)
+  _try_tokenizer(folder, tokenizer, max_length, config.vocab_size)
   return Model(
     config=config,
     params=params,
     tokenizer=tokenizer,
     pooling=pooling or own_pooling or default_pooling,
     normalize=normalize,
-    max_length=max_length or min(own_length or longest, longest),
+    max_length=max_length,
     head=head,
   )
 
 
-def _mlp(name: str, tensors: Mapping[str, np.ndarray], keep: bool) -> Head | None:
+def _mlp(
+  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], size: int, keep: bool
+) -> Head | None:
   """The head that SimCSE's checkpoints hold beside the encoder."""
   if "mlp.dense.weight" not in tensors:
     if keep:
-      raise UserError(f"{name} has no mlp.dense to keep")
+      raise UserError(f"{folder} has no mlp.dense to keep")
     return None
   if not keep:
-    _log.info("%s: its mlp is left out, as SimCSE evaluates without", name)
+    _log.info("%s: its mlp is left out, as SimCSE evaluates without", folder)
     return None
-  return Head(
-    np.ascontiguousarray(tensors["mlp.dense.weight"].T, np.float32),
-    np.asarray(tensors["mlp.dense.bias"], np.float32),
-  )
+  return _dense(folder, tensors, "mlp.dense", size, "Tanh")
+
+
+def _dense(
+  folder: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  name: str,
+  size: int,
+  activation: str,
+) -> Head:
+  """The head of a torch.nn.Linear; one without a bias gets zeros."""
+  try:
+    if f"{name}.weight" not in tensors:
+      raise ValueError("is missing")
+    kernel = huggingface.as_float32(tensors[f"{name}.weight"].T)
+    if kernel.ndim != 2 or len(kernel) != size:
+      raise ValueError(f"has a weight of shape {kernel.T.shape}, not (any, {size})")
+    bias = tensors.get(f"{name}.bias", np.zeros(kernel.shape[1], np.float32))
+    bias = huggingface.as_float32(bias)
+    if bias.shape != kernel.shape[1:]:
+      raise ValueError(f"has a bias of shape {bias.shape}, not {kernel.shape[1:]}")
+  except ValueError as error:
+    raise UserError(f"{folder}: {name} {error}: fetch the folder again") from error
+  return Head(kernel, bias, activation)
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
   """The folder's tokenizer; UserError where there is none."""
   import transformers  # Takes seconds; the errors before this one need not wait.
 
-  files = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-  if not any((folder / name).exists() for name in files):
+  names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+  if not any((folder / name).exists() for name in names):
     raise UserError(
-      f"{folder} has no tokenizer ({', '.join(files)}): copy the files there"
+      f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
     )
+  if (folder / "tokenizer_config.json").exists():
+    huggingface.read_settings(folder / "tokenizer_config.json")
   try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      folder, trust_remote_code=False
+    )
   except Exception as error:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise UserError(
-      f"cannot read the tokenizer in {folder} ({reason[0]}): fetch it again"
-    ) from error
+    raise _tokenizer_error(folder, error) from error
   if not tokenizer.is_fast:
     raise UserError(
       f"{folder} has no tokenizer.json that a fast tokenizer reads: save one "
       "with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
     )
+  limit = tokenizer.model_max_length
+  if type(limit) not in (int, float) or not limit >= 1:
+    raise _tokenizer_error(folder, f"model_max_length is {limit!r}")
   return tokenizer
+
+
+def _tokenizer_error(folder: pathlib.Path, reason: object) -> UserError:
+  lines = str(reason).strip().splitlines() or [type(reason).__name__]
+  return UserError(
+    f"cannot use the tokenizer in {folder} ({lines[0]:.200}): fetch it again"
+  )
+
+
+def _try_tokenizer(
+  folder: pathlib.Path, tokenizer: Any, max_length: int, vocab_size: int
+) -> None:
+  """Refuses a tokenizer that fails, or whose ids the encoder has no rows for."""
+  try:
+    tried = tokenize(tokenizer, _TRIED, max_length)
+    ids = {*tokenizer.get_vocab().values(), *(i for each in tried for i in each)}
+  except Exception as error:
+    raise _tokenizer_error(folder, error) from error
+  if max(ids) >= vocab_size:
+    raise UserError(
+      f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
+      f"{vocab_size}; they belong to different models"
+    )
+  if (longest := max(map(len, tried))) > max_length:
+    raise UserError(
+      f"{folder}: sentences cannot be cut at {max_length} tokens, its tokenizer "
+      f"makes {longest}: allow more"
+    )
 
 
 def read_modules(
@@ -286,14 +399,17 @@ def read_modules(
   if not (folder / "modules.json").exists():
     return None, False, None, None
   pooling, normalize, max_length, layers, head = None, False, None, None, None
-  for module in read_json(folder / "modules.json"):
-    kind = module["type"].rpartition(".")[2]
-    path = folder / module["path"]
+  for kind, path in _list_modules(folder):
     if kind == "Transformer":
-      settings = path / "sentence_bert_config.json"
-      if settings.exists():
-        settings = read_json(settings)
+      source = path / "sentence_bert_config.json"
+      if source.exists():
+        settings = huggingface.read_settings(source)
         max_length = settings.get("max_seq_length")
+        if max_length is not None and not (type(max_length) is int and max_length > 0):
+          raise UserError(
+            f"{source}: max_seq_length is {max_length!r:.80}, not a whole number "
+            "above 0: fetch it again"
+          )
         if settings.get("do_lower_case"):
           raise UserError(
             f"{folder}: do_lower_case in sentence_bert_config.json is not "
@@ -304,7 +420,7 @@ def read_modules(
     elif kind == "Pooling":
       pooling = _read_pooling(path)
     elif kind == "Dense" and head is None and not normalize:
-      head = _read_head(path)
+      head = _read_head(path, config.hidden_size)
     elif kind == "Normalize":
       normalize = True
     else:
@@ -317,22 +433,36 @@ def read_modules(
   return pooling, normalize, max_length, head
 
 
-def _read_head(path: pathlib.Path) -> Head:
-  settings = read_json(path / "config.json")
-  activation = settings.get("activation_function", "Tanh").rpartition(".")[2]
+def _list_modules(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+  """The kinds and folders of the modules, in order."""
+  path = folder / "modules.json"
+  modules = files.read_json(path)
+  try:
+    if not modules or type(modules) is not list:
+      raise TypeError
+    found = [(each["type"].rpartition(".")[2], each["path"]) for each in modules]
+    # A path that leads elsewhere is not of the folder.
+    for _, inner in found:
+      if pathlib.PurePath(inner).is_absolute() or ".." in pathlib.PurePath(inner).parts:
+        raise ValueError
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} is no list of modules: fetch it again") from error
+  return [(kind, folder / inner) for kind, inner in found]
+
+
+def _read_head(path: pathlib.Path, size: int) -> Head:
+  settings = huggingface.read_settings(path / "config.json")
+  activation = str(settings.get("activation_function", "Tanh")).rpartition(".")[2]
   if activation not in Head.ACTIVATIONS:
     raise UserError(
       f"{path / 'config.json'}: activation_function {activation} is not supported; "
       f"known are {', '.join(Head.ACTIVATIONS)}"
     )
-  tensors = huggingface.read_tensors(path)
-  kernel = np.ascontiguousarray(tensors["linear.weight"].T, np.float32)
-  bias = tensors.get("linear.bias", np.zeros(kernel.shape[1]))
-  return Head(kernel, np.asarray(bias, np.float32), activation)
+  return _dense(path, huggingface.read_tensors(path), "linear", size, activation)
 
 
 def _read_pooling(path: pathlib.Path) -> str:
-  settings = read_json(path / "config.json")
+  settings = huggingface.read_settings(path / "config.json")
   modes = [
     name
     for name in _POOLING_MODES
@@ -356,10 +486,10 @@ def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
 
 
 def _read_layer_pooling(path, config):
-  weights = safetensors.numpy.load_file(path / "model.safetensors")
+  weights = huggingface.read_tensors(path).get("layer_weights")
   for pooling in ("mean_top2", "mean_first_last"):
     expected = _layer_weights(pooling, config.num_layers)
-    if np.array_equal(weights["layer_weights"], expected):
+    if weights is not None and np.array_equal(weights, expected):
       return pooling
   raise UserError(
     f"{path}: only a mean of the top two, or of the embedding and last "
@@ -378,7 +508,7 @@ def _module_files(model: Model) -> dict[str, Any]:
   if model.normalize:
     kinds.append("Normalize")
   paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
-  files = {
+  contents = {
     "config.json": huggingface.config_to_json(model.config),
     "modules.json": [
       {
@@ -400,7 +530,7 @@ def _module_files(model: Model) -> dict[str, Any]:
     },
   }
   is_cls = model.pooling.startswith("cls")
-  files[f"{paths[kinds.index('Pooling')]}/config.json"] = {
+  contents[f"{paths[kinds.index('Pooling')]}/config.json"] = {
     "word_embedding_dimension": model.config.hidden_size,
     "pooling_mode_cls_token": is_cls,
     "pooling_mode_mean_tokens": not is_cls,
@@ -410,35 +540,42 @@ def _module_files(model: Model) -> dict[str, Any]:
   if model.head:
     d_in, d_out = model.head.kernel.shape
     names = {"Tanh": "activation.Tanh", "Identity": "linear.Identity"}
-    files[f"{paths[kinds.index('Dense')]}/config.json"] = {
+    contents[f"{paths[kinds.index('Dense')]}/config.json"] = {
       "in_features": d_in,
       "out_features": d_out,
       "bias": True,
       "activation_function": f"torch.nn.modules.{names[model.head.activation]}",
     }
   if "Normalize" in kinds:
-    files[f"{paths[-1]}/config.json"] = {}
+    contents[f"{paths[-1]}/config.json"] = {}
   if "WeightedLayerPooling" in kinds:
-    files["config.json"]["output_hidden_states"] = True
-    files["1_WeightedLayerPooling/config.json"] = {
+    contents["config.json"]["output_hidden_states"] = True
+    contents["1_WeightedLayerPooling/config.json"] = {
       "word_embedding_dimension": model.config.hidden_size,
       "layer_start": 0,
       "num_hidden_layers": model.config.num_layers,
     }
-  return files
+  return contents
+
+
+@contextlib.contextmanager
+def _written_by_rust() -> Iterator[None]:
+  """Turns the errors of safetensors and tokenizers into those of the system."""
+  try:
+    yield
+  except Exception as error:
+    raise OSError(str(error)) from error
 
 
 def _write_files(model: Model, folder: pathlib.Path) -> None:
-  """Writes a model's tokenizer and settings, and its weights if it has any.
-
-  `save` is what makes a folder whole.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
+  """Writes a model's tokenizer and settings, and its weights if it has any."""
+  folder.mkdir()
   # Not with the length at which this process happened to cut last.
   model.tokenizer.backend_tokenizer.no_truncation()
   model.tokenizer.backend_tokenizer.no_padding()
   model.tokenizer.model_max_length = model.max_length
-  model.tokenizer.save_pretrained(folder)
+  with _written_by_rust():
+    model.tokenizer.save_pretrained(folder)
   for name, content in _module_files(model).items():
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -454,9 +591,27 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     tensors[path.name] = {"linear.weight": kernel, "linear.bias": model.head.bias}
   for name, content in tensors.items():
     metadata = {"format": "pt"}  # transformers refuses a file without it.
-    safetensors.numpy.save_file(
-      content, folder / name / "model.safetensors", metadata=metadata
-    )
+    with _written_by_rust():
+      safetensors.numpy.save_file(
+        content, folder / name / "model.safetensors", metadata=metadata
+      )
+
+
+def check_replaceable(folder: pathlib.Path) -> None:
+  """Refuses to write where something other than an exported model stands.
+
+  Raises:
+    UserError: a file, or a folder with other content.
+  """
+  if folder.is_dir():
+    if (folder / "modules.json").exists() or not any(folder.iterdir()):
+      return
+  elif not folder.exists():
+    return
+  raise UserError(
+    f"{folder} is there already and is no exported model, which alone would be "
+    "replaced: name another folder"
+  )
 
 
 def save(
@@ -467,28 +622,22 @@ def save(
   """Writes a folder that transformers and sentence-transformers load.
 
   It is written beside and renamed, so a folder of that name is whole or absent;
-  an earlier one is replaced.
+  an earlier one is replaced. It holds the digests of all that an embedding depends
+  on, by which `load` knows damage.
 
   Args:
     model: what to write.
     folder: where to.
-    check: is called with the folder while it still stands beside; what it
-      raises leaves everything as it was.
+    check: is called with the folder while it still stands beside, may add to it
+      what is not part of the model, and leaves everything as it was if it raises.
+
+  Raises:
+    UserError: it cannot be written, or would replace what is no exported model.
   """
   folder = pathlib.Path(folder)
-  beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-  shutil.rmtree(beside, ignore_errors=True)
-  try:
+  check_replaceable(folder)
+  with files.whole(folder) as beside:
     _write_files(model, beside)
+    manifest.write(beside)
     if check:
       check(beside)
-  except BaseException:
-    shutil.rmtree(beside, ignore_errors=True)
-    raise
-  if folder.exists():
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old)
-  else:
-    beside.rename(folder)

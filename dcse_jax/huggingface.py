@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from dcse_jax import encoder as encoder_lib
@@ -59,12 +59,52 @@ _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 _MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 
+# config.json's numbers and `encoder.EncoderConfig`'s: sizes, and fractions of 1
+# with what stands for one that is not there.
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "hidden_size": "hidden_size",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "intermediate_size": "intermediate_size",
+  "max_position_embeddings": "max_positions",
+  "type_vocab_size": "type_vocab_size",
+}
+_FRACTIONS = {
+  "layer_norm_eps": ("layer_norm_eps", 1e-12),
+  "hidden_dropout_prob": ("dropout", 0.1),
+  "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+  "initializer_range": ("initializer_range", 0.02),
+}
+# Of what is wrong with a checkpoint's tensors, so much is said.
+_MAX_PROBLEMS = 10
+
+_MEND = "fetch the folder again"
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+  """Reads one of a model folder's JSON objects.
+
+  Raises:
+    UserError: it cannot be read, is no object, or names Python code to be run.
+  """
+  settings = read_json(path)
+  if not isinstance(settings, dict):
+    raise UserError(f"{path} holds no JSON object: {_MEND}")
+  if settings.get("auto_map"):
+    raise UserError(
+      f"{path} names Python code of its own (auto_map), which is never run: use "
+      "another model, or remove auto_map if this one does without"
+    )
+  return settings
+
 
 def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
   """Reads the shape of an encoder from a folder's config.json.
 
   Raises:
-    UserError: no such file, or an architecture that is not known here.
+    UserError: no such file, an architecture that is not known here, or numbers
+      that no encoder has.
   """
   path = folder / "config.json"
   if not path.exists():
@@ -72,7 +112,7 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
       f"{folder} has no config.json: name a Hugging Face model folder, with "
       "config.json, model.safetensors and a tokenizer"
     )
-  config = read_json(path)
+  config = read_settings(path)
   model_type = config.get("model_type")
   if model_type not in _MODEL_TYPES:
     raise UserError(
@@ -81,31 +121,40 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
     )
   position = config.get("position_embedding_type", "absolute")
   activation = config.get("hidden_act", "gelu")
-  if position != "absolute" or activation not in encoder_lib.ACTIVATIONS:
+  if position != "absolute" or activation not in list(encoder_lib.ACTIVATIONS):
     raise UserError(
       f"{path}: position_embedding_type {position!r} with hidden_act "
       f"{activation!r} is not supported; use a model with absolute positions "
       f"and one of {', '.join(encoder_lib.ACTIVATIONS)}"
     )
-  try:
-    return encoder_lib.EncoderConfig(
-      model_type=model_type,
-      vocab_size=config["vocab_size"],
-      hidden_size=config["hidden_size"],
-      num_layers=config["num_hidden_layers"],
-      num_heads=config["num_attention_heads"],
-      intermediate_size=config["intermediate_size"],
-      max_positions=config["max_position_embeddings"],
-      type_vocab_size=config["type_vocab_size"],
-      layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-      activation=activation,
-      dropout=config.get("hidden_dropout_prob", 0.1),
-      attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-      initializer_range=config.get("initializer_range", 0.02),
-      pad_token_id=config.get("pad_token_id", 0 if model_type == "bert" else 1),
-    )
-  except KeyError as error:
-    raise UserError(f"{path} lacks {error}: fetch the folder again") from error
+
+  def check(name: str, value: Any, is_right: bool, wanted: str) -> None:
+    if not is_right:
+      raise UserError(f"{path}: {name} is {value!r:.80}, not {wanted}: {_MEND}")
+
+  fields = {}
+  for name, field in _SIZES.items():
+    fields[field] = value = config.get(name)
+    check(name, value, type(value) is int and value > 0, "a whole number above 0")
+  for name, (field, default) in _FRACTIONS.items():
+    fields[field] = value = config.get(name, default)
+    is_right = type(value) in (int, float) and 0 <= value < 1
+    check(name, value, is_right, "a number from 0 to below 1")
+  heads, pad = fields["num_heads"], config.get("pad_token_id")
+  is_right = fields["hidden_size"] % heads == 0
+  check("num_attention_heads", heads, is_right, "a divisor of hidden_size")
+  if pad is None:
+    pad = 0 if model_type == "bert" else 1
+  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
+  check("pad_token_id", pad, is_right, "a whole number below vocab_size")
+  encoder = encoder_lib.EncoderConfig(
+    model_type=model_type, activation=activation, pad_token_id=pad, **fields
+  )
+  is_right = encoder.max_tokens > 0
+  check(
+    "max_position_embeddings", encoder.max_positions, is_right, "above pad_token_id"
+  )
+  return encoder
 
 
 def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
@@ -145,8 +194,13 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   if single.exists():
     shards = [single]
   elif (folder / index).exists():
-    weight_map = read_json(folder / index).get("weight_map", {})
-    shards = [folder / name for name in sorted(set(weight_map.values()))]
+    weight_map = read_settings(folder / index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    # A name that leads elsewhere is not of the folder.
+    is_name = lambda n: n == pathlib.PurePath(n).name and n not in ("", "..")
+    if not all(type(name) is str and is_name(name) for name in names):
+      raise UserError(f"{folder / index} names no files of its folder: {_MEND}")
+    shards = [folder / name for name in sorted(set(names))]
   elif (folder / "pytorch_model.bin").exists():
     return torch_file.read_tensors(folder / "pytorch_model.bin")
   else:
@@ -158,10 +212,9 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   for shard in shards:
     try:
       tensors.update(safetensors.numpy.load_file(shard))
-    except (OSError, safetensors.SafetensorError) as error:
-      raise UserError(
-        f"cannot read {shard} ({error}): fetch the folder again"
-      ) from error
+    except Exception as error:  # Damaged, missing, of types that NumPy lacks, ...
+      reason = " ".join(str(error).split())[:200] or type(error).__name__
+      raise UserError(f"cannot read {shard} ({reason}): {_MEND}") from error
   return tensors
 
 
@@ -172,9 +225,19 @@ def _places(params: encoder_lib.Params):
     yield ".".join(names[:-1]), names[-1], leaf
 
 
-def _from_torch(name: str, tensor: np.ndarray) -> np.ndarray:
-  tensor = tensor.T if name == "kernel" else tensor
-  return np.ascontiguousarray(tensor, dtype=np.float32)
+def as_float32(tensor: np.ndarray) -> np.ndarray:
+  """A tensor of a checkpoint as an encoder takes it.
+
+  Raises:
+    ValueError: it holds no floats, or some that are not finite; says which.
+  """
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise ValueError(f"holds {tensor.dtype}, not floats")
+  with np.errstate(over="ignore"):
+    tensor = np.ascontiguousarray(tensor, dtype=np.float32)
+  if not np.isfinite(tensor).all():
+    raise ValueError("holds NaN or infinity")
+  return tensor
 
 
 def from_tensors(
@@ -190,8 +253,14 @@ def from_tensors(
     A nested dict of float32 numpy arrays; each layer's stacked on axis 0.
 
   Raises:
-    UserError: naming every missing, unknown or misshapen tensor.
+    UserError: naming the missing, unknown, misshapen or not finite tensors.
   """
+  if config.num_layers > len(tensors):
+    # Each has some: more is a damaged number, which may be of any size.
+    raise UserError(
+      f"the weights hold {len(tensors)} tensors, too few for the "
+      f"{config.num_layers} layers of their config.json: {_MEND}"
+    )
   left = {}
   for name, tensor in tensors.items():
     name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
@@ -211,10 +280,15 @@ def from_tensors(
       if key not in left:
         problems.append(f"{key} is missing")
         continue
-      part = _from_torch(leaf_name, left.pop(key))
+      part = left.pop(key)
+      part = part.T if leaf_name == "kernel" else part
       if part.shape != shape:
         problems.append(f"{key} has shape {part.shape}, not {shape}")
-      parts.append(part)
+        continue
+      try:
+        parts.append(as_float32(part))
+      except ValueError as error:
+        problems.append(f"{key} {error}")
     if problems:
       continue
     node = params
@@ -223,7 +297,11 @@ def from_tensors(
     node[leaf_name] = np.stack(parts) if stacked else parts[0]
   problems += [f"{key} is not known" for key in sorted(left)]
   if problems:
-    raise UserError("the weights do not fit their config.json: " + "; ".join(problems))
+    more = len(problems) - _MAX_PROBLEMS
+    problems = problems[:_MAX_PROBLEMS] + [f"and {more} more"] * (more > 0)
+    raise UserError(
+      f"the weights do not fit their config.json: {'; '.join(problems)}: {_MEND}"
+    )
   return params
 
 

@@ -10,7 +10,9 @@ import jax
 
 from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import files
 from dcse_jax import folder
+from dcse_jax import manifest
 from dcse_jax import sts
 from dcse_jax import synthetic
 from dcse_jax import tokenizer as tokenizer_lib
@@ -61,15 +63,13 @@ class Inputs:
   def _write_synthetic(self, rounds) -> None:
     """Makes up the text and the sets, and names them in every config."""
     config, data = self._config, self._workdir / "data"
-    data.joinpath("sts").mkdir(parents=True, exist_ok=True)
     sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
-    data.joinpath("corpus.txt").write_text("\n".join(sentences) + "\n")
+    files.write_text(data / "corpus.txt", "\n".join(sentences) + "\n")
     pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
     half = len(pairs) // 2
     for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
-      data.joinpath("sts", f"{name}.tsv").write_text(
-        "".join(f"{score}\t{a}\t{b}\n" for score, a, b in part)
-      )
+      lines = (f"{score}\t{a}\t{b}\n" for score, a, b in part)
+      files.write_text(data / "sts" / f"{name}.tsv", "".join(lines))
     config.sts = str(data / "sts")
     for each in (config, *rounds.values()):
       each.text = str(data / "corpus.txt")
@@ -91,8 +91,12 @@ class Inputs:
     if not source.startswith("tfds:"):
       path = str(pathlib.Path(source).expanduser())
     text = text_lib.read_text(path, columns)
-    empty = f", {text.empty_rows} empty left out" if text.empty_rows else ""
-    _log.info("%s: %d rows%s", source, len(text.columns[0]), empty)
+    about = f"{source}: {len(text.columns[0])} rows"
+    if text.empty_rows:
+      about += f", {text.empty_rows} empty left out"
+    if text.cut_rows:
+      about += f", {text.cut_rows} cut at {text_lib.MAX_CHARACTERS} characters"
+    _log.info("%s", about)
     return text
 
   def _load_start(self) -> folder.Model:
@@ -101,7 +105,6 @@ class Inputs:
       config.model,
       default_pooling=config.pooling,
       num_layers=config.num_layers or None,
-      revision=config.revision or None,
     )
     if model.head:
       _log.info("%s: its head is left out of training", config.model)
@@ -117,14 +120,14 @@ class Inputs:
     vocab_size = config.encoder.vocab_size
     key = tokens_lib.content_key(text.columns, "wordpiece", vocab_size)
     path = self._workdir / "cache" / f"tokenizer-{key}"
-    if not path.exists():
+    if not path.exists() or manifest.find_damage(path):
       trained = tokenizer_lib.train_wordpiece(
         [sentence for column in text.columns for sentence in column],
         vocab_size=vocab_size,
       )
-      beside = path.with_name(f".{path.name}.tmp")
-      trained.save_pretrained(beside)
-      beside.rename(path)
+      with files.whole(path) as beside:
+        trained.save_pretrained(beside)
+        manifest.write(beside)
     tokenizer = folder.load_tokenizer(path)
     shape = encoder_lib.EncoderConfig(
       model_type="bert",

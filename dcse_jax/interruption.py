@@ -9,6 +9,7 @@ import threading
 
 # Of a run that was told to stop and can be gone on with: sysexits' EX_TEMPFAIL.
 EXIT_STATUS = 75
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
@@ -21,34 +22,53 @@ class _State:
 
 
 def _handle(number: int, frame: object) -> None:
-  del frame
-  if _State.requested:
-    # Told twice: at once, whatever is half-written stands beside what is whole.
-    os._exit(EXIT_STATUS)
+  del number, frame
   _State.requested = True
-  print(
-    f"{signal.Signals(number).name}: saving, then leaving; once more leaves at once",
-    file=sys.stderr,
-    flush=True,
-  )
   if not _State.deferred:
     raise Interrupted
 
 
+def _listen(descriptor: int) -> None:
+  """Hears of signals at once, even while the main thread compiles for minutes."""
+  told = False
+  while numbers := os.read(descriptor, 1):
+    if numbers[0] not in _NUMBERS:
+      continue
+    if told:
+      # Whatever is half-written stands beside what is whole.
+      os._exit(EXIT_STATUS)
+    told = True
+    name = signal.Signals(numbers[0]).name
+    print(
+      f"{name}: saving, then leaving; once more leaves at once",
+      file=sys.stderr,
+      flush=True,
+    )
+  os.close(descriptor)
+
+
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-  """Turns SIGTERM and SIGINT into `Interrupted` while it lasts."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # Python lets the main thread alone handle signals.
-    return
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = [signal.signal(number, _handle) for number in numbers]
+  """Turns SIGTERM and SIGINT into `Interrupted` while it lasts.
+
+  It comes at once, or where it is `deferred` not at all; a second signal ends the
+  process.
+  """
   _State.requested = False
+  ours, theirs = os.pipe()
+  os.set_blocking(theirs, False)  # As Python asks for.
+  listener = threading.Thread(target=_listen, args=(ours,), daemon=True)
+  listener.start()
+  wakeup = signal.set_wakeup_fd(theirs)
+  before = [signal.signal(number, _handle) for number in _NUMBERS]
   try:
     yield
   finally:
-    for number, handler in zip(numbers, before):
+    for number, handler in zip(_NUMBERS, before):
       signal.signal(number, handler)
+    signal.set_wakeup_fd(wakeup)
+    os.close(theirs)
+    listener.join()
 
 
 @contextlib.contextmanager

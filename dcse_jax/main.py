@@ -21,6 +21,12 @@ _WORKDIR = flags.DEFINE_string(
   "Folder for all that the run writes; the same command "
   "goes on with an interrupted run.",
 )
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+  "accept_changes",
+  False,
+  "Goes on in a workdir that another config, text or model began; without it, such "
+  "a command is refused.",
+)
 
 
 def main() -> None:
@@ -29,8 +35,8 @@ def main() -> None:
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   if not pathlib.Path(path.partition(":")[0]).is_file():
     raise UserError(f"there is no config file {path}: see configs/")
-  rounds.run(_CONFIG.value, _WORKDIR.value)
+  rounds.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, goes_on=True)

@@ -51,6 +51,9 @@ def find_damage(folder: pathlib.Path) -> str | None:
     return f"{NAME} is not as it was written"
   for line in lines[:-1]:
     digest, _, name = line.rstrip("\n").partition("  ")
+    # What others wrote must not send us elsewhere.
+    if "\0" in name or pathlib.Path(name).is_absolute() or ".." in name.split("/"):
+      return f"{NAME} lists {name!r}, which is no file of the folder"
     try:
       if _digest(folder / name) != digest:
         return f"{name} is not as it was written"

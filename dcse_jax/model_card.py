@@ -16,7 +16,7 @@ _OBJECTIVES = {
   "distillation": ("contrastive self-training with distillation", "2310.13499"),
 }
 # Fields that say where a model came from; others are settings of the training.
-_ORIGIN = ("model", "revision", "text", "columns", "start", "teachers")
+_ORIGIN = ("model", "text", "columns", "start", "teachers")
 # What the objective of a round leaves unused, and what it shows elsewhere.
 _NOT_SHOWN = ("sts", "dev", "test", "rounds", "encoder", "log_every", "eval_every")
 _OF_DISTILLATION = (
@@ -159,7 +159,6 @@ def _training(training: Training) -> list[str]:
     "start": [_member(m) for m in config["start"]]
     or _public(config["model"])
     or "new parameters",
-    "revision": config["revision"],
     "teachers": [_member(m) for group in config["teachers"] for m in group],
   }
   parts.append(_table({k: v for k, v in origin.items() if v}, ("from", "")))
@@ -183,7 +182,8 @@ def _member(member: Any) -> str:
 
 def _public(name: str) -> str:
   """A hub id as it is; of a path the last part, the rest is nobody's business."""
-  is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+  hub_id = name.partition("@")[0]  # A revision may hold a slash.
+  is_path = name.startswith(("/", ".", "~")) or hub_id.count("/") > 1
   return pathlib.PurePath(name).name if is_path else name
 
 

@@ -20,18 +20,17 @@ class MtebEncoder:
   Texts are encoded as they are: no prompt is put before them, whatever the task.
 
   Args:
-    model: a model folder or hub id, or an encoder made from one.
+    model: a model folder or hub id, perhaps ID@REVISION, or an encoder made from one.
     name: under which MTEB keeps the results; of the form ORGANISATION/NAME, where
       a NAME alone means local/NAME. None takes it from the folder or id.
-    revision: of the hub's repository. None names the results by a digest of the
-      model, so that MTEB never takes those of an earlier model in the same folder
-      for this one's.
     batch_size: sentences in a compiled batch; None takes MTEB's, which
       `mteb.evaluate(..., encode_kwargs={"batch_size": 64})` sets.
 
   Attributes:
     encoder: the SentenceEncoder that computes the embeddings.
-    mteb_model_meta: what MTEB writes about the model beside its results.
+    mteb_model_meta: what MTEB writes about the model beside its results. The
+      revision, by which it tells them apart, is a digest of the model: MTEB never
+      takes those of an earlier model in the same folder for this one's.
 
   Raises:
     UserError: mteb is not installed, the model cannot be loaded, or has no name.
@@ -42,7 +41,6 @@ class MtebEncoder:
     model: str | SentenceEncoder,
     *,
     name: str | None = None,
-    revision: str | None = None,
     batch_size: int | None = None,
   ):
     try:
@@ -55,8 +53,9 @@ class MtebEncoder:
       self.encoder = model
     else:
       path = pathlib.Path(model).expanduser()
-      name = name or (path.resolve().name if path.is_dir() else str(model))
-      self.encoder = SentenceEncoder(str(model), revision=revision)
+      hub_id = str(model).partition("@")[0]
+      name = name or (path.resolve().name if path.is_dir() else hub_id)
+      self.encoder = SentenceEncoder(str(model))
     self._batch_size = batch_size
     model = self.encoder.model
     arrays = jax.tree.leaves(model.params)
@@ -66,7 +65,7 @@ class MtebEncoder:
     self.mteb_model_meta = ModelMeta(
       loader=None,
       name=name if "/" in name else f"local/{name}",
-      revision=revision or folder.identity(model),
+      revision=folder.identity(model),
       release_date=None,
       languages=None,
       n_parameters=numel,

@@ -10,16 +10,15 @@ import html
 import json
 import os
 import pathlib
-import shutil
 import statistics
 from typing import Any
 
 import numpy as np
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax import report_figures as figures
 from dcse_jax.errors import UserError
-from dcse_jax.files import read_json
 
 _POINTS = 60  # Of a curve at most; among more, noise hides the dashes.
 _CSS = """
@@ -59,9 +58,8 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
   workdir = pathlib.Path(workdir).expanduser().resolve()
   rounds = _read_rounds(workdir)
-  report, beside = workdir / "report", workdir / f".report.tmp-{os.getpid()}"
-  sections = [_results(rounds)]
-  try:
+  report, sections = workdir / "report", [_results(rounds)]
+  with files.whole(report) as beside:
     beside.mkdir()
     with matplotlib.rc_context(figures.RC):
       for name, (make, has_data) in figures.SECTIONS.items():
@@ -71,12 +69,6 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
           sections.append(_section(section, (beside / f"{name}.png").read_bytes()))
     page = _page(workdir.name, rounds, sections)
     (beside / "index.html").write_text(page, encoding="utf-8")
-    shutil.rmtree(report, ignore_errors=True)
-    beside.rename(report)
-  except OSError as error:
-    raise UserError(f"cannot write {report}: {error.strerror}") from error
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
   return report / "index.html"
 
 
@@ -113,7 +105,7 @@ def _read_rounds(workdir: pathlib.Path) -> list[figures.Round]:
 
 
 def _read_if_there(path: pathlib.Path) -> Any:
-  return read_json(path) if path.exists() else None
+  return files.read_json(path) if path.exists() else None
 
 
 def _read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -24,6 +25,8 @@ from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.files import write_json
+
+_log = logging.getLogger(__name__)
 
 
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
@@ -202,18 +205,33 @@ class Round:
       if not measures and len(teachers) > 1:
         spread = diagnostics.teacher_spread(embedded["train"])
         write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+      targets = {
+        split: diagnostics.average_similarities(embeddings, weights)
+        for split, embeddings in embedded.items()
+      }
+      if not measures:
+        self._warn_if_one_hot(targets["train"])
       measures[seed] = monitor.Distillation(
         self._start,
         probe,
-        {
-          split: diagnostics.average_similarities(embeddings, weights)
-          for split, embeddings in embedded.items()
-        },
+        targets,
         student_temperature=config.student_temperature,
         teacher_temperature=config.teacher_temperature,
         divergence=config.divergence,
       )
     return measures
+
+  def _warn_if_one_hot(self, targets: np.ndarray) -> None:
+    temperature = self._config.teacher_temperature
+    share = diagnostics.share_one_hot(targets, temperature)
+    if share > 0.5:
+      _log.warning(
+        "round %s: at teacher_temperature=%g one sentence has all the probability in "
+        "%.0f %% of rows, and the others teach nothing: raise it",
+        self._name,
+        temperature,
+        100 * share,
+      )
 
   def _prepare(self, teachers, cache_folder: pathlib.Path) -> teaching_lib.Teaching:
     config = self._config

@@ -6,6 +6,7 @@ command run again goes on where it was.
 """
 
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import logging
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from dcse_jax import compilation
@@ -21,10 +23,12 @@ from dcse_jax import folder
 from dcse_jax import inputs as inputs_lib
 from dcse_jax import round as round_lib
 from dcse_jax import sharding
+from dcse_jax import sts
 from dcse_jax import teacher_cache
 from dcse_jax import teaching
 from dcse_jax import trained
 from dcse_jax.errors import UserError
+from dcse_jax.files import locked
 from dcse_jax.files import make_folder
 from dcse_jax.files import read_json
 from dcse_jax.files import write_json
@@ -33,38 +37,67 @@ from dcse_jax.model_card import make_card
 _log = logging.getLogger(__name__)
 
 
-def run(config: config_lib.ConfigDict, workdir: str) -> list[dict[str, Any]]:
+# Fields without an influence on the models, or of which the content has it: see
+# `_content`.
+_IMMATERIAL = (
+  "log_every",
+  "max_skipped_steps",
+  "model",
+  "recipe",
+  "seeds",
+  "sts",
+  "teachers",
+  "text",
+)
+
+
+def run(
+  config: config_lib.ConfigDict, workdir: str, *, accept_changes: bool = False
+) -> list[dict[str, Any]]:
   """Runs the recipe, or what is left of it.
 
   Args:
     config: as `config.default` describes.
-    workdir: holds all that the run writes.
+    workdir: holds all that the run writes; of one run at a time.
+    accept_changes: goes on in a workdir whose rounds come from another config,
+      text, model, teachers or sets. What is finished stays as it is.
 
   Returns:
     A row a model in order of training: name, round, seed, dev, test; the last
     two mean Spearman in percent, None without such sets.
 
   Raises:
-    UserError: bad input, found before any training is compiled.
+    UserError: bad input, found before any training is compiled; another run in
+      the workdir; or something that cannot be read or written.
   """
   config_lib.check(config)
-  return Recipe(config, pathlib.Path(workdir)).run()
+  path = pathlib.Path(workdir)
+  make_folder(path)
+  # Hosts share the workdir; the first stands for all.
+  lock = locked(path) if jax.process_index() == 0 else contextlib.nullcontext()
+  with lock:
+    return Recipe(config, path, accept_changes=accept_changes).run()
 
 
 class Recipe:
   """One config in one workdir, with its inputs read and checked."""
 
-  def __init__(self, config: config_lib.ConfigDict, workdir: pathlib.Path):
+  def __init__(
+    self,
+    config: config_lib.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    accept_changes: bool = False,
+  ):
     self.config, self.workdir = config.copy_and_resolve_references(), workdir
     self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
     self.mesh = sharding.make_mesh()
-    make_folder(workdir)
     compilation.use_cache(workdir / "cache" / "compiled")
     # A recipe may grow or shrink: rounds that are there must only be the same.
     self._origins: dict[str, dict[str, Any]] = {}
     for name, round_config in self.rounds.items():
       self._origins[name] = self._origin(round_config)
-    self._check_workdir("config")
+    self._check_workdir("material", accept_changes)
     for name, round_config in self.rounds.items():
       if round_config.batch_size % self.mesh.size:
         raise UserError(
@@ -75,48 +108,77 @@ class Recipe:
     recipe = json.loads(self.config.to_json_best_effort())
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
     for name, round_config in self.rounds.items():
-      self._origins[name]["text or tokenizer"] = self.inputs.tokens(round_config).key
-    self._check_workdir("text or tokenizer")
+      self._origins[name]["content"] = self._content(round_config)
+    self._check_workdir("content", accept_changes)
     self._check_disk()
     # Not before the inputs are known to be good: a command that was refused
     # must not bind the workdir to its mistake.
     write_json(self.workdir / "config.json", {"config": recipe})
 
   def _origin(self, config: config_lib.ConfigDict) -> dict[str, Any]:
-    """What a round's models come from, but for their seeds, JSON."""
+    """What a round's models come from, but for their seeds, JSON.
+
+    `config` is for people, `material` decides whether another command would make
+    the same models.
+    """
     fields = json.loads(config.to_json_best_effort())
     fields["teachers"] = self._members(config)
+    material = {key: fields[key] for key in fields if key not in _IMMATERIAL}
     members = [
       m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)
     ]
     if config.start:
       fields["start"] = config_lib.members(self.rounds, config.start)
+      material["start"] = fields["start"]
       members += fields["start"]
     for parent, _ in members:
-      digest = hashlib.sha256(json.dumps(self._origins[parent]["config"]).encode())
-      fields[f"round {parent}"] = digest.hexdigest()
+      digest = hashlib.sha256(json.dumps(self._origins[parent]["material"]).encode())
+      material[f"round {parent}"] = digest.hexdigest()
     del fields["recipe"], fields["seeds"]
     # Tuples are lists when they come back from the file.
-    return {"config": json.loads(json.dumps(fields, sort_keys=True))}
+    return json.loads(
+      json.dumps({"config": fields, "material": material}, sort_keys=True)
+    )
 
-  def _check_workdir(self, part: str) -> None:
-    """Refuses a workdir where another config or text made a round."""
+  def _content(self, config: config_lib.ConfigDict) -> dict[str, Any]:
+    """Digests of what a round reads, so that it may lie elsewhere, JSON."""
+    members = itertools.chain(*self._members(config))
+    content = {
+      "text or tokenizer": self.inputs.tokens(config).key,
+      "model": folder.digest(self.inputs.start),
+      "teachers": [
+        folder.digest(self.inputs.outside(m)) if isinstance(m, str) else m
+        for m in members
+      ],
+      "sets": {
+        name: sts.digest(self.inputs.sets[name])
+        for name in (*config.dev, *config.test)
+        if name in self.inputs.sets
+      },
+    }
+    return json.loads(json.dumps(content))
+
+  def _check_workdir(self, part: str, accept_changes: bool) -> None:
+    """Refuses a workdir where something else made a round, or says so."""
     for name, origin in self._origins.items():
       path = self.workdir / name / "origin.json"
       if not path.exists():
         continue
       ours, theirs = origin[part], read_json(path)[part]
-      if ours == theirs:
+      changes = [
+        _change(field, theirs.get(field), ours.get(field))
+        for field in sorted(ours.keys() | theirs.keys())
+        if ours.get(field) != theirs.get(field)
+      ]
+      if not changes:
         continue
-      fields = ""
-      if part == "config":
-        names = ours.keys() | theirs.keys()
-        fields = sorted(f for f in names if ours.get(f) != theirs.get(f))
-        fields = f" (differing: {', '.join(fields)})"
-      raise UserError(
-        f"{path.parent} belongs to a run with another {part}{fields}: name "
-        "another --workdir or restore it"
-      )
+      what = f"{path.parent} comes from something else: {', '.join(changes)}"
+      if not accept_changes:
+        raise UserError(
+          f"{what}: name another --workdir, restore it, or go on with the change by "
+          "--accept_changes"
+        )
+      _log.warning("%s; going on with the change", what)
 
   def _check_disk(self) -> None:
     """Refuses teacher caches that the disk has no room for."""
@@ -231,6 +293,15 @@ class Recipe:
       self.workdir / "export",
       lambda path: path.joinpath("README.md").write_text(card, encoding="utf-8"),
     )
+
+
+def _change(field: str, before: Any, now: Any) -> str:
+  """One difference, for people; of digests and the like only its name."""
+  plain = (str, int, float, bool)
+  # Rounds, texts and models are known by digests.
+  if " " in field or not isinstance(before, plain) or not isinstance(now, plain):
+    return field if " " not in field else f"another {field}"
+  return f"{field} was {before!r} and is {now!r}"
 
 
 def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:

@@ -26,10 +26,12 @@ def read_embeddings(path: str) -> np.ndarray:
     UserError: no such file, or one that is not such an array.
   """
   try:
-    embeddings = np.load(pathlib.Path(path).expanduser(), mmap_mode="r")
-  except (OSError, ValueError) as error:
+    # Of the kinds that np.load reads this alone: no archive, no pickle.
+    embeddings = np.lib.format.open_memmap(pathlib.Path(path).expanduser(), mode="r")
+  except Exception as error:  # Damaged headers fail in many ways.
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(
-      f"cannot read {path} ({error}): name what dcse_jax.encode wrote"
+      f"cannot read {path} ({reason}): name what dcse_jax.encode wrote"
     ) from error
   if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
     raise UserError(
@@ -50,7 +52,6 @@ def define_flags() -> None:
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
-  flags.DEFINE_string("revision", None, "Of the hub's repository.")
 
 
 def main() -> None:
@@ -63,7 +64,6 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
-    revision=_FLAGS.revision,
   )
   encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
   asks = sys.stdin.isatty() and not _FLAGS.query

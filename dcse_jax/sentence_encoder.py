@@ -158,11 +158,10 @@ class SentenceEncoder:
 
   Args:
     name: a folder that this project, transformers or sentence-transformers
-      wrote, or a hub id.
+      wrote; or a hub id, perhaps ID@REVISION.
     pooling: in place of the folder's own; see `encoder.pool`.
     num_layers: keeps only the first so many layers.
     max_length: cuts sentences at so many tokens, in place of the folder's own.
-    revision: of the hub's repository.
 
   Attributes:
     model: the folder, as `folder.load` gives it.
@@ -178,14 +177,12 @@ class SentenceEncoder:
     pooling: str | None = None,
     num_layers: int | None = None,
     max_length: int | None = None,
-    revision: str | None = None,
   ):
     self.model = folder.load(
       str(name),
       pooling=pooling,
       num_layers=num_layers,
       max_length=max_length,
-      revision=revision,
     )
     self._params = jax.device_put(self.model.params)
     self._sentences: Sequence[str] = ()

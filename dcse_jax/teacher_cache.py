@@ -2,14 +2,16 @@
 
 A teacher's file holds one row a sentence in the order of example ids, in a folder
 named by what it was made from, so a changed teacher, tokenizer or text never
-meets an old cache. It is made beside, block by block; an interrupted run goes on
-with the blocks that are missing, and several hosts that share the folder divide
-the blocks among them.
+meets an old cache. It is made beside, block by block, each with its digest; an
+interrupted run goes on with the blocks that are missing, damaged ones are made
+anew, and several hosts that share the folder divide the blocks among them.
 """
 
 from collections.abc import Sequence
+import concurrent.futures
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -20,16 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from dcse_jax import files
 from dcse_jax import folder as folder_lib
 from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.errors import UserError
-from dcse_jax.files import write_json
 from dcse_jax.index import unit_length
 from dcse_jax.sentence_encoder import encode_tokens
 
+_log = logging.getLogger(__name__)
+
 # Part of every key: raise it when the layout or the arithmetic changes.
-_LAYOUT = 1
+_LAYOUT = 2
 _BLOCK_ROWS = 8192
 
 
@@ -119,17 +123,75 @@ def build_teacher_cache(
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
   shape = (len(tokens), model.config.hidden_size)
-  if not _agree(path.exists()):
+  intact = host == 0 and path.exists() and _is_intact(path, shape, dtype, name)
+  if not _agree(intact):
     beside = folder / f".{path.name}.tmp"
     if host == 0:
+      if path.exists():
+        path.rename(beside)
       _make_room(beside, shape, dtype, name)
     sharding.wait_for_hosts(f"teacher cache {path.name} has room")
-    _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
+    try:
+      _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
+    except OSError as error:
+      raise files.cannot_write(beside, error) from error
     sharding.wait_for_hosts(f"teacher cache {path.name}")
     if host == 0:
       beside.rename(path)
     sharding.wait_for_hosts(f"teacher cache {path.name} renamed")
   return np.memmap(path / "embeddings.bin", jnp.dtype(dtype), "r", shape=shape)
+
+
+def _blocks(rows: int) -> list[tuple[int, int]]:
+  """First row and end of each block."""
+  starts = range(0, rows, _BLOCK_ROWS)
+  return [(start, min(start + _BLOCK_ROWS, rows)) for start in starts]
+
+
+def _mark(path: pathlib.Path, start: int) -> pathlib.Path:
+  """The file that says what a block holds."""
+  return path / f"done-{start}.json"
+
+
+def _intact(
+  path: pathlib.Path, shape: tuple[int, int], dtype: str, blocks: list
+) -> list[bool]:
+  """Whether each block is there and as its mark says."""
+  row_bytes = cache_bytes(1, shape[1], dtype)
+
+  def is_intact(block) -> bool:
+    start, stop = block
+    try:
+      digest = json.loads(_mark(path, start).read_bytes())["sha256"]
+      with (path / "embeddings.bin").open("rb") as file:
+        file.seek(start * row_bytes)
+        content = file.read((stop - start) * row_bytes)
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
+    return hashlib.sha256(content).hexdigest() == digest
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(is_intact, blocks))
+
+
+def _is_intact(path: pathlib.Path, shape, dtype: str, name: str) -> bool:
+  """Whether a whole cache is as it was written; says so if not."""
+  blocks = _blocks(shape[0])
+  intact = _intact(path, shape, dtype, blocks)
+  if all(intact):
+    return True
+  start, stop = blocks[intact.index(False)]
+  _log.warning(
+    "teacher cache %s of %s is damaged in %d of %d blocks, first that of rows %d to "
+    "%d: embedding these anew",
+    path,
+    name,
+    len(blocks) - sum(intact),
+    len(blocks),
+    start,
+    stop - 1,
+  )
+  return False
 
 
 def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
@@ -157,14 +219,13 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
 def _write_blocks(
   beside, model, tokens, name, dtype, compute_dtype, host, num_hosts
 ) -> None:
-  """Computes this host's blocks that have no mark yet."""
+  """Computes this host's blocks that are not there yet, or are damaged."""
   rows = len(tokens)
   shape = (rows, model.config.hidden_size)
   file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
-  starts = range(0, rows, _BLOCK_ROWS)[host::num_hosts]
-  blocks = [(start, min(start + _BLOCK_ROWS, rows)) for start in starts]
-  mark = lambda start: beside / f"done-{start}.json"
-  missing = [block for block in blocks if not mark(block[0]).exists()]
+  blocks = _blocks(rows)[host::num_hosts]
+  intact = _intact(beside, shape, dtype, blocks)
+  missing = [block for block, is_intact in zip(blocks, intact) if not is_intact]
   size = lambda blocks: sum(stop - start for start, stop in blocks)
   mesh = sharding.make_mesh(jax.local_devices())
   params = jax.device_put(model.params, sharding.replicated(mesh))
@@ -189,8 +250,9 @@ def _write_blocks(
       # Of unit length: losses see cosines alone, and float16 cannot overflow.
       file[start:stop] = unit_length(embeddings)
       file.flush()
-      # The mark says that the block is whole, so it comes after it.
-      write_json(mark(start), {"rows": [start, stop]})
+      # The mark says what the block holds, so it comes after it.
+      digest = hashlib.sha256(file[start:stop].view(np.uint8)).hexdigest()
+      files.write_json(_mark(beside, start), {"sha256": digest})
       bar.update(stop - start)
 
 

@@ -98,7 +98,7 @@ def make_trainer(
   num_steps: int,
   log_every: int,
   eval_every: int,
-  max_skipped_steps: int = 0,
+  max_skipped_steps: int,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
   step = step_lib.make_train_step(loss_fn, tx, schedule)

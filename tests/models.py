@@ -8,6 +8,7 @@ import numpy as np
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import manifest
 from dcse_jax import synthetic
 from dcse_jax import tokenizer as tokenizer_lib
 
@@ -44,8 +45,9 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
 
 
 def write_tiny_folder(path, seed=0, **kwargs) -> str:
-  """Saves a tiny model; its path."""
+  """Saves a tiny model, without digests, as one from elsewhere; its path."""
   folder.save(tiny_model(seed, **kwargs), path)
+  (pathlib.Path(path) / manifest.NAME).unlink()
   return str(path)
 
 

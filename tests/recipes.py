@@ -1,12 +1,10 @@
 """The configs of this repository at a size for tests."""
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import processes
+from tests.processes import ROOT
+
 TINY = dict(
   vocab_size=200,
   hidden_size=16,
@@ -17,15 +15,9 @@ TINY = dict(
 )
 
 
-def run_cli(*arguments):
+def run_cli(*arguments, fresh=False):
   """Runs `python -m ARGUMENTS` as a user does, on one device."""
-  return subprocess.run(
-    [sys.executable, "-m", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env={**os.environ, "XLA_FLAGS": ""},
-  )
+  return processes.run(*arguments, fresh=fresh)
 
 
 def load_config(name, *variant):

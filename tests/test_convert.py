@@ -19,6 +19,7 @@ from dcse_jax import huggingface
 from dcse_jax import rounds
 from dcse_jax import trained
 from dcse_jax.errors import UserError
+from dcse_jax.model_card import make_card
 from tests import models
 from tests import recipes
 
@@ -95,6 +96,17 @@ def test_the_export_has_a_card_that_the_hub_understands(workdir):
   assert 'SentenceTransformer("student-3")' in card.text
 
 
+def test_a_card_says_at_what_revision_a_model_was_fetched(workdir):
+  model, training = trained.load(workdir / "base" / "1")
+  for source, shown in (
+    ("me/model@refs/pr/1", "me/model@refs/pr/1"),
+    ("/home/me/models/mine", "mine"),
+  ):
+    config = {**training.config, "model": source}
+    card = make_card(model, "x", dataclasses.replace(training, config=config))
+    assert f"| start | {shown} |" in card
+
+
 def test_a_checkpoint_under_way_is_a_model_too(workdir, tmp_path):
   # As it was before the model finished: no result.
   seed = tmp_path / "student" / "3"
@@ -133,7 +145,7 @@ def test_a_kept_head_is_the_projection_of_training(workdir, tmp_path):
 def write_simcse_checkpoint(path):
   """A tiny model as SimCSE's authors save theirs; its mlp's weight and bias."""
   model = models.tiny_model(pooling="cls")
-  folder.save(model, path)
+  models.write_tiny_folder(path, pooling="cls")
   for name in ("modules.json", "sentence_bert_config.json", "model.safetensors"):
     (path / name).unlink()
   tensors = {
@@ -203,18 +215,6 @@ def test_upload_makes_the_repository_and_says_what_went_wrong(tmp_path, monkeypa
   assert calls == [("me/model", True), ("me/model", tmp_path)]
   with pytest.raises(UserError, match="cannot upload to me/broken .no network."):
     convert.push(tmp_path, "me/broken")
-
-
-def test_only_an_exported_model_is_ever_replaced(tmp_path):
-  model = models.write_tiny_folder(tmp_path / "m")
-  (tmp_path / "other").mkdir()
-  convert.check_replaceable(tmp_path / "other")
-  convert.check_replaceable(tmp_path / "new")
-  convert.check_replaceable(pathlib.Path(model))
-  (tmp_path / "other" / "thesis.tex").write_text("years of work")
-  for path in (tmp_path / "other", tmp_path / "other" / "thesis.tex"):
-    with pytest.raises(UserError, match="name another --output"):
-      convert.check_replaceable(path)
 
 
 @pytest.mark.parametrize(

@@ -141,14 +141,14 @@ def test_results_are_kept_by_a_name_and_a_digest_of_the_model(tmp_path, mteb):
 def test_the_model_is_described_as_it_is(tmp_path, mteb):
   model = models.tiny_model()
   name = models.write_tiny_folder(tmp_path / "model")
-  meta = MtebEncoder(name, revision="v1").mteb_model_meta
+  meta = MtebEncoder(name).mteb_model_meta
   # By hand: 16 wide; word, position (64) and type (2) embeddings and their norm;
   # two layers of four 16 x 16 maps, a 16 x 32 and a 32 x 16, and two norms.
   words = model.config.vocab_size * 16
   layer = 4 * (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 2 * 32
   assert meta.n_embedding_parameters == words
   assert meta.n_parameters == words + (64 + 2) * 16 + 32 + 2 * layer
-  assert (meta.embed_dim, meta.max_tokens, meta.revision) == (16, 32, "v1")
+  assert (meta.embed_dim, meta.max_tokens) == (16, 32)
 
 
 def test_an_encoder_needs_a_name_and_no_other_precision_is_given(tmp_path, mteb):

@@ -99,7 +99,7 @@ def test_a_workdir_of_another_config_is_refused(quickstart):
   other = config.copy_and_resolve_references()
   with other.unlocked():
     other.temperature = 0.07
-  with pytest.raises(UserError, match="another config .differing: temperature"):
+  with pytest.raises(UserError, match="temperature was 0.2 and is 0.07"):
     rounds.run(other, str(workdir))
 
 
@@ -108,7 +108,7 @@ def test_a_text_that_changed_since_is_refused(files):
   rounds.run(config, str(files / "run"))
   with (files / "text.txt").open("a") as file:
     file.write("One sentence more.\n")
-  with pytest.raises(UserError, match="simcse belongs to a run with another text"):
+  with pytest.raises(UserError, match="simcse comes from something else: another text"):
     rounds.run(config, str(files / "run"))
 
 

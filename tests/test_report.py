@@ -249,7 +249,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path):
 
 def test_the_command_says_where_the_page_is(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
-  result = run_cli("dcse_jax.report", str(tmp_path))
+  result = run_cli("dcse_jax.report", str(tmp_path), fresh=True)
   assert result.returncode == 0, result.stderr
   assert result.stdout == f"report: {tmp_path / 'report' / 'index.html'}\n"
 

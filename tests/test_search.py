@@ -1,6 +1,7 @@
 """Encoding of streams and files, and search."""
 
 import gzip
+import os
 import subprocess
 import sys
 
@@ -155,8 +156,24 @@ class Interrupted(Exception):
   pass
 
 
-@pytest.mark.parametrize("change", ["nothing", "text", "normalize"])
-def test_an_interrupted_encoding_goes_on_only_with_the_same_command(
+def flip(path, place):
+  content = bytearray(path.read_bytes())
+  content[place] ^= 1
+  path.write_bytes(content)
+
+
+PARTIAL_DAMAGE = {
+  "header": lambda path: flip(path, 60),
+  "row": lambda path: flip(path, 128 + 4 * 16 * 20),  # Of the rows that are done.
+  "cut off": lambda path: os.truncate(path, 128 + 4 * 16 * 40),
+  "deleted": lambda path: path.unlink(),
+  "progress": lambda path: flip(path.with_name(f"{path.name}.json"), -6),
+  "progress lost": lambda path: path.with_name(f"{path.name}.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", ["nothing", "text", "normalize", *PARTIAL_DAMAGE])
+def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_files(
   encoder, tmp_path, monkeypatch, change
 ):
   lines = write_lines(tmp_path / "a.txt")
@@ -182,6 +199,8 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command(
   if change == "text":
     lines[0] = "Another."
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+  if change in PARTIAL_DAMAGE:
+    PARTIAL_DAMAGE[change](tmp_path / ".a.npy.part")
   normalize = True if change == "normalize" else None
   encode.encode_file(*arguments, normalize=normalize)
   again = [16, 2] if change == "nothing" else [16, 16, 16, 2]

@@ -399,7 +399,7 @@ def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
   shutil.rmtree(files / "run" / "base")
   with config.unlocked():
     config.rounds.base.temperature = 0.1
-  with pytest.raises(UserError, match="student belongs .*differing: round base"):
+  with pytest.raises(UserError, match="student comes from something else: another round base"):
     rounds.run(config, str(files / "run"))
 
 

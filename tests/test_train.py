@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ def make_trainer(
   packings=(),
   steps=6,
   batch=8,
+  max_skipped_steps=0,
 ):
   schedule = optimizer.make_schedule(
     learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
@@ -56,6 +58,7 @@ def make_trainer(
     num_steps=steps,
     log_every=2,
     eval_every=2,
+    max_skipped_steps=max_skipped_steps,
   )
 
 
@@ -459,11 +462,114 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
   assert list((tmp_path / "a" / "tensorboard").iterdir())
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(cache, tmp_path):
-  params = jax.tree.map(lambda x: np.full_like(x, np.nan), student_params())
-  with pytest.raises(UserError, match="test: at step 1 loss is nan"):
-    train_lib.train(
-      loop_trainer(),
-      [make_run(cache, tmp_path / "a", params=params)],
-      config={},
+def contrasting(dtype=jnp.float32):
+  return functools.partial(
+    train_step.sentence_loss,
+    config=STUDENT.config,
+    pooling="cls",
+    dtype=dtype,
+    contrast=CONTRAST,
+  )
+
+
+def spoiling(loss_fn, *, loss_rows=(), gradient_rows=()):
+  """A loss function that is not finite on batches that hold one of these rows."""
+
+  def spoiled(params, batch, *rest):
+    loss, parts = loss_fn(params, batch, *rest)
+    holds = lambda rows: jnp.isin(batch["example_id"], jnp.asarray(rows)).any()
+    loss = jnp.where(holds(loss_rows), jnp.inf, loss)
+    # The root of one, or of zero, where its derivative times zero is no number.
+    one = 1 + 0 * jnp.sum(jax.tree.leaves(params)[0])
+    return loss + jnp.sqrt(one - holds(gradient_rows)), parts
+
+  return spoiled
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_that_is_not_finite_changes_neither_parameters_nor_optimizer(dtype):
+  # Rows are numbered 0 to 7 in every batch: this one's example ids tell it apart.
+  loss_fn = spoiling(contrasting(dtype), loss_rows=[100], gradient_rows=[200])
+  trainer = make_trainer(loss_fn)
+  batch = models.random_batch(0)
+  states = [train_step.init_state(student_params(), trainer.tx, jax.random.key(2))]
+  for first in (0, 100, 200, 300):
+    ids = np.arange(first, first + 8, dtype=np.int32)
+    state, values = trainer.step_fn(
+      jax.tree.map(jnp.array, states[-1]), {**batch, "example_id": ids}, ()
     )
+    assert bool(values["is_finite"]) == (first in (0, 300))
+    states.append(jax.device_get(state))
+  kept = lambda state: (state.params, state.opt_state)
+  assert_bitwise(kept(states[1]), kept(states[2]))
+  assert_bitwise(kept(states[2]), kept(states[3]))
+  with pytest.raises(AssertionError):
+    assert_bitwise(kept(states[3]), kept(states[4]))
+  assert [int(state.step) for state in states] == [0, 1, 2, 3, 4]
+  assert [int(state.skipped) for state in states] == [0, 0, 1, 2, 2]
+  # Two warm-up steps: the second batch that counts, not the fourth, has half the rate.
+  assert float(values["learning_rate"]) == pytest.approx(0.5e-3, rel=1e-6)
+
+
+def test_skipped_batches_are_written_out_and_too_many_stop_the_run(cache, tmp_path):
+  batches = make_run(cache, tmp_path).batches
+  met = [next(batches)["example_id"].tolist() for _ in range(6)]
+  # The second and the third batch of six are spoiled by a row each.
+  loss_fn = spoiling(contrasting(), loss_rows=[met[1][0]], gradient_rows=[met[2][5]])
+  trainer = make_trainer(loss_fn, max_skipped_steps=2)
+  train_lib.train(trainer, [make_run(cache, tmp_path / "skips")], config={})
+  lines = models.read_jsonl(tmp_path / "skips" / "skipped.jsonl")
+  assert [line["step"] for line in lines] == [2, 3]
+  assert [line["example_ids"] for line in lines] == met[1:3]
+  assert lines[0]["sentences"] == [models.SENTENCES[row] for row in met[1]]
+  assert lines[0]["loss"] == "inf" and lines[1]["gradient_norm"] == "nan"
+  logged = models.read_jsonl(tmp_path / "skips" / "metrics.jsonl")
+  # Steps 2, 4 and 6 are logged; what is not finite is not.
+  assert ["train/loss" in line for line in logged] == [False, True, True]
+  assert [line["train/skipped_steps"] for line in logged] == [1, 2, 2]
+  trainer = dataclasses.replace(trainer, max_skipped_steps=1)
+  for _ in range(2):  # Once more from the checkpoint of step 2.
+    with pytest.raises(UserError, match="test: at step 3 gradient_norm is nan .*batch"):
+      train_lib.train(trainer, [make_run(cache, tmp_path / "stops")], config={})
+    lines = models.read_jsonl(tmp_path / "stops" / "skipped.jsonl")
+    assert [line["step"] for line in lines] == [2, 3]
+    steps = (tmp_path / "stops" / "checkpoints").iterdir()
+    assert [path.name for path in steps] == ["2"]
+
+
+@pytest.mark.parametrize("devices", [(8, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(cache, tmp_path, devices):
+  before, after = devices
+  loss_fn = contrasting()
+  trainers = {n: make_trainer(loss_fn, devices=n) for n in devices}
+
+  def train(name, n, evaluate):
+    train_lib.train(
+      trainers[n], [make_run(cache, tmp_path / name, evaluate=evaluate)], config={}
+    )
+    return models.read_jsonl(tmp_path / name / "metrics.jsonl")
+
+  whole = train("whole", before, lambda params: {})
+  with pytest.raises(Interrupted):
+    train("moved", before, scoring([0.0, 0.0], stop_at=2))
+  moved = train("moved", after, lambda params: {})
+  # Another batch or other dropout would change the loss by far more.
+  assert [line["step"] for line in moved] == [2, 4, 6]
+  for a, b in zip(whole, moved, strict=True):
+    assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+
+
+def test_hosts_may_become_more_or_fewer_between_two_batches(cache):
+  alone = make_run(cache, None).batches
+  for _ in range(3):
+    next(alone)
+  state = json.loads(json.dumps(alone.get_state()))
+  hosts = [
+    batches_lib.make_batches(cache, batch_size=8, seed=3, host=h, num_hosts=2)
+    for h in range(2)
+  ]
+  for host in hosts:
+    host.set_state(state)
+  for _ in range(60):  # Into the second epoch.
+    parts = [next(host)["example_id"] for host in hosts]
+    np.testing.assert_array_equal(np.concatenate(parts), next(alone)["example_id"])

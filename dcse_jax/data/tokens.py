@@ -1,7 +1,8 @@
 """The token cache: text tokenised once into memory-mapped files.
 
 A cache lives in a folder named by what it was made from (the sentences, the
-tokenizer, max_length), so a changed text or tokenizer never meets an old cache.
+tokenizer, max_length), so a changed text or tokenizer never meets an old cache. One
+whose digests do not hold is made anew.
 Sentences lie end to end in one flat file a column, with an offset for each.
 """
 
@@ -9,13 +10,17 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import json
-import os
+import logging
 import pathlib
-import shutil
 import sys
 
 import numpy as np
 import tqdm
+
+from dcse_jax import files
+from dcse_jax import manifest
+
+_log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the layout or the cleaning changes.
 _LAYOUT = 2
@@ -137,18 +142,15 @@ def build_token_cache(
   """
   key = content_key(columns, tokenizer_state, max_length, pad_token_id, keep_repeats)
   path = folder / f"tokens-{key}"
-  if not path.exists():
-    beside = folder / f".{path.name}.tmp-{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+  damage = manifest.find_damage(path) if path.exists() else None
+  if damage:
+    _log.warning("%s is damaged (%s): tokenising the text anew", path, damage)
+  if damage or not path.exists():
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
-    try:
-      beside.rename(path)
-    except OSError:
-      if not path.exists():
-        raise
-      shutil.rmtree(beside)  # Another run made the same cache meanwhile.
+    with files.whole(path) as beside:
+      beside.mkdir()
+      _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
+      manifest.write(beside)
   meta = json.loads((path / "meta.json").read_text())
   load = lambda name: tuple(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))

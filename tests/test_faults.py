@@ -1,0 +1,407 @@
+"""Runs that are killed, signalled, damaged or out of disk, as a user meets them.
+
+`pytest -m slow tests/test_faults.py` tries everything many more times.
+"""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dcse_jax import checkpoint
+from dcse_jax import interruption
+from dcse_jax import rounds
+from dcse_jax.errors import UserError
+from dcse_jax.files import locked
+from tests import models
+from tests import processes
+from tests import recipes
+
+# Pretraining, contrast and distillation: the quickstart's three rounds, tiny, long
+# enough for some batches to be packed and others not.
+STEPS = dict(num_train_steps=120, eval_every=20, log_every=5)
+ENCODER = dict(recipes.TINY, num_heads=2)
+VARIANTS = {
+  "teachers online, one model after the other": {},
+  "teachers cached, models together": dict(
+    teacher_cache="float16", parallel_seeds=True
+  ),
+}
+
+
+def command(workdir, variant="teachers online, one model after the other", **fields):
+  fields = dict(
+    synthetic_sentences=400,
+    synthetic_pairs=60,
+    batch_size=8,
+    max_length=16,
+    **{f"encoder.{key}": value for key, value in ENCODER.items()},
+    **STEPS,
+    **{
+      f"rounds.{name}.{key}": value
+      for name in ("pretrained", "distilled")
+      for key, value in STEPS.items()
+    },
+    **{"rounds.base.num_train_steps": 120},
+    **VARIANTS[variant],
+    **fields,
+  )
+  return [
+    *("dcse_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}"),
+    *(f"--config.{key}={value}" for key, value in fields.items()),
+  ]
+
+
+MODELS = ("pretrained/0", "base/1", "base/2", "distilled/3")
+
+
+def assert_same_run(ours, theirs):
+  """Two workdirs hold the same models bitwise, scores and lines of metrics."""
+  for name in (*(f"{model}/model" for model in MODELS), "export"):
+    a, b = (
+      safetensors.numpy.load_file(path / name / "model.safetensors")
+      for path in (ours, theirs)
+    )
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
+  for model in MODELS:
+    a, b = (
+      [
+        {key: value for key, value in row.items() if "per_second" not in key}
+        for row in models.read_jsonl(path / model / "metrics.jsonl")
+      ]
+      for path in (ours, theirs)
+    )
+    assert a == b
+  a, b = ((path / "results.json").read_text() for path in (ours, theirs))
+  assert a == b
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Uninterrupted runs, by variant."""
+
+  @functools.cache
+  def run(variant):
+    workdir = tmp_path_factory.mktemp("whole")
+    result = processes.run(*command(workdir, variant))
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+  return run
+
+
+def wait_for(process, condition):
+  """Until it holds or the process has ended; whether it holds."""
+  while not condition():
+    if process._link.poll():
+      return False
+    time.sleep(0.002)
+  return True
+
+
+# --- Kill -------------------------------------------------------------------------
+
+
+def kill_often(workdir, variant, times, rng):
+  """Starts the command, kills it, and so on; how often before it had finished."""
+  for kills in range(times):
+    with processes.start(*command(workdir, variant)) as process:
+      # Half of them while a checkpoint is written, the others at any moment.
+      if rng.random() < 0.5:
+        skip = rng.randrange(3)
+        saves = lambda: len(list(workdir.glob("*/*/checkpoints/*tmp*")))
+        for _ in range(skip):
+          wait_for(process, lambda: saves() > 0)
+          wait_for(process, lambda: saves() == 0)
+        wait_for(process, lambda: saves() > 0)
+      else:
+        deadline = time.monotonic() + rng.uniform(0, 8)
+        wait_for(process, lambda: time.monotonic() > deadline)
+      process.send_signal(signal.SIGKILL)
+      if process.wait() == 0:
+        return kills
+  return times
+
+
+def check_kills(whole, tmp_path, variant, times):
+  rng, left, n = random.Random(0), times, 0
+  while left > 0:
+    workdir = tmp_path / str(n)
+    # Never so often that no run would end by itself.
+    left -= max(kill_often(workdir, variant, min(left, 25), rng), 1)
+    n += 1
+    result = processes.run(*command(workdir, variant))
+    assert result.returncode == 0, result.stderr
+    assert_same_run(workdir, whole(variant))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_killed_again_and_again_ends_bitwise_as_one_that_was_not(
+  whole, tmp_path, variant
+):
+  check_kills(whole, tmp_path, variant, times=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_killed_fifty_times_ends_bitwise_as_one_that_was_not(
+  whole, tmp_path, variant
+):
+  check_kills(whole, tmp_path, variant, times=50)
+
+
+# --- Signals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signalled_run_saves_leaves_and_goes_on_bitwise(whole, tmp_path, number):
+  variant = "teachers online, one model after the other"
+  with processes.start(*command(tmp_path, variant)) as process:
+    assert wait_for(process, lambda: "base-1  25/120" in process.stdout())
+    process.send_signal(number)
+    assert process.wait() == interruption.EXIT_STATUS == 75
+  last = process.stderr().splitlines()[-1]
+  assert last == "interrupted: run the same command again to go on"
+  stopped = max(int(p.name) for p in (tmp_path / "base/1/checkpoints").iterdir())
+  # Evaluations save every 20 steps, the signal at whatever step it met.
+  assert stopped >= 25
+  result = processes.run(*command(tmp_path, variant))
+  assert f"base-1: going on from step {stopped}" in result.stdout, result.stderr
+  assert_same_run(tmp_path, whole(variant))
+
+
+def test_a_second_signal_leaves_at_once():
+  code = (
+    "import time; from dcse_jax import interruption\n"
+    "with interruption.handled(), interruption.deferred():\n"
+    "  print('ready', flush=True)\n"
+    "  time.sleep(600)\n"
+    "  time.sleep(600)\n"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=recipes.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    first = process.stderr.readline()
+    assert first.startswith("SIGTERM: saving, then leaving; once more leaves at once")
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 75
+
+
+# --- Two runs on one workdir --------------------------------------------------------
+
+
+def test_a_second_run_on_one_workdir_is_refused_while_the_first_lasts(tmp_path):
+  config = recipes.tiny(recipes.load_config("quickstart"))
+  with locked(tmp_path):
+    with pytest.raises(UserError, match="is in use by process .* name another"):
+      rounds.run(config, str(tmp_path))
+
+
+def test_a_dead_process_leaves_no_lock(tmp_path):
+  code = (
+    "import pathlib, sys, time; from dcse_jax.files import locked\n"
+    "with locked(pathlib.Path(sys.argv[1])):\n"
+    "  print('held', flush=True)\n"
+    "  time.sleep(600)\n"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code, str(tmp_path)],
+    cwd=recipes.ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {process.pid}"), locked(tmp_path):
+      pass
+    process.kill()
+    process.wait()
+  assert (tmp_path / ".lock").exists()
+  with locked(tmp_path):
+    pass
+
+
+# --- Damage -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+  """A run that was signalled when some checkpoints were there."""
+  workdir = tmp_path_factory.mktemp("interrupted")
+  with processes.start(*command(workdir)) as process:
+    wait_for(process, lambda: "base-1  65/120" in process.stdout())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75, process.stderr()
+  return workdir
+
+
+def flip(path, offset, bit=0):
+  content = bytearray(path.read_bytes())
+  content[offset] ^= 1 << bit
+  path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def damaged(path, damage):
+  """A file with damage, for a while."""
+  content = path.read_bytes()
+  damage(path)
+  try:
+    yield
+  finally:
+    path.write_bytes(content)
+
+
+def check_damage(folder, times):
+  """Flips bytes of the newest checkpoint, and truncates and deletes each file."""
+  rng = random.Random(1)
+  intact = checkpoint.Checkpoints(folder)
+  assert len(intact.steps) >= 2 and not intact.damage
+  newest, before = intact.steps[-1], intact.steps[-2]
+  paths = [p for p in (folder / str(newest)).rglob("*") if p.is_file()]
+  # One offset in all files together is as likely as another.
+  where = [(path, i) for path in paths for i in range(path.stat().st_size)]
+  faults = [
+    (path, functools.partial(flip, offset=offset, bit=rng.randrange(8)))
+    for path, offset in rng.sample(where, times)
+  ]
+  for path in paths:
+    faults.append((path, pathlib.Path.unlink))
+    size = path.stat().st_size
+    if size:
+      faults.append((path, functools.partial(os.truncate, length=rng.randrange(size))))
+  for path, fault in faults:
+    with damaged(path, fault):
+      seen = checkpoint.Checkpoints(folder)
+      name = str(path.relative_to(folder / str(newest)))
+      assert name in seen.damage[newest], (name, fault, seen.damage)
+      assert seen.steps[-1] == before
+
+
+def test_any_damage_to_a_checkpoint_is_found_and_named(interrupted):
+  check_damage(interrupted / "base/1/checkpoints", times=100)
+
+
+@pytest.mark.slow
+def test_any_of_a_thousand_damages_to_a_checkpoint_is_found_and_named(interrupted):
+  check_damage(interrupted / "base/1/checkpoints", times=1000)
+
+
+def test_a_run_goes_on_from_the_newest_intact_checkpoint(interrupted, whole, tmp_path):
+  workdir = shutil.copytree(interrupted, tmp_path / "run")
+  folder = workdir / "base/1/checkpoints"
+  before, newest = checkpoint.Checkpoints(folder).steps[-2:]
+  data = max((folder / str(newest)).rglob("*"), key=lambda p: p.stat().st_size)
+  flip(data, data.stat().st_size // 2)
+  result = processes.run(*command(workdir))
+  assert result.returncode == 0, result.stderr
+  assert f"base-1: checkpoint {newest} is damaged (" in result.stdout
+  assert f"is not as it was written); going on from step {before}" in result.stdout
+  assert_same_run(workdir, whole("teachers online, one model after the other"))
+
+
+def test_without_an_intact_checkpoint_a_run_says_so(interrupted, tmp_path):
+  workdir = shutil.copytree(interrupted, tmp_path / "run")
+  folder = workdir / "base/1/checkpoints"
+  for step in checkpoint.Checkpoints(folder).steps:
+    flip(next((folder / str(step)).glob("state/d/*")), 0)
+  for _ in range(2):
+    result = processes.run(*command(workdir))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "is damaged (state/d/" in line and f"remove {folder.parent} to" in line
+  shutil.rmtree(folder.parent)
+  assert processes.run(*command(workdir)).returncode == 0
+
+
+# --- Disk -------------------------------------------------------------------------
+
+
+def give_up_privileges():
+  """Makes root obey permissions; does nothing to anyone else."""
+  if os.geteuid() == 0:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) == 0
+
+
+def limit_files(size):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def assert_refused(result, *words):
+  """One line on stderr, and status 2."""
+  assert result.returncode == 2, (result.returncode, result.stderr)
+  (line,) = result.stderr.splitlines()
+  assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+def check_file_sizes(whole, tmp_path, sizes):
+  """A run that may write no larger files; then the same command without limit."""
+  for size in sizes:
+    workdir = tmp_path / str(size)
+    result = processes.run(
+      *command(workdir), preexec=functools.partial(limit_files, size)
+    )
+    assert_refused(result, "cannot write", "File too large")
+    result = processes.run(*command(workdir))
+    assert result.returncode == 0, result.stderr
+    assert_same_run(workdir, whole("teachers online, one model after the other"))
+
+
+def test_a_file_that_cannot_be_written_ends_a_run_that_then_goes_on(whole, tmp_path):
+  check_file_sizes(whole, tmp_path, [6_000])
+
+
+@pytest.mark.slow
+def test_files_of_any_size_that_cannot_be_written_end_a_run(whole, tmp_path):
+  check_file_sizes(whole, tmp_path, [0, 100, 1_000, 3_000, 9_000, 20_000, 40_000])
+
+
+def test_a_folder_without_permission_ends_a_run_that_then_goes_on(
+  interrupted, whole, tmp_path
+):
+  (tmp_path / "closed").mkdir(mode=0o555)
+  result = processes.run(
+    *command(tmp_path / "closed" / "run"), preexec=give_up_privileges
+  )
+  assert_refused(result, "cannot make the folder", "Permission denied")
+  workdir = shutil.copytree(interrupted, tmp_path / "run")
+  (workdir / "base/1/checkpoints").chmod(0o555)
+  result = processes.run(*command(workdir), preexec=give_up_privileges)
+  assert_refused(result, "cannot write", "base/1/checkpoints", "Permission denied")
+  (workdir / "base/1/checkpoints").chmod(0o755)
+  result = processes.run(*command(workdir))
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, whole("teachers online, one model after the other"))
+
+
+def test_a_folder_that_vanishes_ends_a_run(tmp_path):
+  with processes.start(*command(tmp_path / "run")) as process:
+    assert wait_for(process, lambda: "base-1  25/120" in process.stdout())
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "run").write_text("something else")
+    process.wait()
+  assert process.returncode == 2, process.stderr()
+  assert "cannot write" in process.stderr().splitlines()[-1]
+  # What was there is still there, and a run goes on from it.
+  assert checkpoint.Checkpoints(tmp_path / "moved/base/1/checkpoints").steps
