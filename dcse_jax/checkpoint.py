@@ -8,7 +8,6 @@ one whose digests hold is gone on from.
 from collections.abc import Iterator
 import contextlib
 import functools
-import logging
 import pathlib
 import shutil
 from typing import Any
@@ -23,8 +22,6 @@ from dcse_jax import manifest
 from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from dcse_jax.train_step import TrainState
-
-_log = logging.getLogger(__name__)
 
 # The metric that decides which checkpoint is best; larger is better.
 _SCORE = "score"
@@ -89,7 +86,6 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
-    _be_quiet()
     get_score = lambda metrics: metrics[_SCORE]
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
@@ -199,15 +195,6 @@ class Checkpoints:
           self._manager.close()
 
 
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return "orbax" not in record.pathname
-
-
-def _be_quiet() -> None:
-  # Orbax logs, a page long, what it raises as well.
-  logging.getLogger("absl").addFilter(_is_not_orbax)
-
-
 def _steps_in(folder: pathlib.Path) -> list[int]:
   if not folder.is_dir():
     return []
@@ -232,7 +219,6 @@ def _write_errors(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  _be_quiet()
   with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
     return reader.restore(folder / str(step) / "progress")
 

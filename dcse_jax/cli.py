@@ -6,6 +6,7 @@ import functools
 import logging
 import signal
 import sys
+import threading
 
 import absl.logging
 from absl import app
@@ -41,6 +42,15 @@ def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
 def _start_logging() -> None:
   # A run's own messages, bare, on stdout; of other libraries only warnings.
   absl.logging.set_verbosity(absl.logging.WARNING)
+  # What Orbax raises it also logs, and its threads print it, a page each.
+  absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
+  print_it = threading.excepthook
+
+  def excepthook(args):
+    if not type(args.thread).__module__.startswith("orbax"):
+      print_it(args)
+
+  threading.excepthook = excepthook
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("dcse_jax")

@@ -16,12 +16,25 @@ from dcse_jax import manifest
 from dcse_jax import sts
 from dcse_jax import synthetic
 from dcse_jax import tokenizer as tokenizer_lib
-from dcse_jax.data import batches as batches_lib
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+
+def _once(method):
+  """functools.cache of a method, but for as long as its object lives."""
+
+  @functools.wraps(method)
+  def call(self, *arguments):
+    known = self.__dict__.setdefault("_known", {})
+    key = (method.__name__, *arguments)
+    if key not in known:
+      known[key] = method(self, *arguments)
+    return known[key]
+
+  return call
 
 
 class Inputs:
@@ -83,7 +96,7 @@ class Inputs:
       raise UserError("config.dev is empty: name the set that chooses the best")
     return sts.read_sts(config.sts, (*config.dev, *config.test))
 
-  @functools.cache
+  @_once
   def _text(self, source: str, columns: tuple[str, ...]) -> text_lib.Text:
     if not source:
       raise UserError("give --config.text=FILE, the text to train on")
@@ -166,7 +179,7 @@ class Inputs:
         f"round {name}: focal_info_nce takes no hard negatives; name two "
         "columns, or use contrastive='info_nce'"
       )
-    rows = batches_lib.count_apart(tokens)
+    rows = tokens.max_batch_size
     if rows < round_config.batch_size:
       raise UserError(
         f"{round_config.text} holds {rows} distinct rows that can meet in a "
@@ -174,7 +187,7 @@ class Inputs:
         "text or smaller batches"
       )
 
-  @functools.cache
+  @_once
   def outside(self, name: str) -> folder.Model:
     """A teacher that no round trains: a folder or hub id."""
     model = folder.load(name, default_pooling=self._config.pooling)
@@ -237,7 +250,7 @@ class Inputs:
       round_config.text, tuple(round_config.columns), round_config.max_length
     )
 
-  @functools.cache
+  @_once
   def _tokens(self, source, columns, max_length):
     text = self._text(source, columns)
     cache = self._tokenize(text.columns, self.start, max_length)
@@ -247,7 +260,7 @@ class Inputs:
         source,
         cache.dropped,
       )
-    if twins := batches_lib.count_twins(cache):
+    if twins := cache.num_twins:
       _log.info(
         "%s: %d rows share a sentence with another; never in one batch",
         source,

@@ -14,8 +14,8 @@ import threading
 
 import jax
 
+from dcse_jax import metrics
 from dcse_jax import rounds
-from dcse_jax import train
 from tests import recipes
 
 EVERY = 500
@@ -44,7 +44,7 @@ def main(workdir):
     lambda name, *_, **__: programs.append(1) if "backend_compile" in name else None
   )
   found = {"programs": [], "mb": [], "device_mb": [], "after": []}
-  original = train.Metrics.write
+  original = metrics.Metrics.write
 
   def write(self, step, values):
     original(self, step, values)
@@ -53,7 +53,7 @@ def main(workdir):
       found["mb"].append(_resident_mb())
       found["device_mb"].append(sum(x.nbytes for x in jax.live_arrays()) / 1e6)
 
-  train.Metrics.write = write
+  metrics.Metrics.write = write
   for name, steps in (("first", 120), ("second", 2000), ("third", 120)):
     rounds.run(_config(steps), f"{workdir}/{name}")
     gc.collect()

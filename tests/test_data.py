@@ -153,7 +153,7 @@ def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(tmp_path):
   positives[3] = "29"
   cache = build(tmp_path, [anchors, positives])
   assert len(cache) == 40
-  assert batches_lib.count_twins(cache) == 40
+  assert cache.num_twins == 40
   iterator = make_batches(cache, 10)
   seen = set()
   for _ in range(60):
@@ -172,8 +172,8 @@ def test_a_corpus_of_nearly_nothing_but_twins_still_fills_whole_batches(
   anchors = ["10"] * 60 + numbered(8)[1:]
   positives = [f"{i} 2" for i in range(67)]
   cache = build(tmp_path, [anchors, positives])
-  assert batches_lib.count_twins(cache) == 60
-  assert batches_lib.count_apart(cache) == 8
+  assert cache.num_twins == 60
+  assert cache.max_batch_size == 8
   iterator = make_batches(cache, 8)
   for _ in range(20):
     sentences = cache.sentence_ids[next(iterator)["example_id"]].ravel().tolist()

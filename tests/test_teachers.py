@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import shutil
 import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +25,7 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
 from tests import models
+from tests import processes
 from tests.recipes import from_files
 
 TEACHERS = [
@@ -36,6 +33,10 @@ TEACHERS = [
   models.tiny_model(6, num_layers=2),
   models.tiny_model(7, num_layers=1),
 ]
+
+
+# In one program: to compile every operation by itself takes longer.
+encode = jax.jit(encoder_lib.encode, static_argnames=("config", "pooling"))
 
 
 def with_other_tokenizer(seed, **shape):
@@ -67,18 +68,24 @@ def cosines(model, sentences):
   return np.asarray(losses.cosine_similarity(embeddings, embeddings))
 
 
+def similarity(params, stacks, batch, dtype=jnp.float32):
+  """Of `teacher_similarity`, in one program."""
+  run = lambda params, batch: teachers_lib.teacher_similarity(
+    params, stacks, batch, dtype=dtype
+  )
+  return jax.jit(run)(params, batch)
+
+
 def test_averaged_teachers_equal_the_mean_of_each_alone():
   batch = models.random_batch(0)
   ids, mask = batch["input_ids"][:, 0], batch["attention_mask"][:, 0]
   expected = 0.0
   for teacher, weight in zip(TEACHERS, (0.5, 0.25, 0.25)):
-    embeddings = encoder_lib.encode(
-      teacher.params, teacher.config, ids, mask, pooling="mean"
-    )
+    embeddings = encode(teacher.params, teacher.config, ids, mask, pooling="mean")
     expected += weight * losses.cosine_similarity(embeddings, embeddings)
   stacks, params = teachers_lib.stack_teachers(TEACHERS, [2, 1, 1])
   assert [len(stack.weights) for stack in stacks] == [2, 1]
-  ours = teachers_lib.teacher_similarity(params, stacks, batch, dtype=jnp.float32)
+  ours = similarity(params, stacks, batch)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -88,7 +95,7 @@ def test_every_way_to_run_a_stack_gives_the_same_embeddings(form):
   (stack, _), (params, _) = teachers_lib.stack_teachers(TEACHERS, [1, 1, 1])
 
   def embed(teacher):
-    return encoder_lib.encode(
+    return encode(
       teacher,
       stack.config,
       batch["input_ids"][:, 0],
@@ -98,8 +105,8 @@ def test_every_way_to_run_a_stack_gives_the_same_embeddings(form):
 
   expected = np.stack([embed(TEACHERS[0].params), embed(TEACHERS[2].params)])
   for ours in (
-    teachers_lib.run_stack(embed, params, form),
-    teachers_lib.run_stack(embed, params),
+    jax.jit(lambda params: teachers_lib.run_stack(embed, params, form))(params),
+    jax.jit(lambda params: teachers_lib.run_stack(embed, params))(params),
   ):
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
@@ -111,7 +118,7 @@ def test_bfloat16_teachers_take_half_the_memory_and_agree():
   size = lambda params: sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert size(half[1]) == size(exact[1]) / 2
   a, b = (
-    teachers_lib.teacher_similarity(params, stacks, batch, dtype=dtype)
+    similarity(params, stacks, batch, dtype)
     for (stacks, params), dtype in ((exact, jnp.float32), (half, jnp.bfloat16))
   )
   np.testing.assert_allclose(a, b, atol=0.02)
@@ -159,9 +166,7 @@ def test_unlike_teachers_average_what_each_says_of_the_sentence_itself(tmp_path)
     batch = tokens.gather(rows)
     for source in taught.sources:
       batch |= source.gather(rows)
-    ours = teachers_lib.teacher_similarity(
-      taught.params, taught.stacks, batch, dtype=jnp.float32
-    )
+    ours = similarity(taught.params, taught.stacks, batch)
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
@@ -187,7 +192,7 @@ def test_the_cache_holds_unit_embeddings_by_example_id(tmp_path, dtype, toleranc
   rows = np.asarray([30, 2, 77])
   gathered = teacher_cache.TeacherEmbeddings([file]).gather(rows)["teacher_embeddings"]
   batch = tokens.gather(rows)
-  expected = encoder_lib.encode(
+  expected = encode(
     TEACHERS[0].params,
     TEACHERS[0].config,
     batch["input_ids"][:, 0],
@@ -238,62 +243,33 @@ def test_an_interrupted_cache_goes_on_with_the_missing_blocks(tmp_path, monkeypa
   np.testing.assert_array_equal(resumed, whole)
 
 
-HOST = """
-import sys
-import jax
-import numpy as np
-
-host, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"localhost:{port}", 2, host)
-
-import pathlib
-from dcse_jax import teacher_cache
-from tests import test_teachers
-
-teacher_cache._BLOCK_ROWS = 16
-blocks = []
-original = teacher_cache.encode_tokens
-teacher_cache.encode_tokens = lambda *a, **k: blocks.append(1) or original(*a, **k)
-file = test_teachers.cache_of(
-  pathlib.Path(path), host=jax.process_index(), num_hosts=jax.process_count()
-)
-np.save(pathlib.Path(path) / f"seen-{host}.npy", file)
-print("blocks", len(blocks))
-"""
-
-
 def test_hosts_divide_the_blocks_and_all_see_the_whole(tmp_path):
   whole = np.array(cache_of(tmp_path / "whole"))
   (tmp_path / "two").mkdir()
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", HOST, host, port, str(tmp_path / "two")],
-      cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, "XLA_FLAGS": ""},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+  hosts = [
+    processes.start("tests.cache_host", host, port, str(tmp_path / "two"))
     for host in ("0", "1")
   ]
-  outputs = [process.communicate(timeout=300) for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  with hosts[0], hosts[1]:
+    codes = [host.wait() for host in hosts]
+  assert codes == [0, 0], [host.stderr() for host in hosts]
   # Seven blocks of 16 rows or fewer: 0, 2, 4, 6 and 1, 3, 5.
-  assert [out.split()[-1] for out, _ in outputs] == ["4", "3"]
+  assert [host.stdout().split()[-1] for host in hosts] == ["4", "3"]
   for host in (0, 1):
     seen = np.load(tmp_path / f"two/seen-{host}.npy")
     np.testing.assert_allclose(seen, whole, atol=1e-6)
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_training(files, monkeypatch):
-  config = from_files(files, teacher_cache="float16")
+  # As below, where the same programs are needed.
+  config = from_files(files, teacher_cache="float32")
   config.rounds.base.seeds = (1, 2)
   config.rounds.student.seeds = (5, 6, 7)
-  # Two teachers, then three, 60 sentences, 16 dimensions, 2 bytes.
-  need = (2 + 3) * 60 * 16 * 2
+  # Two teachers, then three, 60 sentences, 16 dimensions, 4 bytes.
+  need = (2 + 3) * 60 * 16 * 4
   usage = shutil.disk_usage(files)
   set_free = lambda free: monkeypatch.setattr(
     shutil, "disk_usage", lambda path: usage._replace(free=free)
@@ -399,7 +375,9 @@ def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
   shutil.rmtree(files / "run" / "base")
   with config.unlocked():
     config.rounds.base.temperature = 0.1
-  with pytest.raises(UserError, match="student comes from something else: another round base"):
+  with pytest.raises(
+    UserError, match="student comes from something else: another round base"
+  ):
     rounds.run(config, str(files / "run"))
 
 

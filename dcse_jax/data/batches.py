@@ -6,7 +6,6 @@ gathered from the token cache.
 """
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 from typing import Protocol
 
@@ -69,37 +68,6 @@ class _Gather(grain.transforms.Map):
     return batch
 
 
-# Both are asked for by every round and seed, and take a pass over all rows.
-@functools.cache
-def count_twins(cache: TokenCache) -> int:
-  """Rows that share a sentence with another row."""
-  if cache.sentence_ids.shape[1] == 1:
-    return 0  # The cache holds each row once.
-  ids = np.sort(cache.sentence_ids, axis=1)
-  is_first = np.ones(ids.shape, bool)
-  is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-  row = np.nonzero(is_first)[0]
-  _, inverse, counts = np.unique(ids[is_first], return_inverse=True, return_counts=True)
-  return len(np.unique(row[counts[inverse] > 1]))
-
-
-@functools.cache
-def _rows_apart(cache: TokenCache) -> np.ndarray:
-  """Rows no two of which share a sentence, as many as one pass finds."""
-  met: set[int] = set()
-  apart = []
-  for row, ids in enumerate(cache.sentence_ids.tolist()):
-    if met.isdisjoint(ids):
-      met.update(ids)
-      apart.append(row)
-  return np.asarray(apart)
-
-
-def count_apart(cache: TokenCache) -> int:
-  """How large a batch the corpus can fill without a shared sentence."""
-  return len(_rows_apart(cache)) if count_twins(cache) else len(cache)
-
-
 def make_batches(
   cache: TokenCache,
   *,
@@ -113,7 +81,7 @@ def make_batches(
   """An endless iterator of training batches, a new shuffle each epoch.
 
   Args:
-    cache: the tokenised corpus; `count_apart` of it is batch_size or more.
+    cache: the tokenised corpus; `max_batch_size` of it is batch_size or more.
     batch_size: of the global batch, a multiple of num_hosts.
     seed: of the order.
     others: what else goes into a batch, by the example ids of the cache.
@@ -129,9 +97,8 @@ def make_batches(
   """
   order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
   order = order.batch(batch_size, drop_remainder=True)
-  if count_twins(cache):
-    apart = _rows_apart(cache)
-    order = order.random_map(_KeepTwinsApart(cache.sentence_ids, apart))
+  if cache.num_twins:
+    order = order.random_map(_KeepTwinsApart(cache.sentence_ids, cache.rows_apart))
   batches = order.repeat().map(_Gather(cache, others, groups, host, num_hosts))
   # Two threads keep ahead of any step; the work is one gather a batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -8,6 +8,7 @@ Sentences lie end to end in one flat file a column, with an offset for each.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -55,6 +56,37 @@ class TokenCache:
 
   def __len__(self) -> int:
     return len(self.sentence_ids)
+
+  # Each takes a pass over all rows, and every round and seed asks.
+  @functools.cached_property
+  def num_twins(self) -> int:
+    """Rows that share a sentence with another row."""
+    if self.sentence_ids.shape[1] == 1:
+      return 0  # Each row is here once.
+    ids = np.sort(self.sentence_ids, axis=1)
+    is_first = np.ones(ids.shape, bool)
+    is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    row = np.nonzero(is_first)[0]
+    _, inverse, counts = np.unique(
+      ids[is_first], return_inverse=True, return_counts=True
+    )
+    return len(np.unique(row[counts[inverse] > 1]))
+
+  @functools.cached_property
+  def rows_apart(self) -> np.ndarray:
+    """Rows no two of which share a sentence, as many as one pass finds."""
+    met: set[int] = set()
+    apart = []
+    for row, ids in enumerate(self.sentence_ids.tolist()):
+      if met.isdisjoint(ids):
+        met.update(ids)
+        apart.append(row)
+    return np.asarray(apart)
+
+  @property
+  def max_batch_size(self) -> int:
+    """How large a batch the rows can fill without a shared sentence."""
+    return len(self.rows_apart) if self.num_twins else len(self)
 
   def num_tokens(self, rows: np.ndarray) -> np.ndarray:
     """How many tokens rows [B] have in all columns together, [B]."""
