@@ -296,11 +296,11 @@ class Recipe:
 
 
 def _change(field: str, before: Any, now: Any) -> str:
-  """One difference, for people; of digests and the like only its name."""
+  """One difference, for people; of digests only what they are of."""
   plain = (str, int, float, bool)
-  # Rounds, texts and models are known by digests.
-  if " " in field or not isinstance(before, plain) or not isinstance(now, plain):
-    return field if " " not in field else f"another {field}"
+  is_digest = field in ("model", "text or tokenizer") or field.startswith("round ")
+  if is_digest or not isinstance(before, plain) or not isinstance(now, plain):
+    return f"another {field}"
   return f"{field} was {before!r} and is {now!r}"
 
 

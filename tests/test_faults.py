@@ -24,6 +24,8 @@ import safetensors.numpy
 from dcse_jax import checkpoint
 from dcse_jax import interruption
 from dcse_jax import rounds
+from dcse_jax import teacher_cache
+from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 from dcse_jax.files import locked
 from tests import models
@@ -117,10 +119,10 @@ def wait_for(process, condition):
 # --- Kill -------------------------------------------------------------------------
 
 
-def kill_often(workdir, variant, times, rng):
+def kill_often(workdir, variant, times, rng, env):
   """Starts the command, kills it, and so on; how often before it had finished."""
   for kills in range(times):
-    with processes.start(*command(workdir, variant)) as process:
+    with processes.start(*command(workdir, variant), env=env) as process:
       # Half of them while a checkpoint is written, the others at any moment.
       if rng.random() < 0.5:
         skip = rng.randrange(3)
@@ -140,14 +142,18 @@ def kill_often(workdir, variant, times, rng):
 
 def check_kills(whole, tmp_path, variant, times):
   rng, left, n = random.Random(0), times, 0
+  expected = whole(variant)
+  # Compiled programs of their own: JAX, too, can be killed as it writes.
+  name = "JAX_COMPILATION_CACHE_DIR"
+  env = {name: str(shutil.copytree(os.environ[name], tmp_path / "compiled"))}
   while left > 0:
     workdir = tmp_path / str(n)
     # Never so often that no run would end by itself.
-    left -= max(kill_often(workdir, variant, min(left, 25), rng), 1)
+    left -= max(kill_often(workdir, variant, min(left, 25), rng, env), 1)
     n += 1
-    result = processes.run(*command(workdir, variant))
+    result = processes.run(*command(workdir, variant), env=env)
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, whole(variant))
+    assert_same_run(workdir, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -335,6 +341,95 @@ def test_without_an_intact_checkpoint_a_run_says_so(interrupted, tmp_path):
     )
   shutil.rmtree(folder.parent)
   assert processes.run(*command(workdir)).returncode == 0
+
+
+@pytest.fixture
+def token_cache(tmp_path):
+  """Opens, or makes, a token cache whose content can be read off."""
+
+  def build():
+    return tokens_lib.build_token_cache(
+      tmp_path / "tokens",
+      [[str(i) for i in range(10, 60)]],
+      tokenize=lambda sentences: [[2, int(s), 3] for s in sentences],
+      tokenizer_state="",
+      max_length=3,
+      pad_token_id=0,
+      vocab_size=100,
+    )
+
+  return build
+
+
+def faults_of(path, rng, flips):
+  """Changes of a file that may happen to it."""
+  size = path.stat().st_size
+  yield pathlib.Path.unlink
+  yield functools.partial(os.truncate, length=rng.randrange(size))
+  for _ in range(flips):
+    yield functools.partial(flip, offset=rng.randrange(size), bit=rng.randrange(8))
+
+
+def test_a_damaged_token_cache_is_made_anew(token_cache, tmp_path, caplog):
+  rng, rows = random.Random(0), np.arange(50)
+  expected = [[[2, i, 3]] for i in range(10, 60)]
+  token_cache()
+  (folder,) = (tmp_path / "tokens").glob("tokens-*")
+  for path in sorted(folder.iterdir()):
+    for fault in list(faults_of(path, rng, flips=10)):
+      caplog.clear()
+      fault(path)
+      assert token_cache().gather(rows)["input_ids"].tolist() == expected
+      (said,) = caplog.messages
+      assert path.name in said and "tokenising the text anew" in said
+
+
+def test_damaged_blocks_of_a_teacher_cache_are_made_anew(
+  token_cache, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(teacher_cache, "_BLOCK_ROWS", 20)
+  model, tokens, rows = models.tiny_model(num_layers=1), token_cache(), []
+  encode = teacher_cache.encode_tokens
+  monkeypatch.setattr(
+    teacher_cache,
+    "encode_tokens",
+    lambda params, config, token_ids, **kwargs: (
+      rows.append(len(token_ids)) or encode(params, config, token_ids, **kwargs)
+    ),
+  )
+
+  def build():
+    return np.array(
+      teacher_cache.build_teacher_cache(
+        tmp_path, model, tokens, name="t", dtype="float16"
+      )
+    )
+
+  expected = build()
+  (folder,) = tmp_path.glob("teacher-*")
+  file, rng = folder / "embeddings.bin", random.Random(0)
+  # A byte of the second block of three; then either file lost or cut short.
+  flip_second = functools.partial(flip, offset=25 * 16 * 2)
+  faults = [(file, flip_second), (folder / "done-20.json", pathlib.Path.unlink)]
+  faults += [(p, f) for p in list(folder.iterdir()) for f in faults_of(p, rng, 3)]
+  for path, fault in faults:
+    rows.clear()
+    caplog.clear()
+    fault(path)
+    np.testing.assert_array_equal(build(), expected)
+    assert "is damaged in" in caplog.text and rows
+    if fault is flip_second or path.name == "done-20.json":
+      assert rows == [20]
+
+
+def test_a_damaged_tokenizer_cache_is_made_anew(tmp_path):
+  config = recipes.tiny(recipes.load_config("quickstart"))
+  config.synthetic_sentences, config.synthetic_pairs = 200, 60
+  make = lambda: rounds.Recipe(config, tmp_path).inputs.start.tokenizer.get_vocab()
+  expected = make()
+  (folder,) = (tmp_path / "cache").glob("tokenizer-*")
+  flip(folder / "tokenizer.json", 2000)
+  assert make() == expected
 
 
 # --- Disk -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole recipes through the real loop, and every way that bad input ends."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -109,6 +110,52 @@ def test_a_text_that_changed_since_is_refused(files):
   with (files / "text.txt").open("a") as file:
     file.write("One sentence more.\n")
   with pytest.raises(UserError, match="simcse comes from something else: another text"):
+    rounds.run(config, str(files / "run"))
+
+
+def test_a_change_that_is_accepted_leaves_what_is_finished_and_trains_the_rest(
+  files, caplog, monkeypatch
+):
+  config = from_files(files, "simcse")
+  monkeypatch.setattr(logging.getLogger("dcse_jax"), "propagate", True)
+  config.rounds.simcse.seeds = (1,)
+  rounds.run(config, str(files / "run"))
+  before = (files / "run/simcse/1/model/model.safetensors").read_bytes()
+  config.rounds.simcse.seeds = (1, 2)
+  config.temperature = 0.1
+  with pytest.raises(
+    UserError, match="temperature was 0.05 and is 0.1.*accept_changes"
+  ):
+    rounds.run(config, str(files / "run"))
+  trained = rounds.run(config, str(files / "run"), accept_changes=True)
+  assert [model["seed"] for model in trained] == [1, 2]
+  assert "temperature was 0.05 and is 0.1; going on with the change" in caplog.text
+  assert (files / "run/simcse/1/model/model.safetensors").read_bytes() == before
+  # What was accepted is what the round comes from now.
+  assert rounds.run(config, str(files / "run")) == trained
+
+
+def test_what_has_no_influence_on_a_model_may_change(files):
+  config = from_files(files, "simcse")
+  trained = rounds.run(config, str(files / "run"))
+  for name in ("text.txt", "model", "sts"):
+    (files / name).rename(files / f"moved-{name}")
+  config.text = str(files / "moved-text.txt")
+  config.model = str(files / "moved-model")
+  config.sts = str(files / "moved-sts")
+  config.log_every, config.max_skipped_steps = 7, 3
+  assert rounds.run(config, str(files / "run")) == trained
+
+
+@pytest.mark.parametrize("what", ["model", "sets"])
+def test_other_weights_or_sets_of_the_same_name_are_refused(files, what):
+  config = from_files(files, "simcse")
+  rounds.run(config, str(files / "run"))
+  if what == "model":
+    models.write_tiny_folder(files / "model", seed=9, num_layers=1)
+  else:
+    models.write_sts(files / "sts", "STSB-dev", num_pairs=50)
+  with pytest.raises(UserError, match=f"comes from something else: another {what}"):
     rounds.run(config, str(files / "run"))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import socket
 
@@ -249,8 +250,9 @@ def test_hosts_divide_the_blocks_and_all_see_the_whole(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
+  env = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
   hosts = [
-    processes.start("tests.cache_host", host, port, str(tmp_path / "two"))
+    processes.start("tests.cache_host", host, port, str(tmp_path / "two"), env=env)
     for host in ("0", "1")
   ]
   with hosts[0], hosts[1]:
@@ -365,6 +367,31 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   expected = folder.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
   assert [ids.tolist() for ids in theirs.sentences(0, 40)] == expected
   recipe.run()
+
+
+def test_a_teacher_temperature_that_leaves_one_sentence_is_warned_of_once(
+  files, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("dcse_jax"), "propagate", True)
+  models.write_tiny_folder(files / "t", seed=3, num_layers=1)
+  config = from_files(files, recipe=("student",))
+  config.rounds.student.teachers = (str(files / "t"),)
+  config.rounds.student.seeds = (1, 2)
+  # Any two cosines differ by more than sixteen times as much.
+  config.teacher_temperature = 1e-7
+  rounds.run(config, str(files / "run"))
+  said = [m for m in caplog.messages if "teacher_temperature=1e-07" in m]
+  assert len(said) == 1 and "raise it" in said[0]
+
+
+def test_a_row_is_one_hot_when_the_others_vanish_beside_the_largest():
+  # Of three others the largest is 0.1 above the next. At 0.1 / t = 20 the others
+  # have 2e-9, which float32 cannot tell from nothing; at 10 they have 5e-5.
+  row = [0.5, 0.4, 0.3]
+  cosines = np.ones((1, 4, 4), np.float32)
+  cosines[0][~np.eye(4, dtype=bool)] = np.tile(row, 4)
+  assert diagnostics.share_one_hot(cosines, 0.1 / 20) == 1.0
+  assert diagnostics.share_one_hot(cosines, 0.1 / 10) == 0.0
 
 
 def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
