@@ -8,7 +8,9 @@ one whose digests hold is gone on from.
 from collections.abc import Iterator
 import contextlib
 import functools
+import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -214,8 +216,15 @@ def _write_errors(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax, TensorStore and the system each have theirs.
-    reason = error if isinstance(error, OSError) else " ".join(str(error).split())[:300]
-    raise files.cannot_write(folder, reason) from error
+    raise files.cannot_write(folder, _reason(error)) from error
+
+
+def _reason(error: Exception) -> OSError | str:
+  if isinstance(error, OSError):
+    return error
+  # TensorStore's texts are long, and end with the system's own number.
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
 
 
 def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:

@@ -42,21 +42,33 @@ def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
 def _start_logging() -> None:
   # A run's own messages, bare, on stdout; of other libraries only warnings.
   absl.logging.set_verbosity(absl.logging.WARNING)
-  # What Orbax raises it also logs, and its threads print it, a page each.
-  absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
-  print_it = threading.excepthook
-
-  def excepthook(args):
-    if not type(args.thread).__module__.startswith("orbax"):
-      print_it(args)
-
-  threading.excepthook = excepthook
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(message)s"))
   logger = logging.getLogger("dcse_jax")
   logger.handlers[:] = [handler]
   logger.propagate = False
   logger.setLevel(logging.INFO)
+
+
+def _hush_writers() -> None:
+  """Keeps a page of tracebacks from standing before the one line of a failed save.
+
+  What Orbax raises it logs as well, its threads print it, and TensorStore's threads
+  and futures say that nobody waits for them any more.
+  """
+  absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  of_threads, of_all = threading.excepthook, sys.excepthook
+
+  def thread_hook(args):
+    if not type(args.thread).__module__.startswith("orbax"):
+      of_threads(args)
+
+  def hook(kind, error, traceback):
+    if str(error) != "Event loop is closed":
+      of_all(kind, error, traceback)
+
+  threading.excepthook, sys.excepthook = thread_hook, hook
 
 
 def run(
@@ -77,6 +89,7 @@ def run(
 
   def start(argv):
     _start_logging()
+    _hush_writers()
     memory.keep_freed_memory()
     with interruption.handled() if goes_on else contextlib.nullcontext():
       main(*argv[1:])

@@ -60,11 +60,15 @@ def handled() -> Iterator[None]:
   listener = threading.Thread(target=_listen, args=(ours,), daemon=True)
   listener.start()
   wakeup = signal.set_wakeup_fd(theirs)
-  before = [signal.signal(number, _handle) for number in _NUMBERS]
+  # What is ignored stays so: a shell does that for what it runs in the background.
+  before = {n: signal.getsignal(n) for n in _NUMBERS}
+  before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+  for number in before:
+    signal.signal(number, _handle)
   try:
     yield
   finally:
-    for number, handler in zip(_NUMBERS, before):
+    for number, handler in before.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(wakeup)
     os.close(theirs)

@@ -472,7 +472,29 @@ def test_a_file_that_cannot_be_written_ends_a_run_that_then_goes_on(whole, tmp_p
 
 @pytest.mark.slow
 def test_files_of_any_size_that_cannot_be_written_end_a_run(whole, tmp_path):
-  check_file_sizes(whole, tmp_path, [0, 100, 1_000, 3_000, 9_000, 20_000, 40_000])
+  check_file_sizes(whole, tmp_path, [500, 1_000, 3_000, 20_000, 40_000])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("megabytes", [0.1, 0.3, 0.6, 1, 1.5, 2])
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
+  whole, tmp_path, megabytes
+):
+  size = f"size={int(megabytes * 1e6)}"
+  mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(tmp_path)]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip("only root may mount a small disk")
+  try:
+    workdir = tmp_path / "run"
+    result = processes.run(*command(workdir))
+    assert_refused(result.returncode, result.stderr, "No space left on device")
+    room = ["mount", "-o", "remount,size=100m", str(tmp_path)]
+    subprocess.run(room, check=True)
+    result = processes.run(*command(workdir))
+    assert result.returncode == 0, result.stderr
+    assert_same_run(workdir, whole("teachers online, one model after the other"))
+  finally:
+    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_folder_without_permission_ends_a_run_that_then_goes_on(
