@@ -58,17 +58,17 @@ def _hush_writers() -> None:
   """
   absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  of_threads, of_all = threading.excepthook, sys.excepthook
+  of_threads, of_others = threading.excepthook, sys.unraisablehook
 
   def thread_hook(args):
     if not type(args.thread).__module__.startswith("orbax"):
       of_threads(args)
 
-  def hook(kind, error, traceback):
-    if str(error) != "Event loop is closed":
-      of_all(kind, error, traceback)
+  def other_hook(args):
+    if str(args.exc_value) != "Event loop is closed":
+      of_others(args)
 
-  threading.excepthook, sys.excepthook = thread_hook, hook
+  threading.excepthook, sys.unraisablehook = thread_hook, other_hook
 
 
 def run(

@@ -449,8 +449,8 @@ def limit_files(size):
 def assert_refused(returncode, stderr, *words):
   """One line on stderr, and status 2."""
   assert returncode == 2, stderr
-  (line,) = stderr.splitlines()
-  assert line.startswith("error: ") and all(word in line for word in words), line
+  assert stderr.count("\n") == 1 and stderr.startswith("error: "), stderr
+  assert all(word in stderr for word in words), stderr
 
 
 def check_file_sizes(whole, tmp_path, sizes):
