@@ -36,7 +36,6 @@ _OLD_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
 # Of a tokenizer that cannot tokenise, most fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
 
-
 # A token is a few characters, and of a word too long for any only one.
 _CHARACTERS_A_TOKEN, _LEAST_CUT = 64, 10_000
 # The tokenizer holds all tokens of a call, also those that it then cuts.

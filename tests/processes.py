@@ -118,7 +118,9 @@ def start(
       a lambda will not do, but `functools.partial(resource.setrlimit, ...)` will.
     fresh: a new Python that imports all by itself, not a fork.
   """
-  environment = {**os.environ, "XLA_FLAGS": "", **(env or {})}
+  # What is compiled for a test runs a few times: it need not be fast.
+  flags = "--xla_backend_optimization_level=0"
+  environment = {**os.environ, "XLA_FLAGS": flags, **(env or {})}
   # Of pytest, other in every test.
   environment.pop("PYTEST_CURRENT_TEST", None)
   # XLA reads its flags when a device starts, everything else when it is imported.

@@ -250,9 +250,8 @@ def test_hosts_divide_the_blocks_and_all_see_the_whole(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = str(free.getsockname()[1])
-  env = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
   hosts = [
-    processes.start("tests.cache_host", host, port, str(tmp_path / "two"), env=env)
+    processes.start("tests.cache_host", host, port, str(tmp_path / "two"))
     for host in ("0", "1")
   ]
   with hosts[0], hosts[1]:
