@@ -78,6 +78,15 @@ def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise cannot_write(path, error) from error
 
 
+@contextlib.contextmanager
+def foreign_errors() -> Iterator[None]:
+  """Turns what safetensors and tokenizers raise while they write into OSError."""
+  try:
+    yield
+  except Exception as error:
+    raise OSError(str(error)) from error
+
+
 def _remove(path: pathlib.Path) -> None:
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)

@@ -2,8 +2,7 @@
 sentence-transformers read and write them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -557,15 +556,6 @@ def _module_files(model: Model) -> dict[str, Any]:
   return contents
 
 
-@contextlib.contextmanager
-def _written_by_rust() -> Iterator[None]:
-  """Turns the errors of safetensors and tokenizers into those of the system."""
-  try:
-    yield
-  except Exception as error:
-    raise OSError(str(error)) from error
-
-
 def _write_files(model: Model, folder: pathlib.Path) -> None:
   """Writes a model's tokenizer and settings, and its weights if it has any."""
   folder.mkdir()
@@ -573,7 +563,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
   model.tokenizer.backend_tokenizer.no_truncation()
   model.tokenizer.backend_tokenizer.no_padding()
   model.tokenizer.model_max_length = model.max_length
-  with _written_by_rust():
+  with files.foreign_errors():
     model.tokenizer.save_pretrained(folder)
   for name, content in _module_files(model).items():
     (folder / name).parent.mkdir(exist_ok=True)
@@ -590,7 +580,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     tensors[path.name] = {"linear.weight": kernel, "linear.bias": model.head.bias}
   for name, content in tensors.items():
     metadata = {"format": "pt"}  # transformers refuses a file without it.
-    with _written_by_rust():
+    with files.foreign_errors():
       safetensors.numpy.save_file(
         content, folder / name / "model.safetensors", metadata=metadata
       )

@@ -139,7 +139,8 @@ class Inputs:
         vocab_size=vocab_size,
       )
       with files.whole(path) as beside:
-        trained.save_pretrained(beside)
+        with files.foreign_errors():
+          trained.save_pretrained(beside)
         manifest.write(beside)
     tokenizer = folder.load_tokenizer(path)
     shape = encoder_lib.EncoderConfig(

@@ -126,11 +126,8 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
   student = without_dropout(models.tiny_model(1))
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS[:1], [1])
   batch = models.random_batch(3, columns=columns)
-  loss, parts = train_step.sentence_loss(
-    {"encoder": student.params},
-    batch,
-    jax.random.key(0),
-    teacher_params,
+  loss_fn = functools.partial(
+    train_step.sentence_loss,
     config=student.config,
     pooling="mean",
     dtype=jnp.float32,
@@ -138,9 +135,13 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
     stacks=stacks,
     distill_weight=0.7,
   )
+  # In one program: to compile every operation by itself takes longer.
+  loss, parts = jax.jit(loss_fn)(
+    {"encoder": student.params}, batch, jax.random.key(0), teacher_params
+  )
 
   def embed(model, column):
-    return encoder_lib.encode(
+    return jax.jit(encoder_lib.encode, static_argnames=("config", "pooling"))(
       model.params,
       model.config,
       batch["input_ids"][:, column],
@@ -173,11 +174,10 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32():
   loss_fn = functools.partial(loss_fn, dtype=jnp.bfloat16, shuffle=None)
   exact = functools.partial(distilling()[0], shuffle=None)
   arguments = (models.random_batch(0), jax.random.key(0), teacher_params)
-  value = lambda fn: jax.jit(jax.value_and_grad(fn, has_aux=True))(
+  (rough, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
     student_params(), *arguments
   )
-  (rough, _), grads = value(loss_fn)
-  (fine, _), _ = value(exact)
+  fine, _ = jax.jit(exact)(student_params(), *arguments)
   assert rough.dtype == jnp.float32
   assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
   np.testing.assert_allclose(rough, fine, rtol=0.05)
@@ -235,24 +235,31 @@ def language_model(monkeypatch, batch, rng):
   original = encoder_lib.states_at
 
   def spy(params, config, input_ids, *args, **kwargs):
-    shown["input_ids"] = np.asarray(input_ids)
+    shown["input_ids"] = input_ids
     return original(params, config, input_ids, *args, **kwargs)
 
   monkeypatch.setattr(encoder_lib, "states_at", spy)
   params = train_step.init_language_model_params(
     model.params, model.config, jax.random.key(0)
   )
-  loss, parts = train_step.language_model_loss(
-    params,
-    jax.tree.map(jnp.asarray, batch),
-    rng,
-    (),
-    config=model.config,
-    dtype=jnp.float32,
-    mask_token_id=4,
-    special_token_ids=(0, 1, 2, 3, 4),
-  )
-  return shown["input_ids"], loss, parts
+
+  # In one program: to compile every operation by itself takes longer.
+  @jax.jit
+  def run(params, batch, rng):
+    loss, parts = train_step.language_model_loss(
+      params,
+      batch,
+      rng,
+      (),
+      config=model.config,
+      dtype=jnp.float32,
+      mask_token_id=4,
+      special_token_ids=(0, 1, 2, 3, 4),
+    )
+    return shown["input_ids"], loss, parts
+
+  shown_ids, loss, parts = run(params, batch, rng)
+  return np.asarray(shown_ids), loss, parts
 
 
 def test_pretraining_masks_15_percent_of_words_and_no_special_token(monkeypatch):
