@@ -173,18 +173,25 @@ class Checkpoints:
       The state and the progress, as saved.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or of another model.
     """
     self.wait()
     _check(self._folder, step)
     target = _as_dict(like)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target),
-        progress=ocp.args.JsonRestore(),
-      ),
-    )
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(target),
+          progress=ocp.args.JsonRestore(),
+        ),
+      )
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError(
+        f"checkpoint {self._folder / str(step)} is of a model of another shape: "
+        f"restore the config, or remove {self._folder.parent} and train that model "
+        "anew"
+      ) from error
     return TrainState(**restored["state"]), restored["progress"]
 
   def close(self) -> None:

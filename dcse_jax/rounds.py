@@ -164,7 +164,7 @@ class Recipe:
       path = self.workdir / name / "origin.json"
       if not path.exists():
         continue
-      ours, theirs = origin[part], read_json(path)[part]
+      ours, theirs = origin[part], read_json(path).get(part, {})
       changes = [
         _change(field, theirs.get(field), ours.get(field))
         for field in sorted(ours.keys() | theirs.keys())

@@ -183,7 +183,8 @@ def train(
       states = [state for state, _ in restored]
       for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
         run.batches.set_state(progress["data"])
-        best[i] = (progress["best_score"], progress["best_step"])
+        if progress["best_score"] > -math.inf:
+          best[i] = (progress["best_score"], progress["best_step"])
         _log.info("%s: going on from step %d", run.name, step)
     # A copy, since the first step donates it and runs share what they start from.
     state = sharding.put_everywhere(
@@ -236,7 +237,7 @@ def train(
         progress = dict(
           data=run.batches.get_state(),
           best_score=best[i][0],
-          # Before any evaluation none is needed but itself.
+          # Before any evaluation no other is needed.
           best_step=best[i][1] or step,
           config=config,
         )

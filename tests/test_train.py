@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import interruption
 from dcse_jax import losses
 from dcse_jax import optimizer
 from dcse_jax import sharding
@@ -382,6 +383,34 @@ def test_an_interrupted_run_ends_bitwise_as_the_uninterrupted(cache, tmp_path, s
       for line in models.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     ]
     assert lines == expected
+
+
+def test_a_run_stopped_after_every_step_ends_bitwise_as_one_that_was_not(
+  cache, tmp_path, monkeypatch
+):
+  # Three stops come before the first evaluation, at step 4.
+  trainer = dataclasses.replace(loop_trainer(), eval_every=4)
+  whole = train_lib.train(trainer, [make_run(cache, tmp_path / "whole")], config={})
+  monkeypatch.setattr(interruption, "requested", lambda: True)
+  for _ in range(5):
+    with pytest.raises(interruption.Interrupted):
+      train_lib.train(trainer, [make_run(cache, tmp_path / "cut")], config={})
+  ours = train_lib.train(trainer, [make_run(cache, tmp_path / "cut")], config={})
+  assert_bitwise(jax.device_get(ours), jax.device_get(whole))
+  logs = [models.read_jsonl(tmp_path / n / "metrics.jsonl") for n in ("whole", "cut")]
+  assert [line["step"] for line in logs[0]] == [2, 4, 6]
+  for a, b in zip(*logs, strict=True):
+    del a["train/sentences_per_second"], b["train/sentences_per_second"]
+    assert a == b
+
+
+def test_a_checkpoint_of_another_shape_is_refused(cache, tmp_path):
+  trainer = dataclasses.replace(loop_trainer(), num_steps=2)
+  train_lib.train(trainer, [make_run(cache, tmp_path)], config={})
+  params = student_params()
+  params["projection"]["dense"]["kernel"] = np.ones((16, 8), np.float32)
+  with pytest.raises(UserError, match="of another shape: restore the config"):
+    train_lib.train(trainer, [make_run(cache, tmp_path, params=params)], config={})
 
 
 def train_together(cache, folder, seeds, evaluate=lambda params: {}):
