@@ -178,20 +178,22 @@ class Checkpoints:
     self.wait()
     _check(self._folder, step)
     target = _as_dict(like)
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target),
-          progress=ocp.args.JsonRestore(),
-        ),
-      )
-    except (KeyError, TypeError, ValueError) as error:
+    with contextlib.closing(ocp.StandardCheckpointer()) as reader:
+      saved = _saved_shapes(reader, self._folder / str(step))
+    shapes = lambda tree: sorted(leaf.shape for leaf in jax.tree.leaves(tree))
+    if shapes(saved) != shapes(target):
       raise UserError(
         f"checkpoint {self._folder / str(step)} is of a model of another shape: "
         f"restore the config, or remove {self._folder.parent} and train that model "
         "anew"
-      ) from error
+      )
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target),
+        progress=ocp.args.JsonRestore(),
+      ),
+    )
     return TrainState(**restored["state"]), restored["progress"]
 
   def close(self) -> None:
@@ -239,6 +241,10 @@ def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
     return reader.restore(folder / str(step) / "progress")
 
 
+def _saved_shapes(reader: ocp.StandardCheckpointer, path: pathlib.Path) -> Any:
+  return reader.metadata(path / "state").item_metadata.tree
+
+
 def read_params(
   folder: pathlib.Path, step: int | None = None
 ) -> tuple[Any, dict[str, Any]]:
@@ -265,14 +271,13 @@ def read_params(
     there = f"those there are: {', '.join(map(str, steps))}" if steps else "none yet"
     raise UserError(f"{folder} has no checkpoint of step {step}; {there}")
   _check(folder, step)
-  path = folder / str(step) / "state"
   with contextlib.closing(ocp.StandardCheckpointer()) as reader:
     # Without a layout of our own Orbax asks for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-      reader.metadata(path).item_metadata.tree,
+      _saved_shapes(reader, folder / str(step)),
     )
-    state = reader.restore(path, like)
+    state = reader.restore(folder / str(step) / "state", like)
   progress = _read_progress(folder, step)
   return jax.device_get(state["params"]), {**progress, "step": step}

@@ -34,17 +34,16 @@ from tests import recipes
 
 # Pretraining, contrast and distillation: the quickstart's three rounds, tiny, long
 # enough for some batches to be packed and others not.
-STEPS = dict(num_train_steps=120, eval_every=20, log_every=5)
+STEPS = dict(num_train_steps=100, eval_every=20, log_every=10)
 ENCODER = dict(recipes.TINY, num_heads=2)
+ONLINE, CACHED = "online teachers", "cached teachers, models together"
 VARIANTS = {
-  "teachers online, one model after the other": {},
-  "teachers cached, models together": dict(
-    teacher_cache="float16", parallel_seeds=True
-  ),
+  ONLINE: {},
+  CACHED: dict(teacher_cache="float16", parallel_seeds=True),
 }
 
 
-def command(workdir, variant="teachers online, one model after the other", **fields):
+def command(workdir, variant=ONLINE, **fields):
   fields = dict(
     synthetic_sentences=400,
     synthetic_pairs=60,
@@ -57,7 +56,7 @@ def command(workdir, variant="teachers online, one model after the other", **fie
       for name in ("pretrained", "distilled")
       for key, value in STEPS.items()
     },
-    **{"rounds.base.num_train_steps": 120},
+    **{"rounds.base.num_train_steps": STEPS["num_train_steps"]},
     **VARIANTS[variant],
     **fields,
   )
@@ -156,11 +155,8 @@ def check_kills(whole, tmp_path, variant, times):
     assert_same_run(workdir, expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_killed_again_and_again_ends_bitwise_as_one_that_was_not(
-  whole, tmp_path, variant
-):
-  check_kills(whole, tmp_path, variant, times=4)
+def test_a_run_killed_again_and_again_ends_bitwise_as_one_that_was_not(whole, tmp_path):
+  check_kills(whole, tmp_path, CACHED, times=3)
 
 
 @pytest.mark.slow
@@ -174,21 +170,29 @@ def test_a_run_killed_fifty_times_ends_bitwise_as_one_that_was_not(
 # --- Signals ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signalled_run_saves_leaves_and_goes_on_bitwise(whole, tmp_path, number):
-  variant = "teachers online, one model after the other"
-  with processes.start(*command(tmp_path, variant)) as process:
-    assert wait_for(process, lambda: "base-1  25/120" in process.stdout())
-    process.send_signal(number)
-    assert process.wait() == interruption.EXIT_STATUS == 75
-  last = process.stderr().splitlines()[-1]
-  assert last == "interrupted: run the same command again to go on"
-  stopped = max(int(p.name) for p in (tmp_path / "base/1/checkpoints").iterdir())
-  # Evaluations save every 20 steps, the signal at whatever step it met.
-  assert stopped >= 25
-  result = processes.run(*command(tmp_path, variant))
-  assert f"base-1: going on from step {stopped}" in result.stdout, result.stderr
-  assert_same_run(tmp_path, whole(variant))
+def test_a_signalled_run_saves_leaves_and_goes_on_bitwise(whole, tmp_path):
+  stopped = 0
+  for number, model, line in (
+    (signal.SIGTERM, "base-1", "base-1  30/100"),
+    (signal.SIGINT, "distilled", "distilled  50/100"),
+  ):
+    with processes.start(*command(tmp_path)) as process:
+      assert wait_for(process, lambda: line in process.stdout())
+      process.send_signal(number)
+      assert process.wait() == interruption.EXIT_STATUS == 75
+    if stopped:
+      assert f"base-1: going on from step {stopped}" in process.stdout()
+    last = process.stderr().splitlines()[-1]
+    assert last == "interrupted: run the same command again to go on"
+    folder = tmp_path / model.replace("-", "/") / "checkpoints"
+    if model == "base-1":
+      # Evaluations save every 20 steps, the signal at whatever step it met.
+      stopped = max(int(p.name) for p in folder.iterdir())
+      assert stopped >= 30
+  result = processes.run(*command(tmp_path))
+  assert result.returncode == 0, result.stderr
+  assert "distilled: going on from step" in result.stdout
+  assert_same_run(tmp_path, whole(ONLINE))
 
 
 def test_a_second_signal_leaves_at_once():
@@ -255,7 +259,7 @@ def interrupted(tmp_path_factory):
   """A run that was signalled when some checkpoints were there."""
   workdir = tmp_path_factory.mktemp("interrupted")
   with processes.start(*command(workdir)) as process:
-    wait_for(process, lambda: "base-1  65/120" in process.stdout())
+    wait_for(process, lambda: "base-1  70/100" in process.stdout())
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75, process.stderr()
   return workdir
@@ -323,7 +327,7 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(interrupted, whole, tmp
   assert result.returncode == 0, result.stderr
   assert f"base-1: checkpoint {newest} is damaged (" in result.stdout
   assert f"is not as it was written); going on from step {before}" in result.stdout
-  assert_same_run(workdir, whole("teachers online, one model after the other"))
+  assert_same_run(workdir, whole(ONLINE))
 
 
 def test_without_an_intact_checkpoint_a_run_says_so(interrupted, tmp_path):
@@ -339,8 +343,6 @@ def test_without_an_intact_checkpoint_a_run_says_so(interrupted, tmp_path):
       "is damaged (state/d/",
       f"remove {folder.parent} to",
     )
-  shutil.rmtree(folder.parent)
-  assert processes.run(*command(workdir)).returncode == 0
 
 
 @pytest.fixture
@@ -463,7 +465,7 @@ def check_file_sizes(whole, tmp_path, sizes):
     assert_refused(result.returncode, result.stderr, "cannot write", "File too large")
     result = processes.run(*command(workdir))
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, whole("teachers online, one model after the other"))
+    assert_same_run(workdir, whole(ONLINE))
 
 
 def test_a_file_that_cannot_be_written_ends_a_run_that_then_goes_on(whole, tmp_path):
@@ -492,14 +494,12 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     subprocess.run(room, check=True)
     result = processes.run(*command(workdir))
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, whole("teachers online, one model after the other"))
+    assert_same_run(workdir, whole(ONLINE))
   finally:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_folder_without_permission_ends_a_run_that_then_goes_on(
-  interrupted, whole, tmp_path
-):
+def test_a_folder_without_permission_ends_a_run(interrupted, tmp_path):
   (tmp_path / "closed").mkdir(mode=0o555)
   result = processes.run(
     *command(tmp_path / "closed" / "run"), preexec=give_up_privileges
@@ -517,15 +517,13 @@ def test_a_folder_without_permission_ends_a_run_that_then_goes_on(
     "base/1/checkpoints",
     "Permission denied",
   )
-  (workdir / "base/1/checkpoints").chmod(0o755)
-  result = processes.run(*command(workdir))
-  assert result.returncode == 0, result.stderr
-  assert_same_run(workdir, whole("teachers online, one model after the other"))
+  saved = checkpoint.Checkpoints(workdir / "base/1/checkpoints")
+  assert len(saved.steps) >= 2 and not saved.damage
 
 
 def test_a_folder_that_vanishes_ends_a_run(tmp_path):
   with processes.start(*command(tmp_path / "run")) as process:
-    assert wait_for(process, lambda: "base-1  25/120" in process.stdout())
+    assert wait_for(process, lambda: "base-1  30/100" in process.stdout())
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "run").write_text("something else")
     process.wait()
