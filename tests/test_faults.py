@@ -43,7 +43,7 @@ VARIANTS = {
 }
 
 
-def command(workdir, variant=ONLINE, **fields):
+def command(workdir, variant=CACHED, **fields):
   fields = dict(
     synthetic_sentences=400,
     synthetic_pairs=60,
@@ -131,7 +131,7 @@ def kill_often(workdir, variant, times, rng, env):
           wait_for(process, lambda: saves() == 0)
         wait_for(process, lambda: saves() > 0)
       else:
-        deadline = time.monotonic() + rng.uniform(0, 8)
+        deadline = time.monotonic() + rng.uniform(0, 6)
         wait_for(process, lambda: time.monotonic() > deadline)
       process.send_signal(signal.SIGKILL)
       if process.wait() == 0:
@@ -192,7 +192,7 @@ def test_a_signalled_run_saves_leaves_and_goes_on_bitwise(whole, tmp_path):
   result = processes.run(*command(tmp_path))
   assert result.returncode == 0, result.stderr
   assert "distilled: going on from step" in result.stdout
-  assert_same_run(tmp_path, whole(ONLINE))
+  assert_same_run(tmp_path, whole(CACHED))
 
 
 def test_a_second_signal_leaves_at_once():
@@ -327,7 +327,7 @@ def test_a_run_goes_on_from_the_newest_intact_checkpoint(interrupted, whole, tmp
   assert result.returncode == 0, result.stderr
   assert f"base-1: checkpoint {newest} is damaged (" in result.stdout
   assert f"is not as it was written); going on from step {before}" in result.stdout
-  assert_same_run(workdir, whole(ONLINE))
+  assert_same_run(workdir, whole(CACHED))
 
 
 def test_without_an_intact_checkpoint_a_run_says_so(interrupted, tmp_path):
@@ -465,7 +465,7 @@ def check_file_sizes(whole, tmp_path, sizes):
     assert_refused(result.returncode, result.stderr, "cannot write", "File too large")
     result = processes.run(*command(workdir))
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, whole(ONLINE))
+    assert_same_run(workdir, whole(CACHED))
 
 
 def test_a_file_that_cannot_be_written_ends_a_run_that_then_goes_on(whole, tmp_path):
@@ -494,7 +494,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     subprocess.run(room, check=True)
     result = processes.run(*command(workdir))
     assert result.returncode == 0, result.stderr
-    assert_same_run(workdir, whole(ONLINE))
+    assert_same_run(workdir, whole(CACHED))
   finally:
     subprocess.run(["umount", str(tmp_path)], check=True)
 

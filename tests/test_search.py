@@ -2,8 +2,6 @@
 
 import gzip
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from dcse_jax.errors import UserError
 from dcse_jax.index import ExactIndex
 from dcse_jax.index import FaissIndex
 from tests import models
+from tests import processes
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +213,19 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_fi
 def test_the_commands_encode_a_file_and_answer_queries_over_it(tmp_path):
   model = models.write_tiny_folder(tmp_path / "m")
   lines = write_lines(tmp_path / "a.txt")
-  run = lambda *args, **kwargs: subprocess.run(
-    [sys.executable, "-m", *args], capture_output=True, text=True, **kwargs
-  )
   files = ["--model", model, "--input", str(tmp_path / "a.txt")]
-  done = run("dcse_jax.encode", *files, "--output", str(tmp_path / "a.npy"))
+  # The one that imports everything by itself, as a user's does.
+  done = processes.run(
+    "dcse_jax.encode", *files, "--output", str(tmp_path / "a.npy"), fresh=True
+  )
   assert done.returncode == 0, done.stderr
-  asked = run(
+  asked = processes.run(
     *("dcse_jax.search", "--model", model, "--embeddings", str(tmp_path / "a.npy")),
     *("--sentences", str(tmp_path / "a.txt"), "--top_k", "1"),
-    input=f"{lines[7]}\n",
+    stdin=f"{lines[7]}\n",
   )
   assert asked.stdout == f"{lines[7]}\n  1.0000\t{lines[7]}\n", asked.stderr
-  wrong = run("dcse_jax.encode", *files, "--output", str(tmp_path / "a.txt"))
+  wrong = processes.run("dcse_jax.encode", *files, "--output", str(tmp_path / "a.txt"))
   assert wrong.returncode == 2 and "name it NAME.npy" in wrong.stderr
 
 
