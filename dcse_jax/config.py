@@ -36,6 +36,7 @@ _OF_RECIPE = (
   "dev",
   "test",
   "seed",
+  "mesh",
   "recipe",
   "rounds",
 )
@@ -145,6 +146,10 @@ def default() -> ConfigDict:
   # Trains a round's models as one program, each as it would be alone: pays where
   # one model leaves the device half idle.
   config.parallel_seeds = False
+
+  # How the devices of all hosts are arranged. Batches lie over both axes; parameters,
+  # optimizer and teachers are divided over "fsdp", whole over "data". -1: the rest.
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1))
 
   config.seed = 0  # Of the whole recipe; every model's own is mixed in.
   config.log_every = 25
@@ -257,6 +262,7 @@ def check(config: ConfigDict) -> None:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
   _check_encoder(config.encoder)
+  _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):
     raise UserError(
       "synthetic_sentences makes up text and sets: leave config.text and "
@@ -285,6 +291,16 @@ def check(config: ConfigDict) -> None:
     _check_round(name, of_round(config, name), config.recipe[:i], later)
     for teacher in of_round(config, name).teachers:
       members(config.rounds, teacher)
+
+
+def _check_mesh(mesh: ConfigDict) -> None:
+  if set(mesh) != {"data", "fsdp"}:
+    raise UserError(f"config.mesh has the axes {', '.join(mesh)}: name data and fsdp")
+  if mesh.fsdp < 1 or mesh.data < -1 or mesh.data == 0:
+    raise UserError(
+      f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}: sizes are above 0, and "
+      "data=-1 takes what fsdp leaves"
+    )
 
 
 def _check_encoder(encoder: ConfigDict) -> None:

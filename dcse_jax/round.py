@@ -81,6 +81,7 @@ class Round:
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
     config = self._config
+    self._tell_negatives()
     # All of a model but its parameters, for readers of checkpoints.
     template = dataclasses.replace(self._start, params=None)
     folder_lib.save(template, self._folder / "start")
@@ -106,6 +107,22 @@ class Round:
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params["encoder"]))
+
+  def _tell_negatives(self) -> None:
+    config, columns = self._config, len(self._tokens.tokens)
+    if config.objective != "contrastive":
+      return
+    # The other positives, and every hard negative.
+    negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
+    _log.info(
+      "round %s: batches of %d over %d devices (data %d, fsdp %d); an anchor sees %d "
+      "negatives",
+      self._name,
+      config.batch_size,
+      self._mesh.size,
+      *self._mesh.shape.values(),
+      negatives,
+    )
 
   def _make_trainer(self, num_models: int):
     config = self._config

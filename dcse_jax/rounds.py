@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _IMMATERIAL = (
   "log_every",
   "max_skipped_steps",
+  "mesh",
   "model",
   "recipe",
   "seeds",
@@ -91,7 +92,7 @@ class Recipe:
   ):
     self.config, self.workdir = config.copy_and_resolve_references(), workdir
     self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
-    self.mesh = sharding.make_mesh()
+    self.mesh = sharding.make_mesh(**self.config.mesh)
     compilation.use_cache(workdir / "cache" / "compiled")
     # A recipe may grow or shrink: rounds that are there must only be the same.
     self._origins: dict[str, dict[str, Any]] = {}

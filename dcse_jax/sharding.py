@@ -1,29 +1,83 @@
-"""Which device holds what: batches over "data", everything else everywhere."""
+"""Which device holds what.
+
+Batches lie over both axes of the mesh. Parameters, the optimizer's moments and
+teachers lie whole on every device of "data", and in parts over "fsdp" by `RULES`:
+memory falls with its size, and each matrix is gathered where it is needed.
+"""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dcse_jax.errors import UserError
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with one axis, "data", of these devices or all of every host."""
+# The end of an array's path, and which of its axes "fsdp" divides, counted from the
+# last: stacks of layers, teachers or models come before. What no rule names, or does
+# not divide, is everywhere.
+RULES = (
+  ("kernel", -2),  # [..., in, out]
+  ("embedding", -1),  # [rows, H]: vocabularies seldom divide, H does.
+)
+
+
+def make_mesh(
+  devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
+) -> Mesh:
+  """A mesh with the axes "data" and "fsdp".
+
+  Args:
+    devices: these, or all of every host.
+    data: size of that axis; -1 takes what "fsdp" leaves.
+    fsdp: size of the axis that parameters are divided over.
+
+  Raises:
+    UserError: the sizes do not make up the number of devices.
+  """
   devices = jax.devices() if devices is None else devices
+  size = len(devices) // fsdp if data == -1 else data
+  if size * fsdp != len(devices):
+    raise UserError(
+      f"mesh.data={data}, mesh.fsdp={fsdp}: their product must be the number of "
+      f"devices, {len(devices)}; data=-1 takes what fsdp leaves"
+    )
   # Explicit axes, jax's default, refuse x @ y.T of two batch-sharded arrays.
   return jax.make_mesh(
-    (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    (size, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
   )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of parameters, optimizer state and metrics."""
+  """The sharding of what is everywhere."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """The sharding of an array of which this axis is the global batch."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+
+
+def by_rules(tree: Any, mesh: Mesh) -> Any:
+  """The sharding of each array of a tree of parameters, by `RULES`.
+
+  Args:
+    tree: of arrays or of their shapes; or of all that a training keeps.
+    mesh: with an axis "fsdp".
+  """
+  size = mesh.shape["fsdp"]
+
+  def sharding(path, leaf) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for end, axis in RULES:
+      if re.search(rf"(^|/){end}$", name) and leaf.shape[axis] % size == 0:
+        spec = [None] * len(leaf.shape)
+        spec[axis] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+    return replicated(mesh)
+
+  return jax.tree.map_with_path(sharding, tree)
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:
@@ -33,20 +87,28 @@ def put_batch(batch: Any, sharding: NamedSharding) -> Any:
   )
 
 
-def put_everywhere(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree of host arrays to every device."""
+def put_params(tree: Any, mesh: Mesh) -> Any:
+  """Copies a tree of host arrays, on every host the same, to the devices by `RULES`."""
   return jax.tree.map(
-    lambda x: jax.make_array_from_callback(
-      x.shape, replicated(mesh), lambda index: x[index]
+    lambda x, sharding: jax.make_array_from_callback(
+      x.shape, sharding, lambda index: x[index]
     ),
     tree,
+    by_rules(tree, mesh),
   )
 
 
+def constrain(tree: Any, mesh: Mesh) -> Any:
+  """Keeps a tree, under jit, where `RULES` have it."""
+  return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
+
+
 def abstract(tree: Any, mesh: Mesh) -> Any:
-  """Shapes of a tree that is to be on every device."""
+  """Shapes of a tree that is to lie as `RULES` have it."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    tree,
+    by_rules(tree, mesh),
   )
 
 

@@ -101,17 +101,20 @@ def make_trainer(
   max_skipped_steps: int,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
-  step = step_lib.make_train_step(loss_fn, tx, schedule)
-  if num_models > 1:
-    one = step
-    step = lambda state, batch, teacher_params, packing=None: jax.vmap(
-      functools.partial(one, packing=packing), in_axes=(0, 0, None)
-    )(state, batch, teacher_params)
-  everywhere = sharding.replicated(mesh)
+  one = step_lib.make_train_step(loss_fn, tx, schedule)
+
+  def step(state, batch, teacher_params, packing=None):
+    fn = functools.partial(one, packing=packing)
+    if num_models > 1:
+      fn = jax.vmap(fn, in_axes=(0, 0, None))
+    state, metrics = fn(state, batch, teacher_params)
+    return sharding.constrain(state, mesh), metrics
+
+  # State and teachers come where they belong, and the state stays there.
   step_fn = jax.jit(
     step,
-    in_shardings=(everywhere, _batch_sharding(mesh, num_models), everywhere),
-    out_shardings=(everywhere, everywhere),
+    in_shardings=(None, _batch_sharding(mesh, num_models), None),
+    out_shardings=(None, sharding.replicated(mesh)),
     static_argnums=3,
     donate_argnums=0,
   )
@@ -119,7 +122,7 @@ def make_trainer(
     step_fn=step_fn,
     tx=tx,
     mesh=mesh,
-    teacher_params=jax.device_put(teacher_params, everywhere),
+    teacher_params=sharding.put_params(teacher_params, mesh),
     num_models=num_models,
     packings=packings,
     batch_size=batch_size,
@@ -187,7 +190,7 @@ def train(
           best[i] = (progress["best_score"], progress["best_step"])
         _log.info("%s: going on from step %d", run.name, step)
     # A copy, since the first step donates it and runs share what they start from.
-    state = sharding.put_everywhere(
+    state = sharding.put_params(
       _stack([jax.device_get(state) for state in states]), trainer.mesh
     )
     logs = [

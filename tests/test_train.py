@@ -37,6 +37,7 @@ def make_trainer(
   loss_fn,
   *,
   devices=1,
+  mesh=None,
   teacher_params=(),
   num_models=1,
   packings=(),
@@ -51,7 +52,7 @@ def make_trainer(
     loss_fn,
     optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0),
     schedule,
-    mesh=sharding.make_mesh(jax.devices()[:devices]),
+    mesh=mesh or sharding.make_mesh(jax.devices()[:devices]),
     teacher_params=teacher_params,
     num_models=num_models,
     packings=packings,
@@ -88,9 +89,8 @@ def student_params(seed=0):
 def run_steps(devices, num_steps=3):
   loss_fn, teacher_params = distilling()
   trainer = make_trainer(loss_fn, devices=devices, teacher_params=teacher_params)
-  state = train_step.init_state(
-    jax.tree.map(jnp.array, student_params()), trainer.tx, jax.random.key(2)
-  )
+  state = train_step.init_state(student_params(), trainer.tx, jax.random.key(2))
+  state = sharding.put_params(jax.device_get(state), trainer.mesh)
   metrics = []
   for i in range(num_steps):
     batch = sharding.put_batch(

@@ -1,0 +1,114 @@
+"""The mesh: the same training however the devices are arranged."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcse_jax import rounds
+from dcse_jax import sharding
+from dcse_jax import train_step
+from dcse_jax.errors import UserError
+from tests import models
+from tests import test_train
+from tests.recipes import from_files
+
+MESHES = {"1": (1, 1, 1), "8 data": (8, 8, 1), "4 data, 2 fsdp": (8, 4, 2)}
+
+
+def make_mesh(name):
+  devices, data, fsdp = MESHES[name]
+  return sharding.make_mesh(jax.devices()[:devices], data=data, fsdp=fsdp)
+
+
+@functools.cache
+def train(name, steps=5):
+  """The state after so many steps, and what each step gave."""
+  loss_fn, teacher_params = test_train.distilling()
+  trainer = test_train.make_trainer(
+    loss_fn, mesh=make_mesh(name), teacher_params=teacher_params
+  )
+  state = train_step.init_state(
+    test_train.student_params(), trainer.tx, jax.random.key(2)
+  )
+  state = sharding.put_params(jax.device_get(state), trainer.mesh)
+  metrics = []
+  for i in range(steps):
+    batch = sharding.put_batch(
+      models.random_batch(i), sharding.over_batch(trainer.mesh)
+    )
+    state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+    metrics.append(jax.device_get(values))
+  return trainer, state, metrics
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_five_steps_agree_however_the_devices_are_arranged(name):
+  (_, one, ours), (_, many, theirs) = train("1"), train(name)
+  for a, b in zip(ours, theirs):
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    # Of all gradients together.
+    assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-5)
+  one, many = jax.device_get(one.params), jax.device_get(many.params)
+  for params in (one, many):
+    del params["encoder"]["layers"]["key"]["bias"]  # Its gradient is rounding.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max()
+    ),
+    one,
+    many,
+  )
+
+
+def test_parameters_moments_and_teachers_lie_in_parts_over_fsdp():
+  trainer, state, _ = train("4 data, 2 fsdp")
+  moments = state.opt_state[1][0]
+  up = lambda params: params["encoder"]["layers"]["up"]["kernel"]
+  for tree in (state.params, moments.mu, moments.nu):
+    # Two layers of [16, 32]: half of the rows on each device.
+    assert up(tree).sharding.shard_shape(up(tree).shape) == (2, 8, 32)
+  teacher = trainer.teacher_params[0]["layers"]["up"]["kernel"]
+  assert teacher.sharding.shard_shape(teacher.shape) == (2, 1, 8, 32)
+  # Vocabularies seldom divide: the embeddings' width does.
+  word = state.params["encoder"]["embeddings"]["word"]["embedding"]
+  assert word.sharding.shard_shape(word.shape) == (word.shape[0], 8)
+  bias = state.params["encoder"]["layers"]["up"]["bias"]
+  assert bias.sharding.is_fully_replicated
+
+
+def test_what_fsdp_does_not_divide_is_everywhere():
+  mesh = sharding.make_mesh(jax.devices()[:3], data=1, fsdp=3)
+  tree = {"kernel": jnp.zeros((16, 9)), "mykernel": jnp.zeros((9, 9))}
+  found = sharding.by_rules(tree, mesh)
+  assert all(s.is_fully_replicated for s in found.values())
+
+
+def test_a_recipe_trains_on_any_mesh_to_the_same_scores(files):
+  config = from_files(files, "simcse")
+  config.rounds.simcse.seeds = (1,)
+  (plain,) = rounds.run(config, str(files / "plain"))
+  config.mesh.fsdp = 2
+  (parts,) = rounds.run(config, str(files / "parts"))
+  assert parts["dev"] == pytest.approx(plain["dev"], abs=0.05)
+  # Devices have no influence on the models: the workdir is the same.
+  config.mesh.fsdp = 4
+  assert rounds.run(config, str(files / "parts")) == [parts]
+
+
+@pytest.mark.parametrize(
+  "data, fsdp, message",
+  [
+    (3, 2, r"mesh.data=3, mesh.fsdp=2: .*number of devices, 8"),
+    (-1, 3, r"mesh.data=-1, mesh.fsdp=3"),
+    (-1, 0, "sizes are above 0"),
+    (0, 1, "sizes are above 0"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(files, data, fsdp, message):
+  config = from_files(files, "simcse")
+  config.mesh.update(data=data, fsdp=fsdp)
+  with pytest.raises(UserError, match=message):
+    rounds.run(config, str(files / "run"))
