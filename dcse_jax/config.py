@@ -45,6 +45,7 @@ _FOLDERS = ("cache", "data", "export", "report")
 _POSITIVE = (
   "max_length",
   "batch_size",
+  "microbatches",
   "num_train_steps",
   "log_every",
   "eval_every",
@@ -131,6 +132,9 @@ def default() -> ConfigDict:
 
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
+  # So many parts of a batch are encoded one after the other: with the memory of one,
+  # a third more work, and the gradient of the whole.
+  config.microbatches = 1
   config.num_train_steps = 15_625
   config.learning_rate = 3e-5
   config.schedule = "linear"

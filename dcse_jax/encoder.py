@@ -325,6 +325,7 @@ def hidden_states(
   rng: jax.Array | None = None,
   dtype: Any = jnp.float32,
   packing: Packing | None = None,
+  numbers: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Hidden states of a batch of single sentences, those that poolings read.
 
@@ -338,12 +339,14 @@ def hidden_states(
       probabilities are float32 always.
     packing: leaves padding out; None computes it too. The result is the same,
       dropout included.
+    numbers: of the sentences in a batch of which these are a part, [B]: their
+      dropout is what it is there.
 
   Returns:
     Three [B, S, D]: after the embeddings, before the last layer, after it.
     Padding has states too, of no meaning.
   """
-  layout = Layout(attention_mask.astype(bool), packing)
+  layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(Encoder, config, dtype, params)
   states = encoder(input_ids.astype(jnp.int32), layout, rng)
   return tuple(map(layout.grid, states))
@@ -359,6 +362,7 @@ def states_at(
   rng: jax.Array | None = None,
   dtype: Any = jnp.float32,
   packing: Packing | None = None,
+  numbers: jax.Array | None = None,
 ) -> jax.Array:
   """The last hidden states of a few tokens of each sentence.
 
@@ -373,11 +377,12 @@ def states_at(
     rng: draws the dropout masks; None turns dropout off.
     dtype: of the matrix products.
     packing: leaves padding out; None computes it too.
+    numbers: of the sentences in a batch of which these are a part, [B].
 
   Returns:
     [B, K, D].
   """
-  layout = Layout(attention_mask.astype(bool), packing)
+  layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(Encoder, config, dtype, params)
   return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[-1]
 
@@ -424,10 +429,11 @@ def encode(
   rng: jax.Array | None = None,
   dtype: Any = jnp.float32,
   packing: Packing | None = None,
+  numbers: jax.Array | None = None,
 ) -> jax.Array:
   """Sentence embeddings, [B, D] float32; see `hidden_states` and `pool`."""
   inputs = (params, config, input_ids, attention_mask)
-  kwargs = dict(rng=rng, dtype=dtype, packing=packing)
+  kwargs = dict(rng=rng, dtype=dtype, packing=packing, numbers=numbers)
   if pooling in ("cls", "cls_before_pooler"):
     first = jnp.zeros((len(input_ids), 1), jnp.int32)
     return states_at(*inputs, first, **kwargs)[:, 0].astype(jnp.float32)

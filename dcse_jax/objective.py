@@ -12,6 +12,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax import train_step
 from dcse_jax.folder import Model
+from dcse_jax.microbatches import Microbatches
 from dcse_jax.teachers import CachedTeachers
 from dcse_jax.teachers import TeacherStack
 
@@ -22,6 +23,8 @@ def make_objective(
   config: config_lib.ConfigDict,
   start: Model,
   stacks: tuple[TeacherStack | CachedTeachers, ...],
+  *,
+  groups: int,
 ) -> tuple[Callable[[jax.Array], Any], train_step.LossFn]:
   """What a round trains, and on what loss.
 
@@ -29,12 +32,14 @@ def make_objective(
     config: of the round.
     start: the model that it starts from.
     stacks: its teachers.
+    groups: devices that share a batch.
 
   Returns:
     rng -> parameters to start from, and the loss function for
     `train_step.make_train_step`.
   """
   dtype = jnp.dtype(config.dtype)
+  microbatches = Microbatches(config.microbatches, groups)
   if config.objective == "masked_language_model":
     init_fn = functools.partial(
       train_step.init_language_model_params, start.params, start.config
@@ -45,6 +50,7 @@ def make_objective(
       dtype=dtype,
       mask_token_id=start.tokenizer.mask_token_id,
       special_token_ids=tuple(start.tokenizer.all_special_ids),
+      microbatches=microbatches,
     )
   if config.contrastive == "focal_info_nce":
     contrast = functools.partial(
@@ -77,6 +83,7 @@ def make_objective(
     student_temperature=config.student_temperature,
     teacher_temperature=config.teacher_temperature,
     divergence=config.divergence,
+    microbatches=microbatches,
   )
 
 

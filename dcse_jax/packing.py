@@ -110,17 +110,30 @@ class Layout:
   Args:
     mask: true for tokens, [N, S].
     packing: None leaves them in the grid.
+    numbers: of the sentences in a batch of which these are a part, [N]; by
+      default their places here.
 
   Attributes:
     mask: as given.
-    rows: for each token of the layout, its number in the grid.
+    rows: for each token of the layout, its number in the whole batch's grid.
+    grid_rows: the same for each token of the grid.
   """
 
-  def __init__(self, mask: jax.Array, packing: Packing | None):
+  def __init__(
+    self,
+    mask: jax.Array,
+    packing: Packing | None,
+    numbers: jax.Array | None = None,
+  ):
     if packing and packing.tokens * packing.groups >= mask.size:
       packing = None
     self.mask, self._packing = mask, packing
-    self.grid_rows = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
+    length = mask.shape[1]
+    is_whole = numbers is None
+    if is_whole:
+      numbers = np.arange(len(mask), dtype=np.int32)
+    self._first_rows = numbers * length
+    self.grid_rows = self._first_rows[:, None] + np.arange(length, dtype=np.int32)
     self.rows = self.grid_rows
     if packing is None:
       return
@@ -132,7 +145,11 @@ class Layout:
       lambda m: jnp.nonzero(m, size=packing.tokens, fill_value=size)[0]
     )(mask).astype(jnp.int32)
     self._to_grid = jnp.where(mask, place, packing.tokens)
-    self.rows = self._to_flat + size * np.arange(groups, dtype=np.int32)[:, None]
+    if is_whole:
+      self.rows = self._to_flat + size * np.arange(groups, dtype=np.int32)[:, None]
+    else:
+      take = lambda rows, i: rows.at[i].get(mode="clip")
+      self.rows = jax.vmap(take)(self.grid_rows.reshape(groups, size), self._to_flat)
 
   def flat(self, x: jax.Array) -> jax.Array:
     """[N, S, ...] by sentence to [groups, tokens, ...], or as it is.
@@ -164,4 +181,4 @@ class Layout:
 
   def rows_at(self, positions: jax.Array) -> jax.Array:
     """`rows` of what `select` gives, [N, K]."""
-    return jnp.arange(len(positions))[:, None] * self.mask.shape[1] + positions
+    return self._first_rows[:, None] + positions

@@ -127,7 +127,7 @@ class Round:
   def _make_trainer(self, num_models: int):
     config = self._config
     init_fn, loss_fn = objective.make_objective(
-      config, self._start, self._teaching.stacks
+      config, self._start, self._teaching.stacks, groups=self._mesh.size
     )
     schedule = optimizer.make_schedule(
       learning_rate=config.learning_rate,
@@ -150,7 +150,7 @@ class Round:
         batch_size=config.batch_size,
         padded=len(self._tokens.tokens) * config.max_length,
         num_steps=config.num_train_steps,
-        groups=self._mesh.size,
+        groups=self._mesh.size * config.microbatches,
       ),
       batch_size=config.batch_size,
       num_steps=config.num_train_steps,
@@ -169,7 +169,7 @@ class Round:
       batches=self._batches(
         seed,
         others=self._teaching.sources,
-        groups=self._mesh.size,
+        groups=self._mesh.size * self._config.microbatches,
         host=jax.process_index(),
         num_hosts=jax.process_count(),
       ),

@@ -17,6 +17,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.folder import Model
+from dcse_jax.microbatches import Microbatches
 from dcse_jax.packing import Packing
 
 # How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
@@ -138,6 +139,7 @@ def teacher_similarity(
   *,
   dtype,
   packing: Packing | None = None,
+  microbatches: Microbatches = Microbatches(),
 ) -> jax.Array:
   """The weighted mean over teachers of the cosines of a batch's first column.
 
@@ -147,7 +149,8 @@ def teacher_similarity(
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
     dtype: of the matrix products.
-    packing: of the batch's first column; `teacher_tokens` keep their padding.
+    packing: of one microbatch's first column; `teacher_tokens` keep their padding.
+    microbatches: how the batch is encoded.
 
   Returns:
     [B, B] float32 raw cosines, without dropout, projection or gradient.
@@ -163,15 +166,17 @@ def teacher_similarity(
     read = batch if stack.tokens is None else batch["teacher_tokens"][stack.tokens]
 
     def embed(teacher, stack=stack, read=read):
-      return encoder_lib.encode(
+      encode = lambda rows, numbers: encoder_lib.encode(
         teacher,
         stack.config,
-        read["input_ids"][:, 0],
-        read["attention_mask"][:, 0],
+        rows["input_ids"],
+        rows["attention_mask"],
         pooling=stack.pooling,
         dtype=dtype,
         packing=packing if stack.tokens is None else None,
       )
+      first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
+      return microbatches.map(encode, first)
 
     embeddings.extend(run_stack(embed, stack_params))
   similarity = losses.average_similarity(embeddings, weights=weights)

@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax import teachers as teachers_lib
+from dcse_jax.microbatches import Microbatches
 from dcse_jax.packing import Packing
 
 Batch = Mapping[str, Any]
@@ -134,6 +136,7 @@ def sentence_loss(
   student_temperature: float = 0.025,
   teacher_temperature: float = 0.0125,
   divergence: str = "cross_entropy",
+  microbatches: Microbatches = Microbatches(),
 ) -> tuple[jax.Array, Metrics]:
   """Contrastive loss plus distill_weight times distillation, batch means.
 
@@ -156,6 +159,8 @@ def sentence_loss(
     student_temperature: divides the student's cosines in the distillation.
     teacher_temperature: divides the teachers' averaged cosines.
     divergence: see `losses.distillation`.
+    microbatches: how the batch is encoded; the loss and its gradient are the
+      same. `packing` then has a group for each of them on each device.
 
   Returns:
     The loss and its parts, scalars.
@@ -166,32 +171,45 @@ def sentence_loss(
     dropout, as published.
   """
   dropout_rng, shuffle_rng = jax.random.split(rng)
-  input_ids, mask = batch["input_ids"], batch["attention_mask"]
-  views_packing = packing
-  if input_ids.shape[1] == 1:
-    input_ids, mask = (jnp.repeat(x, 2, axis=1) for x in (input_ids, mask))
-    views_packing = packing and packing.times(2)
-  size, views, length = input_ids.shape
-  embeddings = encoder_lib.encode(
-    params["encoder"],
-    config,
-    input_ids.reshape(-1, length),
-    mask.reshape(-1, length),
-    pooling=pooling,
-    rng=dropout_rng,
-    dtype=dtype,
-    packing=views_packing,
-  )
+  packing = microbatches.packing_of_one(packing)
+  _, columns, length = batch["input_ids"].shape
+  views, views_packing = columns, packing
+  if columns == 1:
+    views, views_packing = 2, packing and packing.times(2)
+
+  def embed(rows, numbers):
+    grid = lambda x: jnp.repeat(x, views // columns, axis=1).reshape(-1, length)
+    if numbers is not None:
+      numbers = (numbers[:, None] * views + np.arange(views)).reshape(-1)
+    embeddings = encoder_lib.encode(
+      params["encoder"],
+      config,
+      grid(rows["input_ids"]),
+      grid(rows["attention_mask"]),
+      pooling=pooling,
+      rng=dropout_rng,
+      dtype=dtype,
+      packing=views_packing,
+      numbers=numbers,
+    )
+    return embeddings.reshape(-1, views, embeddings.shape[-1])
+
+  rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+  embeddings = microbatches.map(embed, rows)
   if "projection" in params:
     embeddings = encoder_lib.project(params["projection"], config, embeddings)
-  embeddings = embeddings.reshape(size, views, -1)
   anchors, positives = embeddings[:, 0], embeddings[:, 1]
   hard = {"negatives": embeddings[:, 2]} if views == 3 else {}
   contrastive = jnp.mean(contrast(anchors, positives, **hard))
   if not stacks:
     return contrastive, {"contrastive": contrastive}
   target = teachers_lib.teacher_similarity(
-    teacher_params, stacks, batch, dtype=dtype, packing=packing
+    teacher_params,
+    stacks,
+    batch,
+    dtype=dtype,
+    packing=packing,
+    microbatches=microbatches,
   )
   if shuffle:
     target = losses.group_shuffle(target, shuffle_rng, **shuffle)
@@ -229,6 +247,7 @@ def language_model_loss(
   dtype: Any,
   mask_token_id: int,
   special_token_ids: tuple[int, ...],
+  microbatches: Microbatches = Microbatches(),
 ) -> tuple[jax.Array, Metrics]:
   """Masked language modelling of the first column, masked anew at every step.
 
@@ -242,6 +261,7 @@ def language_model_loss(
     dtype: of the matrix products.
     mask_token_id: of [MASK].
     special_token_ids: never predicted, [CLS], [SEP] and the like.
+    microbatches: as in `sentence_loss`.
 
   Returns:
     The loss and its parts, scalars; `accuracy` is the share of masked tokens
@@ -270,19 +290,33 @@ def language_model_loss(
   shown = jnp.where(kind >= 1 - _REPLACED, other, shown)
   input_ids = input_ids.at[row, position].set(jnp.where(is_slot, shown, labels))
 
-  states = encoder_lib.states_at(
-    params["encoder"],
-    config,
-    input_ids,
-    attention_mask,
-    position,
-    rng=dropout_rng,
-    dtype=dtype,
-    packing=packing,
+  def score(rows, numbers):
+    states = encoder_lib.states_at(
+      params["encoder"],
+      config,
+      rows["input_ids"],
+      rows["attention_mask"],
+      rows["position"],
+      rng=dropout_rng,
+      dtype=dtype,
+      packing=microbatches.packing_of_one(packing),
+      numbers=numbers,
+    )
+    logits = encoder_lib.score_tokens(
+      params["head"], params["encoder"], config, states, dtype=dtype
+    )
+    loss = losses.masked_language_model(logits, rows["labels"], rows["is_slot"])
+    right = (jnp.argmax(logits, axis=-1) == rows["labels"]) & rows["is_slot"]
+    return loss, right.sum(axis=1)
+
+  loss, right = microbatches.map(
+    score,
+    {
+      "input_ids": input_ids,
+      "attention_mask": attention_mask,
+      "position": position,
+      "labels": labels,
+      "is_slot": is_slot,
+    },
   )
-  logits = encoder_lib.score_tokens(
-    params["head"], params["encoder"], config, states, dtype=dtype
-  )
-  loss = jnp.mean(losses.masked_language_model(logits, labels, is_slot))
-  right = (jnp.argmax(logits, axis=-1) == labels) & is_slot
-  return loss, {"accuracy": right.sum() / jnp.maximum(is_slot.sum(), 1)}
+  return jnp.mean(loss), {"accuracy": right.sum() / jnp.maximum(is_slot.sum(), 1)}
