@@ -16,18 +16,15 @@ from tests import test_train
 
 
 def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
-  # Two devices with rows 0 to 3 and 4 to 7: each part has a half of both.
-  seen = []
-  with jax.disable_jit():
-    doubled = Microbatches(2, groups=2).map(
-      lambda rows, numbers: seen.append((rows.tolist(), numbers.tolist())) or 2 * rows,
-      jnp.arange(10, 18),
-    )
-  assert seen == [
-    ([10, 11, 14, 15], [0, 1, 4, 5]),
-    ([12, 13, 16, 17], [2, 3, 6, 7]),
-  ]
+  # Two devices with rows 10 to 13 and 14 to 17: each part has a half of both.
+  def fn(rows, numbers):
+    return 2 * rows, numbers, jnp.full_like(rows, rows.sum())
+
+  doubled, numbers, sums = Microbatches(2, groups=2).map(fn, jnp.arange(10, 18))
   assert doubled.tolist() == list(range(20, 36, 2))
+  assert numbers.tolist() == list(range(8))
+  first, second = 10 + 11 + 14 + 15, 12 + 13 + 16 + 17
+  assert sums.tolist() == [first, first, second, second] * 2
 
 
 def value_and_grad(microbatches, *, mesh=None, packing=None, columns=1):
