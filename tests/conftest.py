@@ -15,12 +15,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What two tests compile alike is compiled once, commands that they run included. The
-# processes that pytest divides the files among share what it makes.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  _compiled = tempfile.mkdtemp(prefix="dcse-jax-compiled-")
-  atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+# What two tests compile alike is compiled once, commands that they run included.
+_compiled = tempfile.mkdtemp(prefix="dcse-jax-compiled-")
+atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
