@@ -43,6 +43,7 @@ _IMMATERIAL = (
   "log_every",
   "max_skipped_steps",
   "mesh",
+  "microbatches",
   "model",
   "recipe",
   "seeds",

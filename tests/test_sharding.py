@@ -86,15 +86,15 @@ def test_what_fsdp_does_not_divide_is_everywhere():
   assert all(s.is_fully_replicated for s in found.values())
 
 
-def test_a_recipe_trains_on_any_mesh_to_the_same_scores(files):
-  config = from_files(files, "simcse")
+def test_a_recipe_trains_on_any_mesh_and_in_parts_to_the_same_scores(files):
+  config = from_files(files, "simcse", batch_size=16)
   config.rounds.simcse.seeds = (1,)
   (plain,) = rounds.run(config, str(files / "plain"))
-  config.mesh.fsdp = 2
+  config.mesh.fsdp, config.microbatches = 2, 2
   (parts,) = rounds.run(config, str(files / "parts"))
   assert parts["dev"] == pytest.approx(plain["dev"], abs=0.05)
-  # Devices have no influence on the models: the workdir is the same.
-  config.mesh.fsdp = 4
+  # Neither has an influence on the models: the workdir is the same.
+  config.mesh.fsdp, config.microbatches = 4, 1
   assert rounds.run(config, str(files / "parts")) == [parts]
 
 
