@@ -49,6 +49,7 @@ class Checkpoints:
     folder: made if need be.
 
   Attributes:
+    steps: those that a run can go on from, rising, when this was made.
     damage: what is wrong with each checkpoint that is not as it was written, by
       step.
   """
@@ -63,12 +64,7 @@ class Checkpoints:
       else:
         best_steps[step] = _read_progress(self._folder, step)["best_step"]
     # Without the best until then a run would not end as it would have.
-    self._steps = [s for s in best_steps if best_steps[s] in best_steps]
-
-  @property
-  def steps(self) -> list[int]:
-    """The steps that a run can go on from, rising."""
-    return self._steps
+    self.steps = [s for s in best_steps if best_steps[s] in best_steps]
 
   def go_on_from(self, step: int) -> None:
     """Forgets later and damaged checkpoints: the run comes by their steps again.
@@ -151,15 +147,9 @@ class Checkpoints:
     with _write_errors(self._folder):
       self._manager.wait_until_finished()
     if jax.process_index() == 0:
-      self._list_what_was_written_last()
-
-  def _list_what_was_written_last(self) -> None:
-    for step in _steps_in(self._folder):
-      path = self._folder / str(step)
-      names = manifest.listed(path)
-      late = [name for name in _WRITTEN_LAST if (path / name).exists()]
-      if names and not set(late) <= set(names):
-        manifest.write(path, {*names, *late})
+      for step in _steps_in(self._folder):
+        path = self._folder / str(step)
+        manifest.extend(path, [n for n in _WRITTEN_LAST if (path / n).exists()])
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.

@@ -22,16 +22,19 @@ def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
   """
   if names is None:
     names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-  lines = [f"{_digest(folder / n)}  {n}\n" for n in sorted(names) if n != NAME]
-  files.write_text(folder / NAME, "".join(lines) + _last(lines))
+  _write_lines(folder, [_line(folder, name) for name in sorted(names) if name != NAME])
 
 
 def listed(folder: pathlib.Path) -> list[str]:
   """The files that the digests are of; none where there are no digests."""
-  if not (folder / NAME).exists():
-    return []
-  lines = (folder / NAME).read_text(encoding="utf-8").splitlines()[:-1]
-  return [line.partition("  ")[2] for line in lines]
+  return [line.rstrip("\n").partition("  ")[2] for line in _read_lines(folder)]
+
+
+def extend(folder: pathlib.Path, names: Iterable[str]) -> None:
+  """Adds the digests of files that are not listed, where there are digests."""
+  there = set(listed(folder))
+  if there and (new := [_line(folder, n) for n in names if n not in there]):
+    _write_lines(folder, _read_lines(folder) + new)
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -67,6 +70,20 @@ def find_damage(folder: pathlib.Path) -> str | None:
 def _digest(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_lines(folder: pathlib.Path) -> list[str]:
+  if not (folder / NAME).exists():
+    return []
+  return (folder / NAME).read_text(encoding="utf-8").splitlines(True)[:-1]
+
+
+def _line(folder: pathlib.Path, name: str) -> str:
+  return f"{_digest(folder / name)}  {name}\n"
+
+
+def _write_lines(folder: pathlib.Path, lines: list[str]) -> None:
+  files.write_text(folder / NAME, "".join(lines) + _last(lines))
 
 
 def _last(lines: list[str]) -> str:

@@ -110,8 +110,9 @@ class Recipe:
         )
     recipe = json.loads(self.config.to_json_best_effort())
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
+    digests = self._digests()
     for name, round_config in self.rounds.items():
-      self._origins[name]["content"] = self._content(round_config)
+      self._origins[name]["content"] = self._content(round_config, digests)
     self._check_workdir("content", accept_changes)
     self._check_disk()
     # Not before the inputs are known to be good: a command that was refused
@@ -143,16 +144,20 @@ class Recipe:
       json.dumps({"config": fields, "material": material}, sort_keys=True)
     )
 
-  def _content(self, config: config_lib.ConfigDict) -> dict[str, Any]:
+  def _digests(self) -> dict[str, str]:
+    """Of the models that come from elsewhere, by name; the start's is empty."""
+    members = (itertools.chain(*self._members(c)) for c in self.rounds.values())
+    names = {m for m in itertools.chain(*members) if isinstance(m, str)}
+    digests = {name: folder.digest(self.inputs.outside(name)) for name in names}
+    return {**digests, "": folder.digest(self.inputs.start)}
+
+  def _content(self, config: config_lib.ConfigDict, digests) -> dict[str, Any]:
     """Digests of what a round reads, so that it may lie elsewhere, JSON."""
     members = itertools.chain(*self._members(config))
     content = {
       "text or tokenizer": self.inputs.tokens(config).key,
-      "model": folder.digest(self.inputs.start),
-      "teachers": [
-        folder.digest(self.inputs.outside(m)) if isinstance(m, str) else m
-        for m in members
-      ],
+      "model": digests[""],
+      "teachers": [digests[m] if isinstance(m, str) else m for m in members],
       "sets": {
         name: sts.digest(self.inputs.sets[name])
         for name in (*config.dev, *config.test)

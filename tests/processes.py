@@ -76,9 +76,13 @@ class Process:
         raise TimeoutError(f"killed after {timeout} s: {self.stderr()}")
     return self.returncode
 
+  def has_ended(self) -> bool:
+    """Whether `wait` would return at once."""
+    return self.returncode is not None or self._link.poll()
+
   def send_signal(self, number: int) -> None:
     """Sends a signal, unless the process is known to have ended."""
-    if self.returncode is None and not self._link.poll():
+    if not self.has_ended():
       os.kill(self.pid, number)
 
   def stdout(self) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 
-from tests import processes
 from tests.processes import ROOT
 
 TINY = dict(
@@ -13,11 +12,6 @@ TINY = dict(
   intermediate_size=32,
   initializer_range=0.2,
 )
-
-
-def run_cli(*arguments, fresh=False):
-  """Runs `python -m ARGUMENTS` as a user does, on one device."""
-  return processes.run(*arguments, fresh=fresh)
 
 
 def load_config(name, *variant):

@@ -21,6 +21,7 @@ from dcse_jax import trained
 from dcse_jax.errors import UserError
 from dcse_jax.model_card import make_card
 from tests import models
+from tests import processes
 from tests import recipes
 
 
@@ -57,7 +58,7 @@ def test_a_workdir_a_round_and_a_seed_become_the_folder_of_their_model(
     (workdir / "base", best, []),
     (workdir / "base" / "2", workdir / "base" / "2", []),
   ):
-    done = recipes.run_cli(
+    done = processes.run(
       "dcse_jax.convert", str(source), "--output", str(tmp_path / "m"), *flags
     )
     assert done.returncode == 0, done.stderr
@@ -167,7 +168,7 @@ def test_a_simcse_checkpoint_is_read_without_its_mlp_and_with_it(tmp_path):
     ([], plain),
     (["--keep_head"], np.tanh(plain @ weight.T + bias)),
   ):
-    done = recipes.run_cli(
+    done = processes.run(
       "dcse_jax.convert",
       *(str(tmp_path / "simcse"), "--output", str(tmp_path / "m"), *flags),
     )
@@ -225,6 +226,6 @@ def test_upload_makes_the_repository_and_says_what_went_wrong(tmp_path, monkeypa
   ],
 )
 def test_what_cannot_be_converted_is_said_in_one_line(arguments, message):
-  done = recipes.run_cli("dcse_jax.convert", *arguments)
+  done = processes.run("dcse_jax.convert", *arguments)
   assert done.returncode == 2
   assert message in done.stderr and done.stderr.count("\n") == 1

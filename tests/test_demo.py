@@ -20,6 +20,7 @@ from dcse_jax.demo import make_server
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
 from tests import models
+from tests import processes
 from tests import recipes
 
 HOSTILE = '<img src=x onerror="document.title=1"></script><b>bold</b>'
@@ -307,7 +308,7 @@ def test_a_corpus_of_one_sentence_will_do(folders):
 )
 def test_a_wrong_command_prints_one_line(arguments, message):
   # Whatever gets past its check would listen on a free port, and then fail.
-  result = recipes.run_cli("dcse_jax.demo", "--port=0", *arguments)
+  result = processes.run("dcse_jax.demo", "--port=0", *arguments)
   assert result.returncode == 2, result.stderr
   (line,) = result.stderr.strip().splitlines()
   assert line.startswith("error: ") and message in line

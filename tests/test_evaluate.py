@@ -13,7 +13,7 @@ from dcse_jax import sts
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
 from tests import models
-from tests.recipes import run_cli
+from tests import processes
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_the_command_writes_json_and_markdown_of_all_models(folder):
   (folder / "transfer").mkdir()
   for split in ("train", "test"):
     (folder / "transfer" / f"T-{split}.tsv").write_text("".join(rows))
-  result = run_cli(
+  result = processes.run(
     "dcse_jax.evaluate",
     *(f"--model=both={one}", f"--model=both={two}", f"--model={one}"),
     *(f"--sts={folder / 'sts'}", f"--sts={folder / 'own' / 'mine.tsv'}"),
@@ -198,7 +198,7 @@ def test_the_command_writes_json_and_markdown_of_all_models(folder):
 )
 def test_what_cannot_be_evaluated_is_one_line(arguments, message, folder):
   arguments = [argument.format(folder) for argument in arguments]
-  result = run_cli("dcse_jax.evaluate", *arguments)
+  result = processes.run("dcse_jax.evaluate", *arguments)
   assert result.returncode == 2, result.stderr
   (line,) = result.stderr.strip().splitlines()
   assert line.startswith("error: ") and re.search(message, line), line

@@ -109,7 +109,7 @@ def whole(tmp_path_factory):
 def wait_for(process, condition):
   """Until it holds or the process has ended; whether it holds."""
   while not condition():
-    if process._link.poll():
+    if process.has_ended():
       return False
     time.sleep(0.002)
   return True

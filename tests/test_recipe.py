@@ -18,9 +18,9 @@ from dcse_jax import rounds
 from dcse_jax import sts
 from dcse_jax.errors import UserError
 from tests import models
+from tests import processes
 from tests.recipes import from_files
 from tests.recipes import load_config
-from tests.recipes import run_cli
 from tests.recipes import tiny
 
 
@@ -381,7 +381,7 @@ def test_bad_input_ends_in_one_line_before_any_compilation(spoil, files, monkeyp
   ids=lambda value: "",
 )
 def test_a_wrong_command_prints_one_line_and_exits_with_2(arguments, message, tmp_path):
-  result = run_cli("dcse_jax.main", f"--workdir={tmp_path}", *arguments)
+  result = processes.run("dcse_jax.main", f"--workdir={tmp_path}", *arguments)
   assert result.returncode == 2, result.stderr
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: ")

@@ -9,7 +9,7 @@ import pytest
 from dcse_jax import report
 from dcse_jax import report_figures
 from dcse_jax.errors import UserError
-from tests.recipes import run_cli
+from tests import processes
 
 
 def write(path, content):
@@ -249,7 +249,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path):
 
 def test_the_command_says_where_the_page_is(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
-  result = run_cli("dcse_jax.report", str(tmp_path), fresh=True)
+  result = processes.run("dcse_jax.report", str(tmp_path), fresh=True)
   assert result.returncode == 0, result.stderr
   assert result.stdout == f"report: {tmp_path / 'report' / 'index.html'}\n"
 
@@ -259,7 +259,7 @@ def test_a_wrong_command_prints_one_line_and_exits_with_2(tmp_path):
     ((), "give WORKDIR"),
     ((str(tmp_path),), f"{tmp_path} holds no training run"),
   ):
-    result = run_cli("dcse_jax.report", *arguments)
+    result = processes.run("dcse_jax.report", *arguments)
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and message in line

@@ -9,9 +9,7 @@ import pytest
 
 from dcse_jax import rounds
 from dcse_jax import sharding
-from dcse_jax import train_step
 from dcse_jax.errors import UserError
-from tests import models
 from tests import test_train
 from tests.recipes import from_files
 
@@ -24,24 +22,8 @@ def make_mesh(name):
 
 
 @functools.cache
-def train(name, steps=5):
-  """The state after so many steps, and what each step gave."""
-  loss_fn, teacher_params = test_train.distilling()
-  trainer = test_train.make_trainer(
-    loss_fn, mesh=make_mesh(name), teacher_params=teacher_params
-  )
-  state = train_step.init_state(
-    test_train.student_params(), trainer.tx, jax.random.key(2)
-  )
-  state = sharding.put_params(jax.device_get(state), trainer.mesh)
-  metrics = []
-  for i in range(steps):
-    batch = sharding.put_batch(
-      models.random_batch(i), sharding.over_batch(trainer.mesh)
-    )
-    state, values = trainer.step_fn(state, batch, trainer.teacher_params)
-    metrics.append(jax.device_get(values))
-  return trainer, state, metrics
+def train(name):
+  return test_train.run_steps(num_steps=5, mesh=make_mesh(name))
 
 
 @pytest.mark.parametrize("name", list(MESHES)[1:])

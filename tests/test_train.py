@@ -86,9 +86,10 @@ def student_params(seed=0):
   )
 
 
-def run_steps(devices, num_steps=3):
+def run_steps(num_steps=3, **kwargs):
+  """Trains so many steps: the trainer, the state and what each step gave."""
   loss_fn, teacher_params = distilling()
-  trainer = make_trainer(loss_fn, devices=devices, teacher_params=teacher_params)
+  trainer = make_trainer(loss_fn, teacher_params=teacher_params, **kwargs)
   state = train_step.init_state(student_params(), trainer.tx, jax.random.key(2))
   state = sharding.put_params(jax.device_get(state), trainer.mesh)
   metrics = []
@@ -98,22 +99,24 @@ def run_steps(devices, num_steps=3):
     )
     state, values = trainer.step_fn(state, batch, trainer.teacher_params)
     metrics.append(jax.device_get(values))
-  return jax.device_get(state.params), metrics
+  return trainer, state, metrics
 
 
 def test_eight_devices_train_as_one_does():
-  one, eight = run_steps(1), run_steps(8)
-  for ours, theirs in zip(one[1], eight[1]):
-    for name in ours:
-      np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
-  for params, _ in (one, eight):
+  _, one, ours = run_steps(devices=1)
+  _, eight, theirs = run_steps(devices=8)
+  for a, b in zip(ours, theirs):
+    for name in a:
+      np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+  one, eight = jax.device_get((one.params, eight.params))
+  for params in (one, eight):
     # A key bias adds the same to all scores of a row: its gradient is 0 but for
     # rounding, which Adam blows up to full steps.
     del params["encoder"]["layers"]["key"]["bias"]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    one[0],
-    eight[0],
+    one,
+    eight,
   )
 
 
