@@ -23,6 +23,7 @@ from dcse_jax import teachers as teachers_lib
 from dcse_jax import train as train_lib
 from dcse_jax import train_step
 from dcse_jax.data import batches as batches_lib
+from dcse_jax.objective import Objective
 
 
 def _threefry_dropout(x, rate, key, rows):
@@ -78,12 +79,11 @@ class Ours:
       stacks, teacher_params = teachers_lib.stack_teachers(
         teachers, [1] * len(teachers)
       )
-    loss = functools.partial(
-      train_step.sentence_loss,
+    names = "info_nce + distillation" if stacks else "info_nce"
+    loss = Objective(
+      losses.parse(names, {"distillation": {"group_probability": 0.1}}),
       config=model.config,
       pooling=model.pooling,
-      dtype=jnp.float32,
-      contrast=functools.partial(losses.info_nce, temperature=0.05),
       stacks=stacks,
     )
     schedule = lambda _: 3e-5
@@ -96,7 +96,7 @@ class Ours:
         num_steps=5000,  # As the published script.
       )
     self._trainer = train_lib.make_trainer(
-      functools.partial(loss, shuffle={"probability": 0.1} if stacks else None),
+      loss,
       optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
       schedule,
       mesh=sharding.make_mesh(),
@@ -106,14 +106,17 @@ class Ours:
       num_steps=1,
       log_every=1,
       eval_every=1,
+      max_skipped_steps=0,
     )
     projection = {"dense": dict(np.load(path / "projection.npz"))}
     params = {"encoder": model.params, "projection": projection}
     state = train_step.init_state(params, self._trainer.tx, jax.random.key(0))
     # The same without dropout, for the comparison of losses.
     still = dataclasses.replace(model.config, dropout=0.0, attention_dropout=0.0)
-    self._plain_loss = functools.partial(loss, config=still)
-    self._state = sharding.put_everywhere(jax.device_get(state), self._trainer.mesh)
+    self._plain_loss = dataclasses.replace(
+      loss, config=still, terms=losses.parse(names)
+    )
+    self._state = sharding.put_params(jax.device_get(state), self._trainer.mesh)
     self._batches = None
     if options.loop:
       self._batches = batches_lib.make_batches(

@@ -5,6 +5,7 @@ forms interleaved in one process: medians and the spread of the rounds.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import statistics
@@ -12,7 +13,6 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import prepare
@@ -25,6 +25,7 @@ from dcse_jax import teachers as teachers_lib
 from dcse_jax import train as train_lib
 from dcse_jax import train_step
 from dcse_jax.folder import Model
+from dcse_jax.objective import Objective
 
 _VOCAB, _SENTENCES = 8000, 50_000
 
@@ -72,15 +73,14 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     num_steps=1000,
     log_every=1,
     eval_every=1,
+    max_skipped_steps=0,
   )
-  params = train_step.init_sentence_params(
-    student.params, student.config, "mean", jax.random.key(0)
-  )
+  params = {"encoder": student.params}
   state = train_step.init_state(params, trainer.tx, jax.random.key(0))
   state = jax.device_get(state)
   if num_models > 1:
     state = jax.tree.map(lambda x: np.stack([x] * num_models), state)
-  box = [sharding.put_everywhere(state, trainer.mesh)]
+  box = [sharding.put_params(state, trainer.mesh)]
   over_batch = sharding.over_batch(trainer.mesh, axis=int(num_models > 1))
 
   def step(batch):
@@ -117,18 +117,22 @@ def _print(title: str, times: dict[str, list[float]], base: str, per=None) -> No
   print(f"  one {base!r} step: {1e3 * unit:.0f} ms")
 
 
+def _without_teachers(loss: Objective) -> Objective:
+  return dataclasses.replace(loss, terms=losses.parse("info_nce"))
+
+
 def _measure_teachers(options, student, models, loss, rng) -> None:
   make = functools.partial(_stepper, student, size=options.batch)
-  forms = {"0 teachers": (make(functools.partial(loss, shuffle=None), ()), None)}
+  forms = {"0 teachers": (make(_without_teachers(loss), ()), None)}
   with tempfile.TemporaryDirectory() as folder:
     for count in options.teachers:
       stacks, params = teachers_lib.stack_teachers(models[:count], [1] * count)
-      online = make(functools.partial(loss, stacks=stacks), params)
+      online = make(dataclasses.replace(loss, stacks=stacks), params)
       forms[f"{count} online"] = (online, None)
       files = [_cache_file(folder, i, options.width) for i in range(count)]
       source = teacher_cache.TeacherEmbeddings(files)
       cached = teachers_lib.CachedTeachers(source.widths, (1 / count,) * count)
-      step = make(functools.partial(loss, stacks=(cached,)), ((),))
+      step = make(dataclasses.replace(loss, stacks=(cached,)), ((),))
       forms[f"{count} cached"] = (step, source)
     times = _measure(forms, options.rounds, rng, options.batch)
   _print("Teachers", times, "0 teachers")
@@ -160,7 +164,7 @@ def _measure_forms(options, models, rng) -> None:
 
 
 def _measure_parallel_seeds(options, student, loss, rng) -> None:
-  loss = functools.partial(loss, shuffle=None)
+  loss = _without_teachers(loss)
   counts = {f"{count} models": count for count in (1, 2, 4)}
   forms = {
     name: (_stepper(student, loss, (), options.batch, num_models=count), None)
@@ -184,13 +188,12 @@ def main() -> None:
     _model(seed, options.layers, options.width)
     for seed in range(1 + max(options.teachers))
   )
-  loss = functools.partial(
-    train_step.sentence_loss,
+  loss = Objective(
+    losses.parse(
+      "info_nce + distillation", {"distillation": {"group_probability": 0.1}}
+    ),
     config=student.config,
     pooling="mean",
-    dtype=jnp.float32,
-    contrast=functools.partial(losses.info_nce, temperature=0.05),
-    shuffle={"probability": 0.1},
   )
   _measure_teachers(options, student, models, loss, rng)
   _measure_forms(options, models, rng)

@@ -41,19 +41,19 @@ def get_config(variant="bert-base"):
   model, _, source = variant.partition(",")
   config.model, config.learning_rate = config_lib.choose(model, _VARIANTS)
   sources = {"": (0.02, 0.01, 15_625), "script": (0.025, 0.0125, 5_000)}
-  (
-    config.student_temperature,
-    config.teacher_temperature,
-    config.num_train_steps,
-  ) = config_lib.choose(source, sources)
+  student, teacher, config.num_train_steps = config_lib.choose(source, sources)
+  config.distillation.student_temperature = student
+  config.distillation.teacher_temperature = teacher
+  config.distillation.group_probability = 0.1
   config.test = sts.SEVEN_TEST_SETS
   seeds = (42, 43, 44, 45)
   config.recipe = ("base", "student", "second")
   config.rounds.base = config_lib.round_config(seeds)
+  objective = "info_nce + distillation"
   config.rounds.student = config_lib.round_config(
-    seeds, teachers=("base",), group_probability=0.1
+    seeds, teachers=("base",), objective=objective
   )
   config.rounds.second = config_lib.round_config(
-    seeds=(42,), teachers=("student",), group_probability=0.1
+    seeds=(42,), teachers=("student",), objective=objective
   )
   return config

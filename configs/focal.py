@@ -16,9 +16,8 @@ from dcse_jax import config as config_lib
 
 def get_config(variant="roberta-base"):
   config = config_lib.simcse(variant)
-  config.contrastive = "focal_info_nce"
-  config.temperature = 0.05
-  config.margin = 0.3
+  config.objective = "focal_info_nce"
+  config.focal_info_nce = dict(temperature=0.05, margin=0.3)
   config.recipe = ("focal",)
   config.rounds.focal = config_lib.round_config(seeds=(42,))
   return config

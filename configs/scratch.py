@@ -43,8 +43,8 @@ def get_config(variant=""):
   config.num_train_steps = training
   config.eval_every = every
   config.log_every = 20
-  config.student_temperature = 0.02
-  config.teacher_temperature = 0.01
+  config.distillation.student_temperature = 0.02
+  config.distillation.teacher_temperature = 0.01
   if variant != "cpu":
     # Each student meets the whole text once, and there are fifteen of them.
     config.teacher_cache = "float16"
@@ -64,7 +64,9 @@ def get_config(variant=""):
   )
   rounds.simcse = config_lib.round_config((1, 2, 3, 4), start="pretrained")
   students = dict(seeds=(1, 2, 3), start="pretrained")
-  one, all_, group = ("simcse/1",), ("simcse",), dict(group_probability=0.1)
+  students["objective"] = "info_nce + distillation"
+  one, all_ = ("simcse/1",), ("simcse",)
+  group = dict(distillation=dict(group_probability=0.1))
   rounds.plain = config_lib.round_config(teachers=one, **students)
   rounds.group_p = config_lib.round_config(teachers=one, **group, **students)
   rounds.averaged = config_lib.round_config(teachers=all_, **students)

@@ -5,21 +5,21 @@ field that a run may leave out has a value that says so: "", 0 or ().
 """
 
 from collections.abc import Mapping, Sequence
+import json
 from typing import Any
 
 import ml_collections
 
+from dcse_jax import losses
 from dcse_jax import sts
 from dcse_jax.encoder import POOLINGS
 from dcse_jax.errors import UserError
+from dcse_jax.losses.terms import Weighted
 
 ConfigDict = ml_collections.ConfigDict
 
 _CHOICES = {
   "pooling": POOLINGS,
-  "objective": ("contrastive", "masked_language_model"),
-  "contrastive": ("info_nce", "focal_info_nce"),
-  "divergence": ("cross_entropy", "kl", "js"),
   "schedule": ("linear", "cosine"),
   "dtype": ("float32", "bfloat16"),
   "teacher_cache": ("", "float16", "bfloat16", "float32"),
@@ -46,12 +46,10 @@ _POSITIVE = (
   "max_length",
   "batch_size",
   "microbatches",
+  "row_blocks",
   "num_train_steps",
   "log_every",
   "eval_every",
-  "temperature",
-  "student_temperature",
-  "teacher_temperature",
   "learning_rate",
   "clip_norm",
 )
@@ -110,20 +108,11 @@ def default() -> ConfigDict:
   config.dev = ("STSB-dev",)
   config.test = ()
 
-  # Objective: loss = contrastive + distill_weight * distillation.
-  config.objective = "contrastive"
-  config.contrastive = "info_nce"
-  config.temperature = 0.05
-  config.margin = 0.3  # Of focal_info_nce.
-  config.negative_weight = 0.0  # Of a hard negative's own logit.
-  config.distill_weight = 1.0
-  config.student_temperature = 0.025
-  config.teacher_temperature = 0.0125
-  config.divergence = "cross_entropy"
-  # Shuffles the teachers' similarities within groups; at most one is not 0.
-  config.group_probability = 0.0
-  config.group_size = 0
-  config.group_top = 0
+  # A weighted sum of terms, such as "info_nce + 0.1 * masked_language_model". The
+  # settings of each term are config.TERM.SETTING; `dcse_jax/losses` documents them.
+  config.objective = "info_nce"
+  for term in losses.TERMS.values():
+    config[term.name] = ConfigDict(dict(term.settings))
 
   # Embeds the text by every teacher once, into files of this type, in place of
   # running the teachers at every step: "float16" takes two bytes a sentence and
@@ -135,6 +124,10 @@ def default() -> ConfigDict:
   # So many parts of a batch are encoded one after the other: with the memory of one,
   # a third more work, and the gradient of the whole.
   config.microbatches = 1
+  # So many blocks of its rows are compared with the whole batch one after the other:
+  # memory for similarities falls from B * B to B * B / row_blocks. Pays from some
+  # thousands of sentences.
+  config.row_blocks = 1
   config.num_train_steps = 15_625
   config.learning_rate = 3e-5
   config.schedule = "linear"
@@ -229,6 +222,25 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
     del merged.rounds
     merged.update(config.rounds[name])
   return merged
+
+
+def terms(config: ConfigDict) -> tuple[Weighted, ...]:
+  """The objective of a round, with the settings of its terms.
+
+  Raises:
+    UserError: it is not a sum of known terms, each once.
+  """
+  try:
+    return losses.parse(config.objective, config)
+  except ValueError as error:
+    raise UserError(f"objective={config.objective!r}: {error}") from error
+
+
+def used(config: ConfigDict) -> dict[str, Any]:
+  """The fields of a round but the settings of terms that it does not use, JSON."""
+  fields = json.loads(config.to_json_best_effort())
+  names = {each.term.name for each in terms(config)}
+  return {k: v for k, v in fields.items() if k not in losses.TERMS or k in names}
 
 
 def members(rounds: Mapping[str, ConfigDict], name: str) -> list[tuple[str, int]]:
@@ -355,24 +367,36 @@ def _check_round(
       f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
       f"the {len(config.teachers)} names in teachers"
     )
-  shuffles = (config.group_probability, config.group_size, config.group_top)
-  if sum(value != 0 for value in shuffles) > 1:
+  if config.batch_size < 2:
     raise UserError(
-      f"round {name}: group_probability, group_size and group_top exclude "
-      "each other; set one"
+      f"batch_size={config.batch_size} in round {name}: must be 2 or more"
     )
-  if not 0 <= config.group_probability <= 1:
+  _check_terms(name, config)
+
+
+def _check_terms(name: str, config: ConfigDict) -> None:
+  for term in losses.TERMS.values():
+    if unknown := set(config[term.name]) - set(term.settings):
+      raise UserError(
+        f"rounds.{name}: unknown field {term.name}.{unknown.pop()}; {term.name} has "
+        + (", ".join(term.settings) or "none")
+      )
+  takes = set()
+  for each in terms(config):
+    term, where = each.term.name, f"in round {name}"
+    takes.update(each.term.takes)
+    for field, value in each.settings.items():
+      if field.endswith("temperature") and not value > 0:
+        raise UserError(f"{term}.{field}={value} {where}: must be above 0")
+    if complaint := each.term.complaint(each.settings, config.batch_size):
+      raise UserError(f"{term}.{complaint} ({where})")
+    if "teacher" in each.term.needs and not config.teachers:
+      raise UserError(
+        f"{term} {where} needs teachers: name them, or leave it out of objective="
+        f"{config.objective!r}"
+      )
+  if config.teachers and "teacher" not in takes:
     raise UserError(
-      f"group_probability={config.group_probability} in round {name}: must be in [0, 1]"
+      f"round {name} has teachers, and no term of objective={config.objective!r} "
+      'learns from them: add one, as in "info_nce + distillation"'
     )
-  if not 0 <= config.group_top < config.batch_size:
-    raise UserError(
-      f"group_top={config.group_top} in round {name}: must be below "
-      f"batch_size={config.batch_size}"
-    )
-  if config.group_size < 0 or config.batch_size < 2:
-    raise UserError(
-      f"round {name}: group_size must be 0 or more and batch_size 2 or more"
-    )
-  if config.objective == "masked_language_model" and config.teachers:
-    raise UserError(f"round {name} pretrains a language model: it takes no teachers")

@@ -106,8 +106,8 @@ def average_similarities(
   embeddings: Sequence[np.ndarray], weights: Sequence[float]
 ) -> np.ndarray:
   """What a student is taught of each batch: [n, B, D_t] each to [n, B, B]."""
-  batches = zip(*embeddings)
-  return np.stack([losses.average_similarity(b, weights) for b in batches])
+  joint = [losses.join_teachers(batch, weights) for batch in zip(*embeddings)]
+  return np.stack([losses.cosine_similarity(batch, batch) for batch in joint])
 
 
 def share_one_hot(targets: np.ndarray, temperature: float) -> float:
@@ -136,10 +136,10 @@ def distillation_loss(
   Args:
     embeddings: of the student, [n, B, D].
     targets: similarities by the teachers, [n, B, B].
-    **settings: of `losses.distillation`.
+    **settings: of `losses.similarity_divergence`.
   """
   each = [
-    losses.distillation(
+    losses.similarity_divergence(
       losses.cosine_similarity(jnp.asarray(e), jnp.asarray(e)), target, **settings
     )
     for e, target in zip(embeddings, targets)

@@ -169,16 +169,14 @@ class Inputs:
         f"max_length={round_config.max_length}, but {model} takes "
         f"{self.start.config.max_tokens} tokens at most"
       )
-    if (
-      round_config.objective == "masked_language_model"
-      and self.start.tokenizer.mask_token_id is None
-    ):
+    takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
+    if "masked_logits" in takes and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
     tokens = self.tokens(round_config)
-    if round_config.contrastive == "focal_info_nce" and len(tokens.tokens) > 2:
+    if len(tokens.tokens) > 2 and not takes & {"negatives", "all_negatives"}:
       raise UserError(
-        f"round {name}: focal_info_nce takes no hard negatives; name two "
-        "columns, or use contrastive='info_nce'"
+        f"round {name}: no term of objective={round_config.objective!r} takes hard "
+        "negatives: name two columns, or use info_nce"
       )
     rows = tokens.max_batch_size
     if rows < round_config.batch_size:

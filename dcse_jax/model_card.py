@@ -8,25 +8,13 @@ from typing import Any
 import huggingface_hub
 
 from dcse_jax import folder
+from dcse_jax import losses
 
-_OBJECTIVES = {
-  "info_nce": ("contrastive learning (InfoNCE, as SimCSE)", "2104.08821"),
-  "focal_info_nce": ("contrastive learning (Focal-InfoNCE)", "2310.06918"),
-  "masked_language_model": ("masked-language-model pretraining", "1810.04805"),
-  "distillation": ("contrastive self-training with distillation", "2310.13499"),
-}
 # Fields that say where a model came from; others are settings of the training.
 _ORIGIN = ("model", "text", "columns", "start", "teachers")
 # What the objective of a round leaves unused, and what it shows elsewhere.
 _NOT_SHOWN = ("sts", "dev", "test", "rounds", "encoder", "log_every", "eval_every")
-_OF_DISTILLATION = (
-  "distill_weight",
-  "divergence",
-  "student_temperature",
-  "teacher_cache",
-  "teacher_temperature",
-  "teacher_weights",
-)
+_OF_TEACHERS = ("teacher_cache", "teacher_weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +34,6 @@ class Training:
   seed: int
   scores: Mapping[str, float]
   step: int | None = None
-
-  @property
-  def objective(self) -> str:
-    if self.config["objective"] == "masked_language_model":
-      return "masked_language_model"
-    return "distillation" if self.config["teachers"] else self.config["contrastive"]
 
 
 def make_card(model: folder.Model, name: str, training: Training | None) -> str:
@@ -145,11 +127,9 @@ def _table(rows: Mapping[str, Any], header: tuple[str, str]) -> str:
 
 def _training(training: Training) -> list[str]:
   config = training.config
-  what, paper = _OBJECTIVES[training.objective]
-  parts = [
-    f"By {what} ([arXiv:{paper}](https://arxiv.org/abs/{paper})), round and seed "
-    f"`{training.name}`."
-  ]
+  terms = [losses.TERMS[name] for name in config if name in losses.TERMS]
+  parts = [f"Round and seed `{training.name}`, objective `{config['objective']}`:"]
+  parts.append("\n".join(f"- {_cite(term)}" for term in terms))
   if training.step is not None:
     parts.append(f"A checkpoint of a run under way: step {training.step}.")
   origin = {
@@ -163,16 +143,23 @@ def _training(training: Training) -> list[str]:
   }
   parts.append(_table({k: v for k, v in origin.items() if v}, ("from", "")))
   skipped = {*_ORIGIN, *_NOT_SHOWN}
-  if training.objective != "distillation":
-    skipped.update(_OF_DISTILLATION)
-    skipped.update(key for key in config if key.startswith("group_"))
+  if not config["teachers"]:
+    skipped.update(_OF_TEACHERS)
   settings = {
     key: value
     for key, value in sorted(config.items())
     if key not in skipped and not key.startswith(("round ", "synthetic_"))
   }
+  for term in terms:
+    own = settings.pop(term.name)
+    settings |= {f"{term.name}.{key}": value for key, value in own.items()}
   settings["seed of the model"] = training.seed
   return [*parts, _table(settings, ("setting", "value"))]
+
+
+def _cite(term: losses.Term) -> str:
+  links = [f"[arXiv:{p}](https://arxiv.org/abs/{p})" for p in term.papers]
+  return f"`{term.name}`: {', '.join([term.summary, *links])}"
 
 
 def _member(member: Any) -> str:

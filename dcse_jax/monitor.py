@@ -124,7 +124,7 @@ class Distillation:
     student: whose tokenizer, shape and pooling the parameters have.
     probe: the sentences.
     targets: averaged similarities by the teachers, [n, B, B], by split.
-    **settings: of `losses.distillation`.
+    **settings: of `losses.similarity_divergence`.
   """
 
   def __init__(

@@ -1,105 +1,316 @@
-"""From a round's config to the loss that it trains with."""
+"""What a round trains on: a weighted sum of the terms of `losses`.
 
-from collections.abc import Callable
+An objective computes what its terms ask for and nothing else. In the order of the
+data: sentences are encoded, microbatch by microbatch, and what concerns single
+tokens is lost and forgotten there; the embeddings of the whole batch are then
+compared, block of rows by block of rows.
+
+What a step offers, each with a row for each sentence of the batch:
+
+  anchors, positives     two views after the projection, [B, D]: the first column
+                         twice under independent dropout, or two columns
+  negatives              the third column, [B, D], if there is one
+  teacher                `teachers.teacher_embeddings`, [B, E], if there are teachers
+  masked_logits, masked_labels, is_masked
+                         of the first column's masked tokens, [B, K, V] and [B, K]
+
+and of the step itself
+
+  own                    the row of the batch that each row is, [b]
+  rng                    a key, another for each term and step
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
-import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dcse_jax import config as config_lib
+from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
-from dcse_jax import train_step
+from dcse_jax import teachers as teachers_lib
+from dcse_jax.blocks import Blocks
 from dcse_jax.folder import Model
-from dcse_jax.microbatches import Microbatches
-from dcse_jax.teachers import CachedTeachers
-from dcse_jax.teachers import TeacherStack
+from dcse_jax.losses.terms import Weighted
+from dcse_jax.packing import Packing
 
-_log = logging.getLogger(__name__)
+Batch = Mapping[str, Any]
+
+_VIEWS = frozenset({"anchors", "positives", "negatives"})
+_MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
+
+# Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
+# replaced by any token, 10 % left.
+_PREDICTED, _MASK, _REPLACE = 0.15, 0.8, 0.1
+
+
+def _base(name: str) -> str:
+  return name.removeprefix("all_")
+
+
+# Three kinds of terms. Some see tokens, which are gone when the batch is together;
+# some see rows and whatever else; some see the whole batch only, and at once.
+
+
+def _by_sentence(term: losses.Term) -> bool:
+  return bool(_MASKED & set(term.takes))
+
+
+def _whole(term: losses.Term) -> bool:
+  names = set(term.takes) - {"rng"}
+  return all(name.startswith("all_") for name in names)
+
+
+def _by_row(term: losses.Term) -> bool:
+  return not _by_sentence(term) and not _whole(term)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A loss function for `train_step.make_train_step`, and what it trains.
+
+  Attributes:
+    terms: weights and settings.
+    config: of the student.
+    pooling: of the student.
+    dtype: of the matrix products.
+    stacks: the teachers.
+    mask_token_id: of [MASK]; needed for masked tokens alone.
+    special_token_ids: never masked, [CLS], [SEP] and the like.
+    microbatches: how sentences are encoded; loss and gradient are the same.
+      `packing` then has a group for each of them on each device.
+    row_blocks: how similarities are compared; loss and gradient are the same.
+  """
+
+  terms: tuple[Weighted, ...]
+  config: encoder_lib.EncoderConfig
+  pooling: str
+  dtype: Any = jnp.float32
+  stacks: Sequence[teachers_lib.TeacherStack | teachers_lib.CachedTeachers] = ()
+  mask_token_id: int | None = None
+  special_token_ids: tuple[int, ...] = ()
+  microbatches: Blocks = Blocks()
+  row_blocks: Blocks = Blocks()
+
+  @functools.cached_property
+  def _takes(self) -> frozenset[str]:
+    return frozenset(_base(n) for each in self.terms for n in each.term.takes)
+
+  def init_params(self, encoder: encoder_lib.Params, rng: jax.Array) -> Any:
+    """What is trained: the encoder, and the heads that the terms need."""
+    params = {"encoder": encoder}
+    init = lambda name, module: encoder_lib.init_params(
+      self.config, jax.random.fold_in(rng, len(name)), module
+    )
+    if self.pooling == "cls" and self._takes & _VIEWS:
+      params["projection"] = init("projection", encoder_lib.Projection)
+    if self._takes & _MASKED:
+      params["language_model"] = init("language_model", encoder_lib.LanguageModelHead)
+    return params
+
+  def __call__(
+    self,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    teacher_params: Any,
+    packing: Packing | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The objective of a batch.
+
+    Args:
+      params: as `init_params` makes them.
+      batch: `input_ids` and `attention_mask`, [B, C, S]. One column is encoded
+        twice under independent dropout; of more, the first is the anchor, the
+        second the positive, the third a hard negative. Stacks may ask for more:
+        see `teachers.teacher_embeddings`.
+      rng: the step's key.
+      teacher_params: of each stack.
+      packing: of the batch; None leaves the padding in. The loss is the same.
+
+    Returns:
+      The loss, and by name the mean of each term over the batch; with masked
+      tokens also `accuracy`, the share of them whose best guess is right. Scalars.
+    """
+    packing = self.microbatches.packing_of_block(packing)
+    rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if self._takes & _MASKED:
+      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1))
+    rngs = jax.random.split(jax.random.fold_in(rng, 2), len(self.terms))
+
+    def of_sentences(rows, numbers):
+      return self._of_sentences(params, rows, numbers, rng, packing)
+
+    offered, values, counts = self.microbatches.map(of_sentences, rows)
+    if "projection" in params:
+      for name in _VIEWS & offered.keys():
+        offered[name] = encoder_lib.project(
+          params["projection"], self.config, offered[name]
+        )
+    if "teacher" in self._takes and self.stacks:
+      offered["teacher"] = teachers_lib.teacher_embeddings(
+        teacher_params,
+        self.stacks,
+        batch,
+        dtype=self.dtype,
+        packing=packing,
+        microbatches=self.microbatches,
+      )
+    values |= self._of_batch(offered, rngs)
+    parts = {name: jnp.mean(value) for name, value in values.items()}
+    loss = sum(each.weight * parts[each.term.name] for each in self.terms)
+    if counts:
+      right, masked = jax.tree.map(jnp.sum, counts)
+      parts["accuracy"] = right / jnp.maximum(masked, 1)
+    return loss, parts
+
+  def _of_sentences(self, params, rows, numbers, rng, packing):
+    """Embeddings of sentences, and the terms that are of single ones."""
+    offered, values, counts = {}, {}, ()
+    if self._takes & (_VIEWS | {"teacher"}):
+      views = self._views(params, rows, numbers, jax.random.fold_in(rng, 3), packing)
+      names = ("anchors", "positives", "negatives")
+      offered = {name: views[:, i] for i, name in enumerate(names[: views.shape[1]])}
+    if self._takes & _MASKED:
+      masked = self._score_masked(
+        params, rows, numbers, jax.random.fold_in(rng, 4), packing
+      )
+      values |= self._evaluate(_by_sentence, masked)
+      guess = jnp.argmax(masked["masked_logits"], axis=-1)
+      right = (guess == masked["masked_labels"]) & masked["is_masked"]
+      counts = right.sum(axis=1), masked["is_masked"].sum(axis=1)
+    return offered, values, counts
+
+  def _views(self, params, rows, numbers, rng, packing):
+    """Embeddings of every view, [n, views, D]."""
+    columns, length = rows["input_ids"].shape[1:]
+    views = columns
+    if columns == 1:
+      views, packing = 2, packing and packing.times(2)
+    if numbers is not None:
+      numbers = (numbers[:, None] * views + np.arange(views)).reshape(-1)
+    grid = lambda x: jnp.repeat(x, views // columns, axis=1).reshape(-1, length)
+    embeddings = encoder_lib.encode(
+      params["encoder"],
+      self.config,
+      grid(rows["input_ids"]),
+      grid(rows["attention_mask"]),
+      pooling=self.pooling,
+      rng=rng,
+      dtype=self.dtype,
+      packing=packing,
+      numbers=numbers,
+    )
+    return embeddings.reshape(-1, views, embeddings.shape[-1])
+
+  def _mask_tokens(self, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+    """The first column with tokens to guess, chosen anew at every step.
+
+    A fixed number of slots a row, so that only these meet the vocabulary.
+    """
+    choice_rng, kind_rng, token_rng = jax.random.split(rng, 3)
+    input_ids = batch["input_ids"][:, 0]
+    special = jnp.isin(input_ids, jnp.asarray(self.special_token_ids))
+    is_word = batch["attention_mask"][:, 0] & ~special
+    slots = max(1, round(_PREDICTED * input_ids.shape[1]))
+    score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
+    _, position = jax.lax.top_k(score, slots)
+    wanted = jnp.maximum(1, jnp.round(_PREDICTED * is_word.sum(axis=1)))
+    wanted = jnp.minimum(wanted, is_word.sum(axis=1))
+    is_masked = jnp.arange(slots) < wanted[:, None]
+    row = jnp.arange(len(input_ids))[:, None]
+    labels = input_ids[row, position]
+    kind = jax.random.uniform(kind_rng, labels.shape)
+    other = jax.random.randint(token_rng, labels.shape, 0, self.config.vocab_size)
+    shown = jnp.where(kind < _MASK, self.mask_token_id, labels)
+    shown = jnp.where(kind >= 1 - _REPLACE, other, shown)
+    shown = jnp.where(is_masked, shown, labels)
+    return {
+      "masked_ids": input_ids.at[row, position].set(shown),
+      "position": position,
+      "masked_labels": labels,
+      "is_masked": is_masked,
+    }
+
+  def _score_masked(self, params, rows, numbers, rng, packing):
+    """The language model's logits of masked tokens, with their labels."""
+    states = encoder_lib.states_at(
+      params["encoder"],
+      self.config,
+      rows["masked_ids"],
+      rows["attention_mask"][:, 0],
+      rows["position"],
+      rng=rng,
+      dtype=self.dtype,
+      packing=packing,
+      numbers=numbers,
+    )
+    logits = encoder_lib.score_tokens(
+      params["language_model"],
+      params["encoder"],
+      self.config,
+      states,
+      dtype=self.dtype,
+    )
+    names = ("masked_labels", "is_masked")
+    return {"masked_logits": logits, **{name: rows[name] for name in names}}
+
+  def _of_batch(self, offered, rngs):
+    """The terms that compare the sentences of a batch."""
+    every = {f"all_{name}": value for name, value in offered.items()}
+    names = {name for each in self.terms for name in each.term.takes}
+    rows = {name: offered[name] for name in names & offered.keys()}
+
+    def of_rows(rows, numbers):
+      if numbers is None:
+        numbers = jnp.arange(len(jax.tree.leaves(rows)[0]))
+      given = {**every, **rows, "own": numbers}
+      return self._evaluate(_by_row, given, rngs)
+
+    values = self.row_blocks.map(of_rows, rows) if rows else {}
+    return values | self._evaluate(_whole, every, rngs)
+
+  def _evaluate(self, kind, given, rngs=None) -> dict[str, jax.Array]:
+    """The terms of a kind, each [b]."""
+    values = {}
+    for i, each in enumerate(self.terms):
+      if not kind(each.term):
+        continue
+      everything = given if rngs is None else {**given, "rng": rngs[i]}
+      arguments = {name: everything[name] for name in each.term.needs}
+      arguments |= {name: everything.get(name) for name in each.term.welcomes}
+      values[each.term.name] = each.term.fn(**arguments, **each.settings)
+    return values
 
 
 def make_objective(
   config: config_lib.ConfigDict,
   start: Model,
-  stacks: tuple[TeacherStack | CachedTeachers, ...],
+  stacks: Sequence[teachers_lib.TeacherStack | teachers_lib.CachedTeachers],
   *,
   groups: int,
-) -> tuple[Callable[[jax.Array], Any], train_step.LossFn]:
-  """What a round trains, and on what loss.
+) -> Objective:
+  """The objective of a round.
 
   Args:
     config: of the round.
     start: the model that it starts from.
     stacks: its teachers.
     groups: devices that share a batch.
-
-  Returns:
-    rng -> parameters to start from, and the loss function for
-    `train_step.make_train_step`.
   """
-  dtype = jnp.dtype(config.dtype)
-  microbatches = Microbatches(config.microbatches, groups)
-  if config.objective == "masked_language_model":
-    init_fn = functools.partial(
-      train_step.init_language_model_params, start.params, start.config
-    )
-    return init_fn, functools.partial(
-      train_step.language_model_loss,
-      config=start.config,
-      dtype=dtype,
-      mask_token_id=start.tokenizer.mask_token_id,
-      special_token_ids=tuple(start.tokenizer.all_special_ids),
-      microbatches=microbatches,
-    )
-  if config.contrastive == "focal_info_nce":
-    contrast = functools.partial(
-      losses.focal_info_nce,
-      temperature=config.temperature,
-      margin=config.margin,
-    )
-  else:
-    contrast = functools.partial(
-      losses.info_nce,
-      temperature=config.temperature,
-      # The weight is for hard negatives alone and 0 by default.
-      negative_weight=config.negative_weight,
-    )
-  init_fn = functools.partial(
-    train_step.init_sentence_params,
-    start.params,
-    start.config,
-    start.pooling,
-  )
-  return init_fn, functools.partial(
-    train_step.sentence_loss,
+  tokenizer = start.tokenizer
+  return Objective(
+    terms=config_lib.terms(config),
     config=start.config,
     pooling=start.pooling,
-    dtype=dtype,
-    contrast=contrast,
+    dtype=jnp.dtype(config.dtype),
     stacks=stacks,
-    shuffle=_shuffle_rule(config) if stacks else None,
-    distill_weight=config.distill_weight,
-    student_temperature=config.student_temperature,
-    teacher_temperature=config.teacher_temperature,
-    divergence=config.divergence,
-    microbatches=microbatches,
+    mask_token_id=tokenizer.mask_token_id,
+    special_token_ids=tuple(tokenizer.all_special_ids),
+    microbatches=Blocks(config.microbatches, groups),
+    row_blocks=Blocks(config.row_blocks, groups),
   )
-
-
-def _shuffle_rule(config) -> dict[str, float] | None:
-  if config.group_probability:
-    others = config.batch_size - 1
-    if others * config.group_probability < 2:
-      _log.warning(
-        "group_probability=%g of batch_size=%d: groups hold fewer than two "
-        "sentences, so next to nothing is shuffled",
-        config.group_probability,
-        config.batch_size,
-      )
-    return {"probability": config.group_probability}
-  if config.group_size:
-    return {"size": config.group_size}
-  if config.group_top:
-    return {"top": config.group_top}
-  return None

@@ -82,7 +82,7 @@ def _read_rounds(workdir: pathlib.Path) -> list[figures.Round]:
     raise UserError(f"{workdir} holds no training run: name the folder of one")
   rounds = []
   for i, name in enumerate(content["config"]["recipe"]):
-    config = content["config"] | content["config"]["rounds"][name]
+    config = _merge(content["config"], content["config"]["rounds"][name])
     folders = [workdir / name / str(seed) for seed in config["seeds"]]
     results = [_read_if_there(folder / "result.json") for folder in folders]
     found = [_read_if_there(folder / "diagnostics.json") for folder in folders]
@@ -198,17 +198,22 @@ def _page(name: str, rounds: list[figures.Round], sections: list[str]) -> str:
 """
 
 
+def _merge(config: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+  """A recipe's fields, overridden by a round's own."""
+  both = {k: config[k] | v for k, v in own.items() if isinstance(v, dict)}
+  return config | own | both
+
+
 def _learns_from(round_: figures.Round) -> str:
-  if round_.pretrains:
-    return "masked language modelling"
-  if not round_.config.get("teachers"):
-    return "contrastive loss"
-  teachers = "teachers " + ", ".join(round_.config["teachers"])
+  words = [round_.config["objective"]]
+  if teachers := round_.config.get("teachers"):
+    words.append("teachers " + ", ".join(teachers))
+  settings = round_.config.get("distillation", {})
   shuffles = dict(group_probability="Group-P", group_size="groups of", group_top="top")
-  for field, words in shuffles.items():
-    if value := round_.config.get(field):
-      return f"{teachers}; {words} {value:g}"
-  return teachers
+  for field, name in shuffles.items():
+    if "distillation" in words[0] and (value := settings.get(field)):
+      words.append(f"{name} {value:g}")
+  return "; ".join(words)
 
 
 def _mean(scores: list[float], *, with_sd: bool) -> str:

@@ -51,7 +51,13 @@ class Round:
 
   @property
   def pretrains(self) -> bool:
-    return self.config.get("objective") == "masked_language_model"
+    return self.terms == ["masked_language_model"]
+
+  @property
+  def terms(self) -> list[str]:
+    """Names of the terms of its objective."""
+    parts = self.config["objective"].split("+")
+    return [part.rpartition("*")[2].strip() for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +140,14 @@ def _legend(figure: Any) -> None:
 
 def _losses(rounds: list[Round]) -> Section:
   figure, panels = _panels(rounds, height=2.6, stack=2)
+  names = sorted({name for each in rounds for name in each.terms})
   parts = {
     # Wide and pale, to be seen under a part that is all of it.
     "train/loss": dict(label="total", color="0.75", linewidth=4),
-    "train/contrastive": dict(label="contrastive", color=_COLOURS[0]),
-    "train/distillation": dict(
-      label="distillation", color=_COLOURS[1], linestyle=_DASHES[1]
-    ),
   }
+  for i, name in enumerate(names):
+    look = dict(color=_COLOURS[i % len(_COLOURS)], linestyle=_DASHES[i % len(_DASHES)])
+    parts[f"train/{name}"] = dict(label=name, **look)
   for round_, (loss, rate) in zip(rounds, panels):
     for key, style in parts.items():
       if key in round_.curves:
@@ -163,8 +169,7 @@ def _losses(rounds: list[Round]) -> Section:
     figure,
     "The loss of each round, with its parts, and below it the learning rate. Lines "
     "are means over seeds and a few neighbouring steps, bands the range of the seeds. "
-    "The total is contrastive + distill_weight × distillation, or the loss of masked "
-    "language modelling.",
+    "The total is the objective of the table: parts times their weights.",
   )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from typing import Any
@@ -103,14 +102,15 @@ class Round:
       best = train_lib.train(
         trainer,
         [self._make_run(seed, init_fn) for seed in group],
-        config=json.loads(config.to_json_best_effort()),
+        config=config_lib.used(config),
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params["encoder"]))
 
   def _tell_negatives(self) -> None:
     config, columns = self._config, len(self._tokens.tokens)
-    if config.objective != "contrastive":
+    takes = {name for each in config_lib.terms(config) for name in each.term.takes}
+    if "anchors" not in takes:
       return
     # The other positives, and every hard negative.
     negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
@@ -126,9 +126,10 @@ class Round:
 
   def _make_trainer(self, num_models: int):
     config = self._config
-    init_fn, loss_fn = objective.make_objective(
+    loss_fn = objective.make_objective(
       config, self._start, self._teaching.stacks, groups=self._mesh.size
     )
+    init_fn = functools.partial(loss_fn.init_params, self._start.params)
     schedule = optimizer.make_schedule(
       learning_rate=config.learning_rate,
       schedule=config.schedule,
@@ -226,32 +227,47 @@ class Round:
         split: diagnostics.average_similarities(embeddings, weights)
         for split, embeddings in embedded.items()
       }
-      if not measures:
+      if not measures and "distillation" in config_lib.used(config):
         self._warn_if_one_hot(targets["train"])
       measures[seed] = monitor.Distillation(
         self._start,
         probe,
         targets,
-        student_temperature=config.student_temperature,
-        teacher_temperature=config.teacher_temperature,
-        divergence=config.divergence,
+        student_temperature=config.distillation.student_temperature,
+        teacher_temperature=config.distillation.teacher_temperature,
+        divergence=config.distillation.divergence,
       )
     return measures
 
   def _warn_if_one_hot(self, targets: np.ndarray) -> None:
-    temperature = self._config.teacher_temperature
+    temperature = self._config.distillation.teacher_temperature
     share = diagnostics.share_one_hot(targets, temperature)
     if share > 0.5:
       _log.warning(
-        "round %s: at teacher_temperature=%g one sentence has all the probability in "
+        "round %s: at distillation.teacher_temperature=%g one sentence has all the probability in "
         "%.0f %% of rows, and the others teach nothing: raise it",
         self._name,
         temperature,
         100 * share,
       )
 
+  def _warn_if_groups_are_small(self) -> None:
+    config = self._config
+    probability = (
+      config_lib.used(config).get("distillation", {}).get("group_probability", 0)
+    )
+    if 0 < (config.batch_size - 1) * probability < 2:
+      _log.warning(
+        "round %s: distillation.group_probability=%g of batch_size=%d: groups hold "
+        "fewer than two sentences, so next to nothing is shuffled",
+        self._name,
+        probability,
+        config.batch_size,
+      )
+
   def _prepare(self, teachers, cache_folder: pathlib.Path) -> teaching_lib.Teaching:
     config = self._config
+    self._warn_if_groups_are_small()
     if config.teacher_cache:
       return teaching_lib.cached(
         teachers, cache_folder, dtype=config.teacher_cache, compute_dtype=config.dtype

@@ -46,6 +46,7 @@ _IMMATERIAL = (
   "microbatches",
   "model",
   "recipe",
+  "row_blocks",
   "seeds",
   "sts",
   "teachers",
@@ -101,13 +102,14 @@ class Recipe:
       self._origins[name] = self._origin(round_config)
     self._check_workdir("material", accept_changes)
     for name, round_config in self.rounds.items():
-      parts = self.mesh.size * round_config.microbatches
-      if round_config.batch_size % parts:
-        raise UserError(
-          f"batch_size={round_config.batch_size} of round {name} does not "
-          f"divide among {self.mesh.size} devices and "
-          f"microbatches={round_config.microbatches}: use a multiple of {parts}"
-        )
+      for field in ("microbatches", "row_blocks"):
+        parts = self.mesh.size * round_config[field]
+        if round_config.batch_size % parts:
+          raise UserError(
+            f"batch_size={round_config.batch_size} of round {name} does not "
+            f"divide among {self.mesh.size} devices and "
+            f"{field}={round_config[field]}: use a multiple of {parts}"
+          )
     recipe = json.loads(self.config.to_json_best_effort())
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
     digests = self._digests()
@@ -125,7 +127,7 @@ class Recipe:
     `config` is for people, `material` decides whether another command would make
     the same models.
     """
-    fields = json.loads(config.to_json_best_effort())
+    fields = config_lib.used(config)
     fields["teachers"] = self._members(config)
     material = {key: fields[key] for key in fields if key not in _IMMATERIAL}
     members = [

@@ -15,9 +15,9 @@ import numpy as np
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
+from dcse_jax.blocks import Blocks
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.folder import Model
-from dcse_jax.microbatches import Microbatches
 from dcse_jax.packing import Packing
 
 # How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
@@ -132,16 +132,16 @@ def run_stack(
   return jax.lax.map(embed, params)
 
 
-def teacher_similarity(
+def teacher_embeddings(
   params: Sequence[encoder_lib.Params],
   stacks: Sequence[TeacherStack | CachedTeachers],
   batch: Mapping[str, Any],
   *,
   dtype,
   packing: Packing | None = None,
-  microbatches: Microbatches = Microbatches(),
+  microbatches: Blocks = Blocks(),
 ) -> jax.Array:
-  """The weighted mean over teachers of the cosines of a batch's first column.
+  """What all teachers together think of a batch's first column.
 
   Args:
     params: of each stack; of cached teachers any.
@@ -153,7 +153,8 @@ def teacher_similarity(
     microbatches: how the batch is encoded.
 
   Returns:
-    [B, B] float32 raw cosines, without dropout, projection or gradient.
+    [B, sum of D_t] float32, of unit length, without dropout, projection or
+    gradient: its cosines are the weighted mean of the teachers' raw cosines.
   """
   embeddings, weights = [], []
   for stack_params, stack in zip(params, stacks):
@@ -179,5 +180,4 @@ def teacher_similarity(
       return microbatches.map(encode, first)
 
     embeddings.extend(run_stack(embed, stack_params))
-  similarity = losses.average_similarity(embeddings, weights=weights)
-  return jax.lax.stop_gradient(similarity)
+  return jax.lax.stop_gradient(losses.join_teachers(embeddings, weights))

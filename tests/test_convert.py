@@ -92,7 +92,10 @@ def test_the_export_has_a_card_that_the_hub_understands(workdir):
   assert {r.dataset_name: r.metric_value for r in card.data.eval_results} == {
     name: round(score, 2) for name, score in scores.items() if name != "avg"
   }
-  for fact in ("| teachers | base/1, base/2 |", "| group_probability | 0.1 |"):
+  for fact in (
+    "| teachers | base/1, base/2 |",
+    "| distillation.group_probability | 0.1 |",
+  ):
     assert fact in card.text
   assert 'SentenceTransformer("student-3")' in card.text
 

@@ -44,8 +44,13 @@ def assert_published(published, name, loss_fn, gradients_of):
     )
 
 
+def average_similarity(embeddings, weights=None):
+  joint = losses.join_teachers(embeddings, weights)
+  return losses.cosine_similarity(joint, joint)
+
+
 def distill(published, z1, teacher):
-  return losses.distillation(
+  return losses.similarity_divergence(
     losses.cosine_similarity(z1, z1),
     teacher,
     student_temperature=float(published["student_temp"]),
@@ -73,7 +78,7 @@ def test_hard_negatives_match_the_published_values(published, weight):
       z1,
       published["z2"],
       temperature=float(published["temp"]),
-      negatives=z3,
+      all_negatives=z3,
       negative_weight=weight,
     ).mean()
 
@@ -92,14 +97,14 @@ def test_focal_info_nce_matches_the_published_values(published, margin):
 
 def test_average_similarity_matches_the_published_teacher_logits(published):
   np.testing.assert_allclose(
-    losses.average_similarity(list(published["teachers"])),
+    average_similarity(list(published["teachers"])),
     published["teacher_logits"],
     atol=1e-6,
   )
 
 
 def test_plain_distillation_matches_the_published_values(published):
-  teacher = losses.average_similarity(list(published["teachers"]))
+  teacher = average_similarity(list(published["teachers"]))
   assert_published(
     published,
     "vanilla_distill",
@@ -254,18 +259,18 @@ def test_divergence_from_itself_is_zero_and_from_others_positive(divergence):
   settings = dict(
     student_temperature=0.1, teacher_temperature=0.1, divergence=divergence
   )
-  zero = losses.distillation(same, same, **settings)
+  zero = losses.similarity_divergence(same, same, **settings)
   np.testing.assert_allclose(zero, np.zeros(6), atol=1e-6)
-  assert (np.asarray(losses.distillation(same, other, **settings)) > 0).all()
+  assert (np.asarray(losses.similarity_divergence(same, other, **settings)) > 0).all()
 
 
 def test_js_is_symmetric_and_at_most_log_two():
   a = losses.cosine_similarity(random_embeddings(0), random_embeddings(0))
   b = losses.cosine_similarity(random_embeddings(1), random_embeddings(1))
   settings = dict(student_temperature=0.01, teacher_temperature=0.01, divergence="js")
-  forward = losses.distillation(a, b, **settings)
+  forward = losses.similarity_divergence(a, b, **settings)
   np.testing.assert_allclose(
-    forward, losses.distillation(b, a, **settings), rtol=1e-4, atol=1e-6
+    forward, losses.similarity_divergence(b, a, **settings), rtol=1e-4, atol=1e-6
   )
   assert (np.asarray(forward) <= np.log(2) + 1e-6).all()
 
@@ -276,7 +281,7 @@ def test_kl_and_cross_entropy_have_the_same_gradient_for_the_student():
 
   def gradient(divergence):
     return jax.grad(
-      lambda s: losses.distillation(
+      lambda s: losses.similarity_divergence(
         s,
         teacher,
         student_temperature=0.1,
@@ -296,7 +301,7 @@ def test_average_similarity_weighs_teachers_by_their_share():
   expected += 0.67 * losses.cosine_similarity(large, large)
   for weights in ([0.33, 0.67], [33.0, 67.0]):
     np.testing.assert_allclose(
-      losses.average_similarity([small, large], weights=weights),
+      average_similarity([small, large], weights=weights),
       expected,
       atol=1e-6,
     )
@@ -312,14 +317,14 @@ def test_masked_language_model_of_equal_scores_is_log_of_the_vocabulary():
 
 EVERY_LOSS = {
   "info_nce": lambda a, b: losses.info_nce(
-    a, b, temperature=0.01, negatives=b, negative_weight=1.0
+    a, b, temperature=0.01, all_negatives=b, negative_weight=1.0
   ),
   "focal": lambda a, b: losses.focal_info_nce(a, b, temperature=0.01, margin=0.3),
   **{
-    divergence: lambda a, b, divergence=divergence: losses.distillation(
+    divergence: lambda a, b, divergence=divergence: losses.similarity_divergence(
       losses.cosine_similarity(a, a),
       losses.group_shuffle(
-        losses.average_similarity([b, b]),
+        average_similarity([b, b]),
         jax.random.key(0),
         probability=0.1,
       ),

@@ -45,6 +45,6 @@ def test_a_three_layer_student_passes_64_in_200_steps(tmp_path):
   config.learning_rate, config.num_train_steps = 5e-5, 200
   config.eval_every = 100
   config.rounds.student.teachers = (minilm(),)
-  config.rounds.student.group_probability = 0.0
+  config.distillation.group_probability = 0.0
   (student,) = rounds.run(config, str(tmp_path))
   assert student["test"] > 64

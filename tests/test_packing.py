@@ -15,6 +15,7 @@ from dcse_jax import packing as packing_lib
 from dcse_jax import sharding
 from dcse_jax import teachers as teachers_lib
 from dcse_jax import train_step
+from dcse_jax.objective import Objective
 from dcse_jax.packing import Packing
 from tests import models
 from tests.test_train import make_trainer
@@ -27,33 +28,26 @@ BATCH = models.random_batch(3, batch=16)
 def distilling(pooling):
   """A loss with two teachers, and parameters to take its gradient at."""
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS, [1, 2])
-  loss_fn = functools.partial(
-    train_step.sentence_loss,
+  loss_fn = Objective(
+    losses.parse(
+      "info_nce + distillation", {"distillation": {"group_probability": 0.3}}
+    ),
     config=STUDENT.config,
     pooling=pooling,
-    dtype=jnp.float32,
-    contrast=functools.partial(losses.info_nce, temperature=0.05),
     stacks=stacks,
-    shuffle={"probability": 0.3},
   )
-  params = train_step.init_sentence_params(
-    STUDENT.params, STUDENT.config, pooling, jax.random.key(0)
-  )
-  return loss_fn, params, teacher_params
+  return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), teacher_params
 
 
 def pretraining():
-  loss_fn = functools.partial(
-    train_step.language_model_loss,
+  loss_fn = Objective(
+    losses.parse("masked_language_model"),
     config=STUDENT.config,
-    dtype=jnp.float32,
+    pooling="mean",
     mask_token_id=STUDENT.tokenizer.mask_token_id,
     special_token_ids=tuple(STUDENT.tokenizer.all_special_ids),
   )
-  params = train_step.init_language_model_params(
-    STUDENT.params, STUDENT.config, jax.random.key(0)
-  )
-  return loss_fn, params, ()
+  return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), ()
 
 
 OBJECTIVES = {

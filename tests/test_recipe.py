@@ -99,7 +99,7 @@ def test_a_workdir_of_another_config_is_refused(quickstart):
   config, workdir, _ = quickstart
   other = config.copy_and_resolve_references()
   with other.unlocked():
-    other.temperature = 0.07
+    other.info_nce.temperature = 0.07
   with pytest.raises(UserError, match="temperature was 0.2 and is 0.07"):
     rounds.run(other, str(workdir))
 
@@ -122,7 +122,7 @@ def test_a_change_that_is_accepted_leaves_what_is_finished_and_trains_the_rest(
   rounds.run(config, str(files / "run"))
   before = (files / "run/simcse/1/model/model.safetensors").read_bytes()
   config.rounds.simcse.seeds = (1, 2)
-  config.temperature = 0.1
+  config.info_nce.temperature = 0.1
   with pytest.raises(
     UserError, match="temperature was 0.05 and is 0.1.*accept_changes"
   ):
@@ -244,7 +244,10 @@ def test_paper_and_script_temperatures_are_both_there():
     load_config("distillcse"),
     load_config("distillcse", "bert-base,script"),
   )
-  temperatures = lambda c: (c.student_temperature, c.teacher_temperature)
+  temperatures = lambda c: (
+    c.distillation.student_temperature,
+    c.distillation.teacher_temperature,
+  )
   assert temperatures(paper) == (0.02, 0.01)
   assert temperatures(script) == (0.025, 0.0125)
   assert script.num_train_steps == 5000
@@ -281,11 +284,11 @@ def too_many_layers(files, config):
 
 
 def bad_choice(files, config):
-  config.divergence = "l2"
+  config.distillation.divergence = "l2"
 
 
 def two_shuffles(files, config):
-  config.rounds.student.group_size = 4
+  config.distillation.group_size = 4
 
 
 def odd_batch(files, config):
@@ -317,7 +320,8 @@ def focal_with_negatives(files, config):
   lines = ["a\tb\tc\n", *("\t".join(row) + "\n" for row in rows)]
   (files / "nli.tsv").write_text("".join(lines))
   config.text, config.columns = str(files / "nli.tsv"), ("a", "b", "c")
-  config.contrastive = "focal_info_nce"
+  config.objective = "focal_info_nce"
+  config.rounds.student.objective = "focal_info_nce + distillation"
 
 
 def round_named_like_a_folder(files, config):
@@ -345,7 +349,7 @@ BAD_INPUT = {
   teacher_round_left_out: r"base does not come before student",
   recipe_field_in_a_round: r"rounds\.student\.num_layers.*config\.num_layers",
   unwritable_workdir: r"cannot make the folder .*run",
-  focal_with_negatives: r"focal_info_nce takes no hard negatives",
+  focal_with_negatives: r"no term of .*focal_info_nce.* takes hard",
   round_named_like_a_folder: r"no round can be called 'report'",
   unknown_round_field: r"rounds\.student: unknown field 'temprature'",
 }

@@ -70,10 +70,12 @@ def cosines(model, sentences):
 
 
 def similarity(params, stacks, batch, dtype=jnp.float32):
-  """Of `teacher_similarity`, in one program."""
-  run = lambda params, batch: teachers_lib.teacher_similarity(
-    params, stacks, batch, dtype=dtype
-  )
+  """Cosines of `teacher_embeddings`, in one program."""
+
+  def run(params, batch):
+    joint = teachers_lib.teacher_embeddings(params, stacks, batch, dtype=dtype)
+    return losses.cosine_similarity(joint, joint)
+
   return jax.jit(run)(params, batch)
 
 
@@ -294,6 +296,7 @@ def distil(files, name, **fields):
   config = from_files(files, recipe=("student",))
   with config.unlocked():
     config.rounds.student.update(
+      objective="info_nce + distillation",
       teachers=(str(files / "t1"), str(files / "t2"), str(files / "t3")),
       teacher_weights=(0.2, 0.3, 0.5),
       seeds=(42,),
@@ -377,7 +380,7 @@ def test_a_teacher_temperature_that_leaves_one_sentence_is_warned_of_once(
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1, 2)
   # Any two cosines differ by more than sixteen times as much.
-  config.teacher_temperature = 1e-7
+  config.distillation.teacher_temperature = 1e-7
   rounds.run(config, str(files / "run"))
   said = [m for m in caplog.messages if "teacher_temperature=1e-07" in m]
   assert len(said) == 1 and "raise it" in said[0]
@@ -400,7 +403,7 @@ def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
   rounds.run(config, str(files / "run"))
   shutil.rmtree(files / "run" / "base")
   with config.unlocked():
-    config.rounds.base.temperature = 0.1
+    config.rounds.base.info_nce = dict(temperature=0.1)
   with pytest.raises(
     UserError, match="student comes from something else: another round base"
   ):
@@ -509,7 +512,9 @@ def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   ours = measure.metrics({"encoder": student.params})
   for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
     taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))
-    expected = losses.distillation(cosines(student, part), taught, **settings).mean()
+    expected = losses.similarity_divergence(
+      cosines(student, part), taught, **settings
+    ).mean()
     assert ours[f"eval/distillation_{split}"] == pytest.approx(
       float(expected), rel=1e-4
     )

@@ -22,10 +22,10 @@ from dcse_jax import train_step
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
+from dcse_jax.objective import Objective
 from dcse_jax.packing import Packing
 from tests import models
 
-CONTRAST = functools.partial(losses.info_nce, temperature=0.05)
 TEACHERS = [
   models.tiny_model(seed, num_layers=layers)
   for seed, layers in ((5, 1), (6, 2), (7, 1))
@@ -68,22 +68,19 @@ def make_trainer(
 def distilling():
   """A loss with three teachers in two stacks, and Group-P."""
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS, [1, 1, 1])
-  loss_fn = functools.partial(
-    train_step.sentence_loss,
+  loss_fn = Objective(
+    losses.parse(
+      "info_nce + distillation", {"distillation": {"group_probability": 0.5}}
+    ),
     config=STUDENT.config,
     pooling="cls",
-    dtype=jnp.float32,
-    contrast=CONTRAST,
     stacks=stacks,
-    shuffle={"probability": 0.5},
   )
   return loss_fn, teacher_params
 
 
 def student_params(seed=0):
-  return train_step.init_sentence_params(
-    STUDENT.params, STUDENT.config, "cls", jax.random.key(seed)
-  )
+  return distilling()[0].init_params(STUDENT.params, jax.random.key(seed))
 
 
 def run_steps(num_steps=3, **kwargs):
@@ -130,14 +127,11 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
   student = without_dropout(models.tiny_model(1))
   stacks, teacher_params = teachers_lib.stack_teachers(TEACHERS[:1], [1])
   batch = models.random_batch(3, columns=columns)
-  loss_fn = functools.partial(
-    train_step.sentence_loss,
+  loss_fn = Objective(
+    losses.parse("info_nce + 0.7 * distillation"),
     config=student.config,
     pooling="mean",
-    dtype=jnp.float32,
-    contrast=CONTRAST,
     stacks=stacks,
-    distill_weight=0.7,
   )
   # In one program: to compile every operation by itself takes longer.
   loss, parts = jax.jit(loss_fn)(
@@ -159,24 +153,25 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
     views[0],
     views[min(1, columns - 1)],
     temperature=0.05,
-    negatives=views[2] if columns == 3 else None,
+    all_negatives=views[2] if columns == 3 else None,
   ).mean()
   teacher = embed(TEACHERS[0], 0)
-  distillation = losses.distillation(
+  distillation = losses.similarity_divergence(
     losses.cosine_similarity(views[0], views[0]),
     losses.cosine_similarity(teacher, teacher),
     student_temperature=0.025,
     teacher_temperature=0.0125,
   ).mean()
-  np.testing.assert_allclose(parts["contrastive"], contrastive, rtol=1e-4)
+  np.testing.assert_allclose(parts["info_nce"], contrastive, rtol=1e-4)
   np.testing.assert_allclose(parts["distillation"], distillation, rtol=1e-4)
   np.testing.assert_allclose(loss, contrastive + 0.7 * distillation, rtol=1e-4)
 
 
 def test_bfloat16_keeps_parameters_and_loss_in_float32():
   loss_fn, teacher_params = distilling()
-  loss_fn = functools.partial(loss_fn, dtype=jnp.bfloat16, shuffle=None)
-  exact = functools.partial(distilling()[0], shuffle=None)
+  # Where similarities are close, shuffling moves others.
+  exact = dataclasses.replace(loss_fn, terms=losses.parse("info_nce + distillation"))
+  loss_fn = dataclasses.replace(exact, dtype=jnp.bfloat16)
   arguments = (models.random_batch(0), jax.random.key(0), teacher_params)
   (rough, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
     student_params(), *arguments
@@ -243,23 +238,19 @@ def language_model(monkeypatch, batch, rng):
     return original(params, config, input_ids, *args, **kwargs)
 
   monkeypatch.setattr(encoder_lib, "states_at", spy)
-  params = train_step.init_language_model_params(
-    model.params, model.config, jax.random.key(0)
+  loss_fn = Objective(
+    losses.parse("masked_language_model"),
+    config=model.config,
+    pooling="mean",
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
   )
+  params = loss_fn.init_params(model.params, jax.random.key(0))
 
   # In one program: to compile every operation by itself takes longer.
   @jax.jit
   def run(params, batch, rng):
-    loss, parts = train_step.language_model_loss(
-      params,
-      batch,
-      rng,
-      (),
-      config=model.config,
-      dtype=jnp.float32,
-      mask_token_id=4,
-      special_token_ids=(0, 1, 2, 3, 4),
-    )
+    loss, parts = loss_fn(params, batch, rng, ())
     return shown["input_ids"], loss, parts
 
   shown_ids, loss, parts = run(params, batch, rng)
@@ -490,7 +481,7 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
     f"train/{name}"
     for name in (
       "loss",
-      "contrastive",
+      "info_nce",
       "distillation",
       "learning_rate",
       "gradient_norm",
@@ -502,12 +493,8 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
 
 
 def contrasting(dtype=jnp.float32):
-  return functools.partial(
-    train_step.sentence_loss,
-    config=STUDENT.config,
-    pooling="cls",
-    dtype=dtype,
-    contrast=CONTRAST,
+  return Objective(
+    losses.parse("info_nce"), config=STUDENT.config, pooling="cls", dtype=dtype
   )
 
 

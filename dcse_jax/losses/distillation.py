@@ -7,38 +7,47 @@ what is accident in one teacher.
 """
 
 from collections.abc import Sequence
+import math
 
 import jax
 import jax.numpy as jnp
 
+from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import normalize
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.similarity import row_keys
+from dcse_jax.losses.terms import term
 
 # Stands in for minus infinity: its softmax is exactly 0 in float32, and unlike
 # infinity it does not turn 0 * log 0 and log-add-exp gradients into NaN.
 _MASKED = -1e9
+
+DIVERGENCES = ("cross_entropy", "kl", "js")
 
 # So many random bits a value, at least: two values of a group tie, and then keep to
 # the order of their columns, once in 32,768 times.
 _LEAST_NOISE_BITS = 15
 
 
-def _mask_diagonal(similarity: jax.Array) -> jax.Array:
-  own = jnp.eye(similarity.shape[0], dtype=bool)
-  return jnp.where(own, _MASKED, similarity.astype(jnp.float32))
+def _mask_own(similarity: jax.Array, is_own: jax.Array) -> jax.Array:
+  return jnp.where(is_own, _MASKED, similarity.astype(jnp.float32))
 
 
-def _check_square(name: str, similarity: jax.Array) -> None:
-  if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
-    raise ValueError(f"{name} must be [B, B], not {similarity.shape}")
-  if similarity.shape[0] < 2:
+def _check_rows(name: str, similarity: jax.Array) -> None:
+  if similarity.ndim != 2 or similarity.shape[0] > similarity.shape[1]:
+    raise ValueError(f"{name} must be rows of [B, B], not {similarity.shape}")
+  if similarity.shape[1] < 2:
     raise ValueError(f"{name} needs a batch of 2 or more: no other sentence")
 
 
-def average_similarity(
+def join_teachers(
   teacher_embeddings: Sequence[jax.Array],
   weights: Sequence[float] | None = None,
 ) -> jax.Array:
-  """Mean over teachers of the cosine of every two sentences.
+  """One embedding a sentence whose cosines are the mean of all teachers' cosines.
+
+  It is their unit embeddings side by side, each times the root of its weight: the
+  mean of T products is one product, in place of T and T - 1 additions of [B, B].
 
   Args:
     teacher_embeddings: one [B, D_t] a teacher; widths may differ.
@@ -47,8 +56,8 @@ def average_similarity(
       weights of 0.33 / n_base and 0.67 / n_large.
 
   Returns:
-    [B, B] float32 raw cosines in [-1, 1], diagonal included; averaged before
-    any temperature.
+    [B, sum of D_t] float32 of unit length. Its `cosine_similarity` with itself are
+    raw cosines, averaged before any temperature.
 
   References:
     Xu et al., DistillCSE, 2023, Eq. 7 (arXiv:2310.13499).
@@ -60,21 +69,99 @@ def average_similarity(
       f"{len(teacher_embeddings)} teachers with {len(weights)} weights: "
       "give at least one teacher and one weight for each"
     )
-  # The mean of T Gram matrices is one Gram matrix of the embeddings laid side
-  # by side: one matrix product instead of T and T - 1 additions of [B, B].
-  units = [normalize(e) for e in teacher_embeddings]
   total = sum(weights)
-  scaled = [unit * (w / total) for unit, w in zip(units, weights)]
-  return jnp.matmul(
-    jnp.concatenate(scaled, axis=1),
-    jnp.concatenate(units, axis=1).T,
-    precision=jax.lax.Precision.HIGHEST,
+  parts = [
+    normalize(each) * math.sqrt(weight / total)
+    for each, weight in zip(teacher_embeddings, weights)
+  ]
+  return jnp.concatenate(parts, axis=1)
+
+
+def _complaint(settings, batch_size: int) -> str:
+  shuffles = {
+    name: settings[name]
+    for name in ("group_probability", "group_size", "group_top")
+    if settings[name]
+  }
+  if len(shuffles) > 1:
+    return (
+      f"{list(shuffles)[0]}: group_probability, group_size and group_top exclude each "
+      "other; set one"
+    )
+  if settings["divergence"] not in DIVERGENCES:
+    return f"divergence={settings['divergence']!r}: use one of " + ", ".join(
+      DIVERGENCES
+    )
+  if not 0 <= settings["group_probability"] <= 1:
+    return f"group_probability={settings['group_probability']}: must be in [0, 1]"
+  if not 0 <= settings["group_top"] < batch_size:
+    return f"group_top={settings['group_top']}: must be below batch_size={batch_size}"
+  if settings["group_size"] < 0:
+    return f"group_size={settings['group_size']}: must be 0 or more"
+  return ""
+
+
+@term(complaint=_complaint)
+def distillation(
+  anchors: jax.Array,
+  all_anchors: jax.Array,
+  teacher: jax.Array,
+  all_teacher: jax.Array,
+  rng: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  student_temperature: float = 0.025,
+  teacher_temperature: float = 0.0125,
+  divergence: str = "cross_entropy",
+  group_probability: float = 0.0,
+  group_size: int = 0,
+  group_top: int = 0,
+) -> jax.Array:
+  """DistillCSE's term: the student's similarities follow its teachers'.
+
+  The student's are of the first view with itself, after the projection, with
+  dropout, as published.
+
+  Args:
+    anchors: the student's embeddings, [b, D].
+    all_anchors: the same of the whole batch, [B, D].
+    teacher: of the same sentences, [b, E], as `join_teachers` gives them.
+    all_teacher: the same of the whole batch, [B, E].
+    rng: a key, for the shuffling.
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    student_temperature: divides the student's cosines.
+    teacher_temperature: divides the teachers' averaged cosines.
+    divergence: see `similarity_divergence`.
+    group_probability: shuffles the teachers' similarities by `group_shuffle` with
+      this rule; 0 does not. Of it, group_size and group_top one at most.
+    group_size: another rule; 0 is none.
+    group_top: another rule; 0 is none.
+
+  Returns:
+    The loss of each anchor, [b], in nats. The teachers get no gradient.
+
+  References:
+    Xu et al., DistillCSE, 2023, Eq. 2 to 7 (arXiv:2310.13499).
+  """
+  target = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
+  rules = dict(probability=group_probability, size=group_size, top=group_top)
+  rules = {name: value for name, value in rules.items() if value}
+  if rules:
+    target = group_shuffle(target, rng, own, **rules)
+  return similarity_divergence(
+    cosine_similarity(anchors, all_anchors),
+    target,
+    own,
+    student_temperature=student_temperature,
+    teacher_temperature=teacher_temperature,
+    divergence=divergence,
   )
 
 
-def distillation(
+def similarity_divergence(
   student_similarity: jax.Array,
   teacher_similarity: jax.Array,
+  own: jax.Array | None = None,
   *,
   student_temperature: float,
   teacher_temperature: float,
@@ -88,31 +175,37 @@ def distillation(
   two differ by the teacher's entropy, so their gradients for the student agree.
 
   Args:
-    student_similarity: raw cosines, [B, B]; the diagonal is ignored.
-    teacher_similarity: raw cosines, [B, B]; the diagonal is ignored. Its
-      gradient is not stopped here.
+    student_similarity: raw cosines of b sentences of a batch with all of it,
+      [b, B]; those with themselves are ignored.
+    teacher_similarity: the same by the teacher. Its gradient is not stopped here.
+    own: which of the B columns is each row's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
     teacher_temperature: divides the teacher's cosines.
     divergence: "cross_entropy", "kl" or "js".
 
   Returns:
-    The loss of each row, [B], in nats.
+    The loss of each row, [b], in nats.
 
   Raises:
-    ValueError: an unknown divergence, or shapes that are not one [B, B], B > 1.
+    ValueError: an unknown divergence, or shapes that are not one [b, B], B > 1.
 
   References:
     Xu et al., DistillCSE, 2023, Eq. 2 (arXiv:2310.13499). Only the cross
     entropy works in the published code.
   """
-  _check_square("student_similarity", student_similarity)
+  _check_rows("student_similarity", student_similarity)
   if student_similarity.shape != teacher_similarity.shape:
     raise ValueError(
       f"student_similarity is {student_similarity.shape} and "
       f"teacher_similarity is {teacher_similarity.shape}: they must agree"
     )
-  log_p = jax.nn.log_softmax(_mask_diagonal(student_similarity / student_temperature))
-  log_q = jax.nn.log_softmax(_mask_diagonal(teacher_similarity / teacher_temperature))
+  _, is_own = own_columns(student_similarity, own)
+  log_p = jax.nn.log_softmax(
+    _mask_own(student_similarity / student_temperature, is_own)
+  )
+  log_q = jax.nn.log_softmax(
+    _mask_own(teacher_similarity / teacher_temperature, is_own)
+  )
   q = jnp.exp(log_q)
   if divergence == "cross_entropy":
     return -jnp.sum(q * log_p, axis=1)
@@ -122,12 +215,15 @@ def distillation(
     p = jnp.exp(log_p)
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
     return 0.5 * jnp.sum(q * (log_q - log_m) + p * (log_p - log_m), axis=1)
-  raise ValueError(f"unknown divergence {divergence!r}: use cross_entropy, kl or js")
+  raise ValueError(
+    f"unknown divergence {divergence!r}: use one of {', '.join(DIVERGENCES)}"
+  )
 
 
 def group_shuffle(
   teacher_similarity: jax.Array,
   rng: jax.Array,
+  own: jax.Array | None = None,
   *,
   probability: float | None = None,
   size: int | None = None,
@@ -151,15 +247,17 @@ def group_shuffle(
   out of the gradient.
 
   Args:
-    teacher_similarity: raw cosines, [B, B].
-    rng: a key; every row draws its own permutation from it.
+    teacher_similarity: raw cosines of b sentences of a batch with all of it,
+      [b, B].
+    rng: a key; every row draws its own permutation from it, by its number.
+    own: which of the B columns is each row's own, [b]; by default the first b.
     probability: the share of probability in a group, in (0, 1].
     size: values in a group, at least 1.
     top: how many of the first ranks to shuffle, or (start, end).
 
   Returns:
-    [B, B] float32: each row holds the same values as before in another order;
-    the diagonal is untouched.
+    [b, B] float32: each row holds the same values as before in another order;
+    that of a sentence with itself is untouched.
 
   Raises:
     ValueError: not exactly one rule given, or one out of range.
@@ -167,27 +265,27 @@ def group_shuffle(
   References:
     Xu et al., DistillCSE, 2023, Eq. 5-6 (arXiv:2310.13499).
   """
-  _check_square("teacher_similarity", teacher_similarity)
+  _check_rows("teacher_similarity", teacher_similarity)
   if sum(rule is not None for rule in (probability, size, top)) != 1:
     raise ValueError("give exactly one of probability=, size= and top=")
   columns = teacher_similarity.shape[1]
   values = teacher_similarity.astype(jnp.float32)
-  # The diagonal is masked, so it sorts to the last rank, and its column is given a
+  # A row's own is masked, so it sorts to the last rank, and its column is given a
   # last group of its own: it cannot mix with the others.
-  own = jnp.eye(columns, dtype=bool)
-  masked = jnp.where(own, _MASKED, values)
+  own, is_own = own_columns(values, own)
+  masked = _mask_own(values, is_own)
   ranked = _sort_descending(masked)
   if probability is not None:
     group, num_groups = _group_by_probability(masked, ranked, probability)
   else:
     group, num_groups = _group_by_rank(masked, size, top), columns
-  group = jnp.where(own, jnp.uint32(num_groups), group)
+  group = jnp.where(is_own, jnp.uint32(num_groups), group)
   # Columns in the order of their groups, at random within each, take the values
   # from the highest down: a group has as many columns as values.
-  take = _random_order(rng, group, num_groups.bit_length())
-  diagonal = jnp.diagonal(values)[:, None]
-  ranked = jnp.where(jnp.arange(columns) == columns - 1, diagonal, ranked)
-  row = jnp.arange(columns)[:, None]
+  take = _random_order(row_keys(rng, own), group, num_groups.bit_length())
+  of_own = jnp.take_along_axis(values, own[:, None], axis=1)
+  ranked = jnp.where(jnp.arange(columns) == columns - 1, of_own, ranked)
+  row = jnp.arange(len(values))[:, None]
   return jnp.zeros_like(values).at[row, take].set(ranked, unique_indices=True)
 
 
@@ -203,29 +301,28 @@ def _sort_descending(values: jax.Array) -> jax.Array:
   return -jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _random_order(rng: jax.Array, group: jax.Array, group_bits: int) -> jax.Array:
-  """Columns [B, B] sorted by group, in each row and group at random."""
+def _random_order(keys: jax.Array, group: jax.Array, group_bits: int) -> jax.Array:
+  """Columns [b, B] sorted by group, in each row and group at random."""
   columns = group.shape[1]
   column_bits = (columns - 1).bit_length()
   noise_bits = 32 - group_bits - column_bits
   column = jax.lax.broadcasted_iota(jnp.uint32, group.shape, 1)
+  noise = jax.vmap(lambda key: jax.random.bits(key, (columns,), jnp.uint32))(keys)
   if noise_bits < _LEAST_NOISE_BITS:
-    noise = jax.random.bits(rng, group.shape, jnp.uint32) >> group_bits
-    keys = group << (32 - group_bits) | noise
-    return jax.lax.sort((keys, column.astype(jnp.int32)), num_keys=1)[1]
-  noise = jax.random.bits(rng, group.shape, jnp.uint32) >> (32 - noise_bits)
-  keys = (group << noise_bits | noise) << column_bits | column
-  return (jax.lax.sort(keys) & jnp.uint32((1 << column_bits) - 1)).astype(jnp.int32)
+    order = group << (32 - group_bits) | noise >> group_bits
+    return jax.lax.sort((order, column.astype(jnp.int32)), num_keys=1)[1]
+  order = (group << noise_bits | noise >> (32 - noise_bits)) << column_bits | column
+  return (jax.lax.sort(order) & jnp.uint32((1 << column_bits) - 1)).astype(jnp.int32)
 
 
 def _group_by_rank(masked, size, top):
-  """Each column's group by its rank, below B: [B, B] uint32."""
+  """Each column's group by its rank, below B: [b, B] uint32."""
   columns = masked.shape[1]
   others = columns - 1
   if size is not None and size < 1:
     raise ValueError(f"size={size}: a group holds 1 value or more")
   order = jnp.argsort(-masked, axis=1)
-  row, every = jnp.arange(columns)[:, None], jnp.arange(columns, dtype=jnp.uint32)
+  row, every = jnp.arange(len(masked))[:, None], jnp.arange(columns, dtype=jnp.uint32)
   rank = jnp.zeros(masked.shape, jnp.uint32).at[row, order].set(every)
   if size is not None:
     return rank // size
@@ -238,7 +335,7 @@ def _group_by_rank(masked, size, top):
 
 
 def _group_by_probability(masked, ranked, probability):
-  """Each column's group by its value, [B, B] uint32, and how many there may be."""
+  """Each column's group by its value, [b, B] uint32, and how many there may be."""
   if not 0.0 < probability <= 1.0:
     raise ValueError(f"probability={probability}: must be in (0, 1]")
   groups = int(1 / probability)

@@ -35,3 +35,26 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
   # The default precision of a TPU matrix product is bfloat16: a cosine divided
   # by a temperature of 0.01 would be off by 0.4.
   return jnp.matmul(normalize(a), normalize(b).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def own_columns(
+  similarity: jax.Array, own: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """Which column of [b, B] similarities is each row's own sentence.
+
+  Args:
+    similarity: of b rows of a batch of B with all of it.
+    own: the rows' numbers in the batch, [b]; None if they are its first.
+
+  Returns:
+    `own`, and where it is, [b, B] boolean.
+  """
+  rows, columns = similarity.shape
+  if own is None:
+    own = jnp.arange(rows)
+  return own, own[:, None] == jnp.arange(columns)
+
+
+def row_keys(rng: jax.Array, own: jax.Array) -> jax.Array:
+  """A key for each row of a batch, by its number: the same in whatever block it is."""
+  return jax.vmap(lambda number: jax.random.fold_in(rng, number))(own)

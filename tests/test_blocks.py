@@ -1,15 +1,16 @@
-"""Gradient caching: parts of a batch, with the gradient of the whole."""
+"""Gradient caching and blocks of rows: the gradient of the whole, by parts."""
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcse_jax import losses
 from dcse_jax import sharding
-from dcse_jax import train_step
-from dcse_jax.microbatches import Microbatches
+from dcse_jax.blocks import Blocks
+from dcse_jax.objective import Objective
 from dcse_jax.packing import Packing
 from tests import models
 from tests import test_train
@@ -20,17 +21,17 @@ def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
   def fn(rows, numbers):
     return 2 * rows, numbers, jnp.full_like(rows, rows.sum())
 
-  doubled, numbers, sums = Microbatches(2, groups=2).map(fn, jnp.arange(10, 18))
+  doubled, numbers, sums = Blocks(2, groups=2).map(fn, jnp.arange(10, 18))
   assert doubled.tolist() == list(range(20, 36, 2))
   assert numbers.tolist() == list(range(8))
   first, second = 10 + 11 + 14 + 15, 12 + 13 + 16 + 17
   assert sums.tolist() == [first, first, second, second] * 2
 
 
-def value_and_grad(microbatches, *, mesh=None, packing=None, columns=1):
+def value_and_grad(*, mesh=None, packing=None, columns=1, **blocks):
   """Of the distilling loss with dropout and Group-P."""
   loss_fn, teacher_params = test_train.distilling()
-  loss_fn = functools.partial(loss_fn, microbatches=microbatches)
+  loss_fn = dataclasses.replace(loss_fn, **blocks)
   batch = models.random_batch(0, batch=16, columns=columns)
   params = test_train.student_params()
   if mesh is not None:
@@ -53,40 +54,51 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("number", [2, 8])
 def test_parts_give_the_gradient_of_the_whole_batch(number, columns):
-  whole = value_and_grad(Microbatches(), columns=columns)
-  parts = value_and_grad(Microbatches(number), columns=columns)
+  whole = value_and_grad(columns=columns)
+  parts = value_and_grad(microbatches=Blocks(number), columns=columns)
   assert_close(parts, whole)
 
 
 def test_parts_may_be_packed_and_divided_among_devices():
-  whole = value_and_grad(Microbatches())
+  whole = value_and_grad()
   mesh = sharding.make_mesh(jax.devices()[:4], data=2, fsdp=2)
   # Of 16 sentences of at most 12 tokens each of 4 devices has two in each part.
   packing = Packing(24 - 1, groups=8)
   lengths = models.random_batch(0, batch=16)["attention_mask"].sum(axis=(1, 2))
   assert lengths.reshape(8, 2).sum(axis=1).max() <= packing.tokens
-  parts = value_and_grad(Microbatches(2, groups=4), mesh=mesh, packing=packing)
+  parts = value_and_grad(microbatches=Blocks(2, groups=4), mesh=mesh, packing=packing)
   assert_close(parts, whole)
 
 
 def test_pretraining_in_parts_gives_the_gradient_of_the_whole_batch():
   model = models.tiny_model(0)
-  params = train_step.init_language_model_params(
-    model.params, model.config, jax.random.key(0)
+  loss_fn = Objective(
+    losses.parse("masked_language_model"),
+    config=model.config,
+    pooling="mean",
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
   )
+  params = loss_fn.init_params(model.params, jax.random.key(0))
 
   def run(microbatches):
-    loss_fn = functools.partial(
-      train_step.language_model_loss,
-      config=model.config,
-      dtype=jnp.float32,
-      mask_token_id=4,
-      special_token_ids=(0, 1, 2, 3, 4),
-      microbatches=microbatches,
-    )
-    (loss, parts), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+    whole = dataclasses.replace(loss_fn, microbatches=microbatches)
+    (loss, parts), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(
       params, models.random_batch(1, batch=16), jax.random.key(2), ()
     )
     return jax.device_get((loss, (grads, parts)))
 
-  assert_close(run(Microbatches(4)), run(Microbatches()))
+  assert_close(run(Blocks(4)), run(Blocks()))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_blocks_of_rows_give_the_gradient_of_the_whole_batch(columns):
+  # Group-P's shuffling is part of it: a row draws the same wherever it is.
+  whole = value_and_grad(columns=columns)
+  assert_close(value_and_grad(row_blocks=Blocks(4), columns=columns), whole)
+
+
+def test_blocks_of_rows_and_microbatches_divide_among_devices():
+  mesh = sharding.make_mesh(jax.devices()[:4], data=2, fsdp=2)
+  blocks = dict(microbatches=Blocks(2, groups=4), row_blocks=Blocks(4, groups=4))
+  assert_close(value_and_grad(mesh=mesh, **blocks), value_and_grad())

@@ -1,8 +1,9 @@
-"""Batches beyond memory: encoded part by part, with the gradient of the whole.
+"""Batches beyond memory: computed block by block, with the gradient of the whole.
 
-A part's activations are forgotten when its embeddings are there, and computed again
-in the backward pass; the loss is of the embeddings of all parts. That is gradient
-caching, after Gao et al., 2021 (arXiv:2101.06983), by rematerialisation.
+A block's activations are forgotten when its result is there, and computed again in
+the backward pass. Of sentences, as microbatches, that is gradient caching, after
+Gao et al., 2021 (arXiv:2101.06983), by rematerialisation; of rows of a loss, it
+keeps [B, B] similarities out of memory.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,20 @@ from dcse_jax.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
-class Microbatches:
+class Blocks:
   """How a batch is divided.
 
   Attributes:
-    number: of parts, one after the other.
-    groups: equal parts of the batch, one for each device: every microbatch has
-      as many rows of each, so that none leaves its device.
+    number: of blocks, one after the other.
+    groups: equal parts of the batch, one for each device: every block has as many
+      rows of each, so that none leaves its device.
   """
 
   number: int = 1
   groups: int = 1
 
   def map(self, fn: Callable[[Any, jax.Array | None], Any], rows: Any) -> Any:
-    """Calls a function part by part.
+    """Calls a function block by block.
 
     Args:
       fn: from a tree of rows [n, ...], and their numbers in the batch [n] or None
@@ -42,14 +43,14 @@ class Microbatches:
     if self.number == 1:
       return fn(rows, None)
     numbers = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
-    parts = jax.tree.map(self._split, (rows, numbers))
+    blocks = jax.tree.map(self._split, (rows, numbers))
     # The loop keeps what is computed twice apart, so that XLA need not.
     once_more = jax.checkpoint(fn, prevent_cse=False)
-    results = jax.lax.map(lambda part: once_more(*part), parts)
+    results = jax.lax.map(lambda block: once_more(*block), blocks)
     return jax.tree.map(self._join, results)
 
-  def packing_of_one(self, packing: Packing | None) -> Packing | None:
-    """Of a batch with a group for each device and part, the packing of one part."""
+  def packing_of_block(self, packing: Packing | None) -> Packing | None:
+    """Of a batch with a group for each device and block, the packing of a block."""
     return packing and dataclasses.replace(
       packing, groups=packing.groups // self.number
     )
