@@ -69,7 +69,7 @@ def _by_row(term: losses.Term) -> bool:
   return not _by_sentence(term) and not _whole(term)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
   """A loss function for `train_step.make_train_step`, and what it trains.
 

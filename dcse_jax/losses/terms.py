@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Term:
   """A registered term.
 
@@ -77,7 +77,7 @@ def term(*, complaint: Callable[..., str] = lambda settings, batch_size: ""):
   return register
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Weighted:
   """A term of one objective, with its weight and all of its settings."""
 
