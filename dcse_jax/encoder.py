@@ -217,8 +217,8 @@ class Encoder(nnx.Module):
   """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler.
 
   Its call returns the states after the embeddings, before the last layer and
-  after it, laid out as the layout has it; with positions [N, K] the last is of
-  these tokens alone, [N, K, D].
+  after it, and a tuple of those after `layers`, laid out as the layout has it; with
+  positions [N, K] the last is of these tokens alone, [N, K, D].
   """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
@@ -234,7 +234,7 @@ class Encoder(nnx.Module):
     if config.has_pooler:
       self.pooler = _linear(config, config.hidden_size, config.hidden_size, dtype, rngs)
 
-  def __call__(self, input_ids, layout, rng, positions=None):
+  def __call__(self, input_ids, layout, rng, positions=None, layers=()):
     num_layers = self.config.num_layers
     embeddings_key = layer_keys = None
     if rng is not None:
@@ -242,26 +242,30 @@ class Encoder(nnx.Module):
       embeddings_key = make_keys(rng, ())
       layer_keys = make_keys(layers_rng, (num_layers, 3))
     first = self.embeddings(input_ids, layout, embeddings_key)
-    layer_def, layers = nnx.split(self.layers)
+    layer_def, every = nnx.split(self.layers)
 
     def step(x, layer):
       params, keys = layer
       keys = [None] * 3 if keys is None else keys
-      return nnx.merge(layer_def, params)(x, layout, keys), None
+      x = nnx.merge(layer_def, params)(x, layout, keys)
+      return x, x if layers else None
 
     # Split, not sliced: the gradient of a split is one concatenation.
     split = lambda x: jax.lax.split(x, (num_layers - 1, 1))
-    leaves, tree = jax.tree.flatten((layers, layer_keys))
+    leaves, tree = jax.tree.flatten((every, layer_keys))
     first_ones, last_one = (
       jax.tree.unflatten(tree, part) for part in zip(*map(split, leaves))
     )
-    previous, _ = jax.lax.scan(step, first, first_ones, unroll=_unroll(num_layers))
+    previous, between = jax.lax.scan(
+      step, first, first_ones, unroll=_unroll(num_layers)
+    )
+    between = tuple(between[layer - 1] for layer in layers)
     params, keys = jax.tree.map(lambda x: x[0], last_one)
     last = nnx.merge(layer_def, params)
     keys = [None] * 3 if keys is None else keys
     if positions is None:
-      return first, previous, last(previous, layout, keys)
-    return first, previous, last.at(previous, positions, layout, keys)
+      return first, previous, last(previous, layout, keys), between
+    return first, previous, last.at(previous, positions, layout, keys), between
 
 
 class Projection(nnx.Module):
@@ -272,6 +276,18 @@ class Projection(nnx.Module):
 
   def __call__(self, embeddings):
     return jnp.tanh(self.dense(embeddings))
+
+
+class Predictor(nnx.Module):
+  """Two linear layers from one model's embedding to another's."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    width = config.hidden_size
+    self.up = _linear(config, width, width, dtype, rngs)
+    self.down = _linear(config, width, width, dtype, rngs)
+
+  def __call__(self, embeddings):
+    return self.down(jax.nn.relu(self.up(embeddings)))
 
 
 class LanguageModelHead(nnx.Module):
@@ -348,7 +364,7 @@ def hidden_states(
   """
   layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(Encoder, config, dtype, params)
-  states = encoder(input_ids.astype(jnp.int32), layout, rng)
+  *states, _ = encoder(input_ids.astype(jnp.int32), layout, rng)
   return tuple(map(layout.grid, states))
 
 
@@ -384,7 +400,7 @@ def states_at(
   """
   layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(Encoder, config, dtype, params)
-  return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[-1]
+  return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[2]
 
 
 def pool(
@@ -440,9 +456,55 @@ def encode(
   return pool(hidden_states(*inputs, **kwargs), attention_mask, pooling)
 
 
+def encode_with_layers(
+  params: Params,
+  config: EncoderConfig,
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  *,
+  layers: tuple[int, ...],
+  pooling: str,
+  rng: jax.Array | None = None,
+  dtype: Any = jnp.float32,
+  packing: Packing | None = None,
+  numbers: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Sentence embeddings, with those of earlier layers by the same forward pass.
+
+  Args:
+    layers: counted from 1, all before the last.
+    pooling: of an earlier layer's state the first token's, for the poolings of
+      [CLS], or its mean over tokens.
+
+  Returns:
+    What `encode` gives, [B, D], and of each layer in order, [B, L, D]; float32.
+  """
+  layout = Layout(attention_mask.astype(bool), packing, numbers)
+  encoder = _bind(Encoder, config, dtype, params)
+  of_first = pooling in ("cls", "cls_before_pooler")
+  first = jnp.zeros((len(input_ids), 1), jnp.int32)
+  *states, between = encoder(
+    input_ids.astype(jnp.int32), layout, rng, first if of_first else None, layers
+  )
+  if of_first:
+    embeddings = states[-1][:, 0].astype(jnp.float32)
+  else:
+    embeddings = pool(tuple(map(layout.grid, states)), attention_mask, pooling)
+  pooled = [
+    pool((layout.grid(state),), attention_mask, "cls" if of_first else "mean")
+    for state in between
+  ]
+  return embeddings, jnp.stack(pooled, axis=1)
+
+
 def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
   """The training-only projection of [B, D] embeddings, [B, D] float32."""
   return _bind(Projection, config, jnp.float32, params)(embeddings)
+
+
+def predict(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
+  """What a `Predictor` makes of [B, D] embeddings, [B, D] float32."""
+  return _bind(Predictor, config, jnp.float32, params)(embeddings)
 
 
 def score_tokens(

@@ -10,7 +10,14 @@ What a step offers, each with a row for each sentence of the batch:
   anchors, positives     two views after the projection, [B, D]: the first column
                          twice under independent dropout, or two columns
   negatives              the third column, [B, D], if there is one
+  undropped              the first view without dropout, [B, D]
+  layers                 the first view of earlier layers, [B, L, D], which the
+                         term's setting `layers` counts from 1
+  predictions            what a small network, trained along, makes of the anchors,
+                         [B, D]
   teacher                `teachers.teacher_embeddings`, [B, E], if there are teachers
+  input_ids, attention_mask
+                         of the first column, [B, S]
   masked_logits, masked_labels, is_masked
                          of the first column's masked tokens, [B, K, V] and [B, K]
 
@@ -18,6 +25,10 @@ and of the step itself
 
   own                    the row of the batch that each row is, [b]
   rng                    a key, another for each term and step
+  progress               the share of the training that is done, in [0, 1]
+  queue, is_queued       positives of earlier batches, the latest first, without
+                         gradient, [Q, D], and which of them there are, [Q]; Q is
+                         the term's setting `queue_size`
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +45,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax import teachers as teachers_lib
 from dcse_jax.blocks import Blocks
+from dcse_jax.errors import UserError
 from dcse_jax.folder import Model
 from dcse_jax.losses.terms import Weighted
 from dcse_jax.packing import Packing
@@ -41,6 +53,7 @@ from dcse_jax.packing import Packing
 Batch = Mapping[str, Any]
 
 _VIEWS = frozenset({"anchors", "positives", "negatives"})
+_PROJECTED = _VIEWS | {"undropped", "layers"}
 _MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
 
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
@@ -61,7 +74,7 @@ def _by_sentence(term: losses.Term) -> bool:
 
 
 def _whole(term: losses.Term) -> bool:
-  names = set(term.takes) - {"rng"}
+  names = set(term.takes) - {"rng", "progress", "queue", "is_queued"}
   return all(name.startswith("all_") for name in names)
 
 
@@ -106,11 +119,30 @@ class Objective:
     init = lambda name, module: encoder_lib.init_params(
       self.config, jax.random.fold_in(rng, len(name)), module
     )
-    if self.pooling == "cls" and self._takes & _VIEWS:
+    if self.pooling == "cls" and self._takes & (_PROJECTED | {"predictions"}):
       params["projection"] = init("projection", encoder_lib.Projection)
     if self._takes & _MASKED:
       params["language_model"] = init("language_model", encoder_lib.LanguageModelHead)
+    if "predictions" in self._takes:
+      params["predictor"] = init("predictor", encoder_lib.Predictor)
     return params
+
+  def init_memory(self) -> dict[str, Any]:
+    """What a step hands to the next, beside what is trained."""
+    if "queue" not in self._takes:
+      return {}
+    size = self._setting("queue_size")
+    return {
+      "queue": np.zeros((size, self.config.hidden_size), np.float32),
+      "queued": np.zeros((), np.int32),
+    }
+
+  def _setting(self, name: str) -> Any:
+    """Of the one term that has it."""
+    values = {each.settings[name] for each in self.terms if name in each.settings}
+    if len(values) != 1:
+      raise UserError(f"terms of one objective must have one {name}, not {values}")
+    return values.pop()
 
   def __call__(
     self,
@@ -119,7 +151,9 @@ class Objective:
     rng: jax.Array,
     teacher_params: Any,
     packing: Packing | None = None,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    memory: Mapping[str, jax.Array] | None = None,
+    progress: jax.Array | float = 0.0,
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """The objective of a batch.
 
     Args:
@@ -131,10 +165,13 @@ class Objective:
       rng: the step's key.
       teacher_params: of each stack.
       packing: of the batch; None leaves the padding in. The loss is the same.
+      memory: what the step before gave; at first `init_memory`.
+      progress: of the training, in [0, 1].
 
     Returns:
       The loss, and by name the mean of each term over the batch; with masked
-      tokens also `accuracy`, the share of them whose best guess is right. Scalars.
+      tokens also `accuracy`, the share of them whose best guess is right; scalars.
+      With a queue also `memory`, for the next step.
     """
     packing = self.microbatches.packing_of_block(packing)
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -147,10 +184,16 @@ class Objective:
 
     offered, values, counts = self.microbatches.map(of_sentences, rows)
     if "projection" in params:
-      for name in _VIEWS & offered.keys():
+      for name in _PROJECTED & offered.keys():
         offered[name] = encoder_lib.project(
           params["projection"], self.config, offered[name]
         )
+    if "predictions" in self._takes:
+      offered["predictions"] = encoder_lib.predict(
+        params["predictor"], self.config, offered["anchors"]
+      )
+    for name in {"input_ids", "attention_mask"} & self._takes:
+      offered[name] = batch[name][:, 0]
     if "teacher" in self._takes and self.stacks:
       offered["teacher"] = teachers_lib.teacher_embeddings(
         teacher_params,
@@ -160,21 +203,46 @@ class Objective:
         packing=packing,
         microbatches=self.microbatches,
       )
-    values |= self._of_batch(offered, rngs)
+    of_step = {"progress": progress}
+    if memory:
+      size = len(memory["queue"])
+      of_step["queue"] = memory["queue"]
+      of_step["is_queued"] = jnp.arange(size) < memory["queued"]
+    values |= self._of_batch(offered, of_step, rngs)
     parts = {name: jnp.mean(value) for name, value in values.items()}
     loss = sum(each.weight * parts[each.term.name] for each in self.terms)
     if counts:
       right, masked = jax.tree.map(jnp.sum, counts)
       parts["accuracy"] = right / jnp.maximum(masked, 1)
+    if memory:
+      positives = jax.lax.stop_gradient(offered["positives"])
+      parts["memory"] = {
+        "queue": jnp.concatenate([positives, memory["queue"]])[:size],
+        "queued": jnp.minimum(memory["queued"] + len(positives), size),
+      }
     return loss, parts
 
   def _of_sentences(self, params, rows, numbers, rng, packing):
     """Embeddings of sentences, and the terms that are of single ones."""
     offered, values, counts = {}, {}, ()
-    if self._takes & (_VIEWS | {"teacher"}):
+    if self._takes & (_PROJECTED | {"predictions", "queue"}):
       views = self._views(params, rows, numbers, jax.random.fold_in(rng, 3), packing)
-      names = ("anchors", "positives", "negatives")
-      offered = {name: views[:, i] for i, name in enumerate(names[: views.shape[1]])}
+      embeddings, offered["layers"] = views
+      for i, name in enumerate(("anchors", "positives", "negatives")):
+        if i < embeddings.shape[1]:
+          offered[name] = embeddings[:, i]
+      if "layers" not in self._takes:
+        del offered["layers"]
+    if "undropped" in self._takes:
+      offered["undropped"] = encoder_lib.encode(
+        params["encoder"],
+        self.config,
+        rows["input_ids"][:, 0],
+        rows["attention_mask"][:, 0],
+        pooling=self.pooling,
+        dtype=self.dtype,
+        packing=packing,
+      )
     if self._takes & _MASKED:
       masked = self._score_masked(
         params, rows, numbers, jax.random.fold_in(rng, 4), packing
@@ -186,7 +254,7 @@ class Objective:
     return offered, values, counts
 
   def _views(self, params, rows, numbers, rng, packing):
-    """Embeddings of every view, [n, views, D]."""
+    """Embeddings of every view, [n, views, D], and the first's by earlier layers."""
     columns, length = rows["input_ids"].shape[1:]
     views = columns
     if columns == 1:
@@ -194,18 +262,22 @@ class Objective:
     if numbers is not None:
       numbers = (numbers[:, None] * views + np.arange(views)).reshape(-1)
     grid = lambda x: jnp.repeat(x, views // columns, axis=1).reshape(-1, length)
-    embeddings = encoder_lib.encode(
+    inputs = (
       params["encoder"],
       self.config,
       grid(rows["input_ids"]),
       grid(rows["attention_mask"]),
-      pooling=self.pooling,
-      rng=rng,
-      dtype=self.dtype,
-      packing=packing,
-      numbers=numbers,
     )
-    return embeddings.reshape(-1, views, embeddings.shape[-1])
+    settings = dict(
+      pooling=self.pooling, rng=rng, dtype=self.dtype, packing=packing, numbers=numbers
+    )
+    by_view = lambda x: x.reshape(-1, views, *x.shape[1:])
+    if "layers" not in self._takes:
+      return by_view(encoder_lib.encode(*inputs, **settings)), None
+    embeddings, layers = encoder_lib.encode_with_layers(
+      *inputs, layers=tuple(self._setting("layers")), **settings
+    )
+    return by_view(embeddings), by_view(layers)[:, 0]
 
   def _mask_tokens(self, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
     """The first column with tokens to guess, chosen anew at every step.
@@ -259,9 +331,9 @@ class Objective:
     names = ("masked_labels", "is_masked")
     return {"masked_logits": logits, **{name: rows[name] for name in names}}
 
-  def _of_batch(self, offered, rngs):
+  def _of_batch(self, offered, of_step, rngs):
     """The terms that compare the sentences of a batch."""
-    every = {f"all_{name}": value for name, value in offered.items()}
+    every = of_step | {f"all_{name}": value for name, value in offered.items()}
     names = {name for each in self.terms for name in each.term.takes}
     rows = {name: offered[name] for name in names & offered.keys()}
 

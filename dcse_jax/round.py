@@ -73,6 +73,9 @@ class Round:
     if teachers:
       self._distillation = self._measure_teachers(teachers)
       self._teaching = self._prepare(teachers, cache_folder)
+    self._loss_fn = objective.make_objective(
+      config, start, self._teaching.stacks, groups=mesh.size
+    )
 
   def train(self) -> None:
     """Trains the models, or goes on with them.
@@ -98,10 +101,9 @@ class Round:
       size = len(group)
       if size not in trainers:
         trainers[size] = self._make_trainer(size)
-      init_fn, trainer = trainers[size]
       best = train_lib.train(
-        trainer,
-        [self._make_run(seed, init_fn) for seed in group],
+        trainers[size],
+        [self._make_run(seed) for seed in group],
         config=config_lib.used(config),
       )
       for seed, params in zip(group, best):
@@ -126,10 +128,6 @@ class Round:
 
   def _make_trainer(self, num_models: int):
     config = self._config
-    loss_fn = objective.make_objective(
-      config, self._start, self._teaching.stacks, groups=self._mesh.size
-    )
-    init_fn = functools.partial(loss_fn.init_params, self._start.params)
     schedule = optimizer.make_schedule(
       learning_rate=config.learning_rate,
       schedule=config.schedule,
@@ -139,8 +137,8 @@ class Round:
     tx = optimizer.make_optimizer(
       schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
-    return init_fn, train_lib.make_trainer(
-      loss_fn,
+    return train_lib.make_trainer(
+      self._loss_fn,
       tx,
       schedule,
       mesh=self._mesh,
@@ -160,13 +158,14 @@ class Round:
       max_skipped_steps=config.max_skipped_steps,
     )
 
-  def _make_run(self, seed: int, init_fn) -> train_lib.Run:
+  def _make_run(self, seed: int) -> train_lib.Run:
     rng = jax.random.fold_in(jax.random.key(self._config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
     return train_lib.Run(
       name=model_name(self._name, seed, self._config.seeds),
       folder=self._folder / str(seed),
-      params=init_fn(init_rng),
+      params=self._loss_fn.init_params(self._start.params, init_rng),
+      memory=self._loss_fn.init_memory(),
       batches=self._batches(
         seed,
         others=self._teaching.sources,

@@ -70,6 +70,7 @@ class Run:
     folder: of the run's checkpoints and metrics. A checkpoint there is gone on
       from.
     params: to start from.
+    memory: of the loss, to start from.
     batches: endless.
     rng: of the run.
     evaluate: scores its parameters. Without a "score" the last are the best.
@@ -79,6 +80,7 @@ class Run:
   name: str
   folder: pathlib.Path
   params: Any
+  memory: Any
   batches: grain.DatasetIterator
   rng: jax.Array
   evaluate: Evaluate
@@ -101,7 +103,7 @@ def make_trainer(
   max_skipped_steps: int,
 ) -> Trainer:
   """Jits and shards the step over the mesh; batch_size divides among it."""
-  one = step_lib.make_train_step(loss_fn, tx, schedule)
+  one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
 
   def step(state, batch, teacher_params, packing=None):
     fn = functools.partial(one, packing=packing)
@@ -178,7 +180,9 @@ def train(
     for store in stores:
       # On the way out, by whatever way, saves under way are waited for.
       stack.enter_context(contextlib.closing(store))
-    states = [step_lib.init_state(run.params, trainer.tx, run.rng) for run in runs]
+    states = [
+      step_lib.init_state(run.params, trainer.tx, run.rng, run.memory) for run in runs
+    ]
     best = [(-math.inf, 0)] * num_models
     if step:
       like = sharding.abstract(states[0], trainer.mesh)

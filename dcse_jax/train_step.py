@@ -1,9 +1,10 @@
 """One training step, a pure function of the global batch.
 
-A loss function takes (params, batch, rng, teacher_params, packing) to the
-scalar loss and its named parts; `make_train_step` turns any such function into a
-step. `packing` is static: what the batch's first column, or all of its columns
-if it has several, holds at most without its padding (`packing.Packing`).
+A loss function takes (params, batch, rng, teacher_params, packing, memory, progress)
+to the scalar loss and its named parts, of which `memory`, if it is there, is handed
+to the next step; `make_train_step` turns any such function into a step. `packing` is
+static: what the batch's first column, or all of its columns if it has several, holds
+at most without its padding (`packing.Packing`).
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import optax
 
 
 Metrics = dict[str, jax.Array]
-# (params, batch, rng, teacher_params, packing) -> loss, parts.
+# (params, batch, rng, teacher_params, packing, memory, progress) -> loss, parts.
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
 
 
@@ -31,6 +32,7 @@ class TrainState:
     skipped: of these so many changed nothing, for a loss or a gradient that was
       not a number.
     rng: raw data of the run's key; a step folds its number in.
+    memory: what the loss keeps from step to step without training it.
   """
 
   params: Any
@@ -38,10 +40,11 @@ class TrainState:
   step: jax.Array
   skipped: jax.Array
   rng: jax.Array
+  memory: Any
 
 
 def init_state(
-  params: Any, tx: optax.GradientTransformation, rng: jax.Array
+  params: Any, tx: optax.GradientTransformation, rng: jax.Array, memory: Any = ()
 ) -> TrainState:
   """The state before the first step."""
   return TrainState(
@@ -50,11 +53,15 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     skipped=jnp.zeros((), jnp.int32),
     rng=jax.random.key_data(rng),
+    memory=memory,
   )
 
 
 def make_train_step(
-  loss_fn: LossFn, tx: optax.GradientTransformation, schedule: optax.Schedule
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  num_steps: int,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """The step (state, batch, teacher_params, packing) -> (state, metrics).
 
@@ -67,8 +74,15 @@ def make_train_step(
     rng = jax.random.wrap_key_data(state.rng)
     rng = jax.random.fold_in(rng, state.step)
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, batch, rng, teacher_params, packing
+      state.params,
+      batch,
+      rng,
+      teacher_params,
+      packing,
+      state.memory,
+      state.step / num_steps,
     )
+    memory = parts.pop("memory", state.memory)
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -89,6 +103,7 @@ def make_train_step(
       opt_state=jax.tree.map(keep, opt_state, state.opt_state),
       step=state.step + 1,
       skipped=state.skipped + ~is_finite,
+      memory=jax.tree.map(keep, memory, state.memory),
     )
     return state, metrics
 

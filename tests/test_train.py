@@ -301,6 +301,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
     name="test",
     folder=folder,
     params=params or student_params(seed),
+    memory={},
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
     rng=jax.random.key(seed),
     evaluate=evaluate,
