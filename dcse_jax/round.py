@@ -12,6 +12,7 @@ import grain
 import jax
 from jax.sharding import Mesh
 import numpy as np
+import optax
 
 from dcse_jax import config as config_lib
 from dcse_jax import diagnostics
@@ -32,6 +33,22 @@ _log = logging.getLogger(__name__)
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
   """What people call a model: its round, with the seed where there are several."""
   return name if len(seeds) == 1 else f"{name}-{seed}"
+
+
+def make_optimizer(
+  config: config_lib.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """A round's optimizer and its learning rate by step."""
+  schedule = optimizer.make_schedule(
+    learning_rate=config.learning_rate,
+    schedule=config.schedule,
+    warmup_steps=config.warmup_steps,
+    num_steps=config.num_train_steps,
+  )
+  tx = optimizer.make_optimizer(
+    schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+  )
+  return tx, schedule
 
 
 class Round:
@@ -129,15 +146,7 @@ class Round:
     init_fn, loss_fn = objective.make_objective(
       config, self._start, self._teaching.stacks, groups=self._mesh.size
     )
-    schedule = optimizer.make_schedule(
-      learning_rate=config.learning_rate,
-      schedule=config.schedule,
-      warmup_steps=config.warmup_steps,
-      num_steps=config.num_train_steps,
-    )
-    tx = optimizer.make_optimizer(
-      schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
-    )
+    tx, schedule = make_optimizer(config)
     return init_fn, train_lib.make_trainer(
       loss_fn,
       tx,
