@@ -25,6 +25,7 @@ from dcse_jax import packing
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
+from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,21 @@ _log = logging.getLogger(__name__)
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
   """What people call a model: its round, with the seed where there are several."""
   return name if len(seeds) == 1 else f"{name}-{seed}"
+
+
+def check_batch(config: config_lib.ConfigDict, name: str, mesh: Mesh) -> None:
+  """Refuses a round's batch that the mesh does not divide.
+
+  Raises:
+    UserError: saying which sizes would do.
+  """
+  parts = mesh.size * config.microbatches
+  if config.batch_size % parts:
+    raise UserError(
+      f"batch_size={config.batch_size} of round {name} does not divide among "
+      f"{mesh.size} devices and microbatches={config.microbatches}: use a multiple "
+      f"of {parts}"
+    )
 
 
 def make_optimizer(

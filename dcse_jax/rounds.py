@@ -101,13 +101,7 @@ class Recipe:
       self._origins[name] = self._origin(round_config)
     self._check_workdir("material", accept_changes)
     for name, round_config in self.rounds.items():
-      parts = self.mesh.size * round_config.microbatches
-      if round_config.batch_size % parts:
-        raise UserError(
-          f"batch_size={round_config.batch_size} of round {name} does not "
-          f"divide among {self.mesh.size} devices and "
-          f"microbatches={round_config.microbatches}: use a multiple of {parts}"
-        )
+      round_lib.check_batch(round_config, name, self.mesh)
     recipe = json.loads(self.config.to_json_best_effort())
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
     digests = self._digests()
