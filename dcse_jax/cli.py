@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import functools
 import logging
+import pathlib
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ import threading
 import absl.logging
 from absl import app
 from absl import flags
+from ml_collections import config_flags
 
 from dcse_jax import interruption
 from dcse_jax import memory
@@ -69,6 +71,17 @@ def _hush_writers() -> None:
       of_others(args)
 
   threading.excepthook, sys.unraisablehook = thread_hook, other_hook
+
+
+def check_config_file() -> None:
+  """Refuses a --config, by ml_collections, whose file is not there.
+
+  Raises:
+    UserError: naming it.
+  """
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  if not pathlib.Path(path.partition(":")[0]).is_file():
+    raise UserError(f"there is no config file {path}: see configs/")
 
 
 def run(

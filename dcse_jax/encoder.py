@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax import backend
 from dcse_jax import ops
 from dcse_jax.dropout import dropout
 from dcse_jax.dropout import make_keys
@@ -210,7 +211,7 @@ def _unroll(num_layers: int) -> int:
   """Layers in one turn of the loop over them."""
   # On a CPU all: a loop would copy whatever the backward pass reads. Elsewhere
   # compiling is dear and copies are cheap.
-  return num_layers if jax.default_backend() == "cpu" else 1
+  return num_layers if backend.current() == "cpu" else 1
 
 
 class Encoder(nnx.Module):

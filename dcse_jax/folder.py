@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 # The folder's files, by what reads them; heads and other formats stay away.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
+# Of these, what says how the encoder is shaped, and what comes after it.
+_SHAPE_FILES = ("*.json", "*_Dense/*")
 
 # sentence-transformers' names of a pooling over the last layer; 6.x writes them
 # as the value of "pooling_mode", earlier releases as "pooling_mode_...: true".
@@ -142,12 +144,13 @@ def identity(model: Model) -> str:
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
-def locate(name: str) -> pathlib.Path:
+def locate(name: str, *, weights: bool = True) -> pathlib.Path:
   """The local folder of a path or a hub id, downloaded if need be.
 
   Args:
     name: a folder; or a hub id such as "bert-base-uncased", or ID@REVISION with a
       branch, tag or commit of its repository.
+    weights: downloads all that a model needs; else what `load_shape` reads.
 
   Raises:
     UserError: neither a folder nor a repository that can be had.
@@ -174,6 +177,8 @@ def locate(name: str) -> pathlib.Path:
     )
   )
   try:
+    if not weights:
+      return fetch(list(_SHAPE_FILES))
     path = fetch(list(_HUB_FILES))
     # The older form of the same weights: only where there is no other.
     return path if any(path.glob("*.safetensors")) else fetch([*_HUB_FILES, "*.bin"])
@@ -261,8 +266,7 @@ def load(
       raise UserError(f"{folder}: {error}") from error
   own_pooling, normalize, own_length, head = read_modules(folder, config)
   head = _mlp(folder, tensors, config.hidden_size, keep_mlp) or head
-  if (own_pooling, default_pooling) == ("cls", "cls_before_pooler"):
-    own_pooling = default_pooling  # A folder cannot tell these two apart.
+  pooling = pooling or _choose_pooling(own_pooling, default_pooling)
   if num_layers is not None:
     if not 1 <= num_layers <= config.num_layers:
       raise UserError(
@@ -282,11 +286,39 @@ def load(
     config=config,
     params=params,
     tokenizer=tokenizer,
-    pooling=pooling or own_pooling or default_pooling,
+    pooling=pooling,
     normalize=normalize,
     max_length=max_length,
     head=head,
   )
+
+
+def load_shape(
+  name: str, *, default_pooling: str
+) -> tuple[encoder_lib.EncoderConfig, str]:
+  """The shape and the pooling of a model, without its weights and tokenizer.
+
+  Args:
+    name: as `locate` takes it; of a hub's model only small files are downloaded.
+    default_pooling: as in `load`.
+
+  Returns:
+    The encoder's config, with a pooler, since released weights have one; the pooling.
+
+  Raises:
+    UserError: as `load`.
+  """
+  folder = locate(name, weights=False)
+  config = dataclasses.replace(huggingface.read_config(folder), has_pooler=True)
+  own_pooling, *_ = read_modules(folder, config)
+  return config, _choose_pooling(own_pooling, default_pooling)
+
+
+def _choose_pooling(own: str | None, default: str) -> str:
+  # A folder cannot tell these two apart.
+  if (own, default) == ("cls", "cls_before_pooler"):
+    return default
+  return own or default
 
 
 def _mlp(

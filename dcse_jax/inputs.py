@@ -37,6 +37,21 @@ def _once(method):
   return call
 
 
+def new_shape(
+  config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
+) -> encoder_lib.EncoderConfig:
+  """The shape of a recipe's new encoder, for a tokenizer of so many tokens."""
+  return encoder_lib.EncoderConfig(
+    model_type="bert",
+    max_positions=max(512, config.max_length),
+    type_vocab_size=2,
+    pad_token_id=pad_token_id,
+    # transformers reports a BERT without one as incomplete.
+    has_pooler=True,
+    **{**config.encoder, "vocab_size": vocab_size},
+  )
+
+
 class Inputs:
   """Text, STS sets, the encoder to start from and outside teachers of a recipe.
 
@@ -143,14 +158,8 @@ class Inputs:
           trained.save_pretrained(beside)
         manifest.write(beside)
     tokenizer = folder.load_tokenizer(path)
-    shape = encoder_lib.EncoderConfig(
-      model_type="bert",
-      max_positions=max(512, config.max_length),
-      type_vocab_size=2,
-      pad_token_id=tokenizer.pad_token_id,
-      # transformers reports a BERT without one as incomplete.
-      has_pooler=True,
-      **{**config.encoder, "vocab_size": len(tokenizer)},
+    shape = new_shape(
+      config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
     )
     params = encoder_lib.init_params(shape, jax.random.key(config.seed))
     return folder.Model(

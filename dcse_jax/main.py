@@ -1,7 +1,5 @@
 """Trains: `python -m dcse_jax.main --config configs/quickstart.py --workdir DIR`."""
 
-import pathlib
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,9 +30,7 @@ _ACCEPT_CHANGES = flags.DEFINE_bool(
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UserError("give --config FILE.py and --workdir DIR")
-  path = config_flags.get_config_filename(flags.FLAGS["config"])
-  if not pathlib.Path(path.partition(":")[0]).is_file():
-    raise UserError(f"there is no config file {path}: see configs/")
+  cli.check_config_file()
   rounds.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 
 

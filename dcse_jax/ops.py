@@ -10,6 +10,8 @@ import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 import jax.numpy as jnp
 
+from dcse_jax import backend
+
 
 @jax.jit
 def _identity(x):
@@ -22,7 +24,7 @@ def _keep(x):
   XLA takes optimization barriers away before it fuses; a call that it may not
   inline stays. Other backends fuse well without.
   """
-  if jax.default_backend() != "cpu":
+  if backend.current() != "cpu":
     return x
   with set_xla_metadata(inlineable="false"):
     return _identity(x)

@@ -11,6 +11,7 @@ import grain
 import jax
 from jax.sharding import Mesh
 import numpy as np
+import optax
 
 from dcse_jax import config as config_lib
 from dcse_jax import diagnostics
@@ -23,6 +24,7 @@ from dcse_jax import packing
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
+from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,37 @@ _log = logging.getLogger(__name__)
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
   """What people call a model: its round, with the seed where there are several."""
   return name if len(seeds) == 1 else f"{name}-{seed}"
+
+
+def check_batch(config: config_lib.ConfigDict, name: str, mesh: Mesh) -> None:
+  """Refuses a round's batch that the mesh does not divide.
+
+  Raises:
+    UserError: saying which sizes would do.
+  """
+  for field in ("microbatches", "row_blocks"):
+    parts = mesh.size * config[field]
+    if config.batch_size % parts:
+      raise UserError(
+        f"batch_size={config.batch_size} of round {name} does not divide among "
+        f"{mesh.size} devices and {field}={config[field]}: use a multiple of {parts}"
+      )
+
+
+def make_optimizer(
+  config: config_lib.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """A round's optimizer and its learning rate by step."""
+  schedule = optimizer.make_schedule(
+    learning_rate=config.learning_rate,
+    schedule=config.schedule,
+    warmup_steps=config.warmup_steps,
+    num_steps=config.num_train_steps,
+  )
+  tx = optimizer.make_optimizer(
+    schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+  )
+  return tx, schedule
 
 
 class Round:
@@ -128,15 +161,7 @@ class Round:
 
   def _make_trainer(self, num_models: int):
     config = self._config
-    schedule = optimizer.make_schedule(
-      learning_rate=config.learning_rate,
-      schedule=config.schedule,
-      warmup_steps=config.warmup_steps,
-      num_steps=config.num_train_steps,
-    )
-    tx = optimizer.make_optimizer(
-      schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
-    )
+    tx, schedule = make_optimizer(config)
     return train_lib.make_trainer(
       self._loss_fn,
       tx,

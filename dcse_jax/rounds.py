@@ -102,14 +102,7 @@ class Recipe:
       self._origins[name] = self._origin(round_config)
     self._check_workdir("material", accept_changes)
     for name, round_config in self.rounds.items():
-      for field in ("microbatches", "row_blocks"):
-        parts = self.mesh.size * round_config[field]
-        if round_config.batch_size % parts:
-          raise UserError(
-            f"batch_size={round_config.batch_size} of round {name} does not "
-            f"divide among {self.mesh.size} devices and "
-            f"{field}={round_config[field]}: use a multiple of {parts}"
-          )
+      round_lib.check_batch(round_config, name, self.mesh)
     recipe = json.loads(self.config.to_json_best_effort())
     self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
     digests = self._digests()

@@ -87,6 +87,35 @@ class Run:
   sentences: Callable[[np.ndarray], list[str]]
 
 
+def make_step(
+  loss_fn: step_lib.LossFn,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  *,
+  mesh: Mesh,
+  num_models: int = 1,
+  num_steps: int,
+) -> Callable[..., Any]:
+  """`Trainer.step_fn`, jitted and sharded over the mesh."""
+  one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
+
+  def step(state, batch, teacher_params, packing=None):
+    fn = functools.partial(one, packing=packing)
+    if num_models > 1:
+      fn = jax.vmap(fn, in_axes=(0, 0, None))
+    state, metrics = fn(state, batch, teacher_params)
+    return sharding.constrain(state, mesh), metrics
+
+  # State and teachers come where they belong, and the state stays there.
+  return jax.jit(
+    step,
+    in_shardings=(None, _batch_sharding(mesh, num_models), None),
+    out_shardings=(None, sharding.replicated(mesh)),
+    static_argnums=3,
+    donate_argnums=0,
+  )
+
+
 def make_trainer(
   loss_fn: step_lib.LossFn,
   tx: optax.GradientTransformation,
@@ -102,26 +131,14 @@ def make_trainer(
   eval_every: int,
   max_skipped_steps: int,
 ) -> Trainer:
-  """Jits and shards the step over the mesh; batch_size divides among it."""
-  one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
+  """Makes the step, and puts the teachers where it reads them.
 
-  def step(state, batch, teacher_params, packing=None):
-    fn = functools.partial(one, packing=packing)
-    if num_models > 1:
-      fn = jax.vmap(fn, in_axes=(0, 0, None))
-    state, metrics = fn(state, batch, teacher_params)
-    return sharding.constrain(state, mesh), metrics
-
-  # State and teachers come where they belong, and the state stays there.
-  step_fn = jax.jit(
-    step,
-    in_shardings=(None, _batch_sharding(mesh, num_models), None),
-    out_shardings=(None, sharding.replicated(mesh)),
-    static_argnums=3,
-    donate_argnums=0,
-  )
+  batch_size divides among the mesh.
+  """
   return Trainer(
-    step_fn=step_fn,
+    step_fn=make_step(
+      loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=num_steps
+    ),
     tx=tx,
     mesh=mesh,
     teacher_params=sharding.put_params(teacher_params, mesh),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcse_jax import backend
 from dcse_jax import dropout as dropout_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
@@ -89,11 +90,11 @@ def test_packed_tokens_train_as_padded_ones_do_dropout_included(objective, group
 
 
 @pytest.mark.parametrize("objective", ["cls", "masked language model"])
-def test_what_an_accelerator_runs_is_what_a_cpu_runs(objective, monkeypatch):
+def test_what_an_accelerator_runs_is_what_a_cpu_runs(objective):
   on_cpu = loss_and_gradient(objective, Packing(150))
   # Layers in a loop, nothing kept from fusion. The loss is traced anew.
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert_same(on_cpu, loss_and_gradient(objective, Packing(150)))
+  with backend.traced_for("gpu"):
+    assert_same(on_cpu, loss_and_gradient(objective, Packing(150)))
 
 
 def test_packed_tokens_on_eight_devices_train_as_on_one():

@@ -1,0 +1,228 @@
+"""Compiles a round's step for TPUs that are not there, and says what it will take.
+
+python -m dcse_jax.compile --config configs/distillcse.py --topology v5e:2x4
+"""
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+from absl import flags
+import jax
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from dcse_jax import abstract_step
+from dcse_jax import backend
+from dcse_jax import cli
+from dcse_jax import config as config_lib
+from dcse_jax import files
+from dcse_jax import flops
+from dcse_jax import hlo
+from dcse_jax import sharding
+from dcse_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  help_string="A file of configs/, as for training; its text, sets and weights are "
+  "not read.",
+  lock_config=True,
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "Chips to compile for, such as v5e:2x4 or v5p:2x2x2."
+)
+_ROUND = flags.DEFINE_string("round", None, "Of the recipe; by default its last.")
+_BATCH_PER_CHIP = flags.DEFINE_integer(
+  "batch_per_chip",
+  None,
+  "Takes the place of the round's batch_size: so many sentences a chip.",
+  lower_bound=1,
+)
+_JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
+
+_EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x2, v5p:2x2x2 or tpu7x:2x2x1"
+_GIB = 2**30
+
+
+def compile_step(
+  config: config_lib.ConfigDict,
+  topology: str,
+  *,
+  name: str | None = None,
+  batch_per_chip: int | None = None,
+) -> dict[str, Any]:
+  """Compiles the step of a round for a TPU topology, padding left in.
+
+  Args:
+    config: of the recipe.
+    topology: a generation and how its chips lie.
+    name: of the round; None: the recipe's last.
+    batch_per_chip: for a chip, in place of the round's batch_size for all.
+
+  Returns:
+    What was compiled, and of each chip and step, JSON: `memory` in bytes, model
+    `flops`, `collectives` with their count and bytes, and `estimate`, seconds by
+    published rates. One half of a TPU7x chip counts as a chip, as it does to JAX.
+
+  Raises:
+    UserError: libtpu is not installed, there is no such topology, the config is
+      unfit, or the step does not fit the chips' memory.
+  """
+  devices = _devices(topology)
+  config = config.copy_and_resolve_references()
+  name = name or (config.recipe[-1] if config.recipe else None)
+  if name not in config.recipe:
+    raise UserError(f"--round {name}: the recipe has {', '.join(config.recipe)}")
+  if batch_per_chip:
+    with config.unlocked():
+      config.rounds[name].batch_size = batch_per_chip * len(devices)
+  config_lib.check(config)
+  mesh = sharding.make_mesh(devices, **config.mesh)
+  with backend.traced_for("tpu"):
+    step = abstract_step.make_abstract_step(config, name, mesh)
+    lowered = step.step_fn.lower(*step.arguments, None)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _does_not_fit(error, topology) from error
+  round_config = config_lib.of_round(config, name)
+  return {
+    "round": name,
+    "topology": topology,
+    "device_kind": devices[0].device_kind,
+    "chips": len(devices),
+    "batch_size": round_config.batch_size,
+    "microbatches": round_config.microbatches,
+    "dtype": round_config.dtype,
+    "models": step.num_models,
+    "memory": _memory(compiled.memory_analysis(), devices[0].device_kind),
+    **_cost(compiled, step, round_config, devices),
+  }
+
+
+def _devices(topology: str) -> list[jax.Device]:
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError(
+      "compiling for TPUs needs libtpu: pip install 'dcse_jax[tpu]', on any machine"
+    )
+  # There is no TPU here to ask about itself.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # Two cores of a v4 chip are one device to JAX, as on any later chip but TPU7x.
+  options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+  try:
+    found = topologies.get_topology_desc(topology, platform="tpu", **options)
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(
+      f"--topology {topology}: {_first_line(error)}; name one such as {_EXAMPLES}"
+    ) from error
+  return found.devices
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0]
+
+
+def _does_not_fit(error: Exception, topology: str) -> Exception:
+  """One line of the compiler's many, if memory is what they are about."""
+  used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+  if not used:
+    return error
+  return UserError(
+    f"the step does not fit a chip of {topology}: it needs {used[1]}iB of {used[2]}iB; "
+    "raise config.microbatches or config.mesh.fsdp, cache the teachers "
+    '(config.teacher_cache="float16"), or take smaller batches'
+  )
+
+
+def _memory(stats: Any, device_kind: str) -> dict[str, float]:
+  # What is donated lies where it was.
+  outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  parts = {
+    "arguments": stats.argument_size_in_bytes,
+    "temporaries": stats.temp_size_in_bytes,
+    "outputs": outputs,
+    "program": stats.generated_code_size_in_bytes,
+  }
+  return {
+    **parts,
+    "total": sum(parts.values()),
+    "chip": flops.DEVICES[device_kind].memory,
+  }
+
+
+def _cost(compiled, step, config, devices) -> dict[str, Any]:
+  chip = flops.DEVICES[devices[0].device_kind]
+  program = hlo.Program(compiled.as_text(), len(devices))
+  collectives = program.collectives()
+  model_flops = step.num_models * flops.step_flops(
+    config,
+    step.start,
+    step.stacks,
+    columns=max(1, len(config.columns)),
+    length=config.max_length,
+    squared_length=config.max_length**2,
+  )
+  model_flops /= len(devices)
+  seconds = {
+    "compute": model_flops / chip.peak(config.dtype),
+    "memory": program.memory_bytes() / chip.memory_rate,
+    "links": sum(kind.sent for kind in collectives.values()) / chip.link_rate,
+  }
+  step_seconds = max(seconds.values())
+  return {
+    "flops": model_flops,
+    "collectives": {
+      kind: {"count": total.count, "bytes": total.bytes}
+      for kind, total in collectives.items()
+    },
+    "estimate": {
+      **seconds,
+      "step": step_seconds,
+      "model_flop_utilisation": seconds["compute"] / step_seconds,
+    },
+  }
+
+
+def _format(report: dict[str, Any]) -> str:
+  memory, estimate = report["memory"], report["estimate"]
+  gib = lambda field: f"{memory[field] / _GIB:.2f}"
+  ms = lambda field: f"{1e3 * estimate[field]:.2f}"
+  lines = [
+    f"round {report['round']} on {report['topology']}: {report['chips']} x "
+    f"{report['device_kind']}, batches of {report['batch_size']}, {report['dtype']}",
+    f"memory of a chip: arguments {gib('arguments')} GiB, temporaries "
+    f"{gib('temporaries')}, in all {gib('total')} of {gib('chip')}",
+    f"model FLOPs of a chip and step: {report['flops'] / 1e12:.3f} T",
+    "collectives of a step:" + ("" if report["collectives"] else " none"),
+    *(
+      f"  {kind:<18} {total['count']:>5} x, {total['bytes'] / 1e6:>10.2f} MB in all"
+      for kind, total in report["collectives"].items()
+    ),
+    "estimate by published rates, nothing was run: a step takes "
+    f"{ms('step')} ms or more (compute {ms('compute')}, memory {ms('memory')}, links "
+    f"{ms('links')}), model-FLOP utilisation "
+    f"{100 * estimate['model_flop_utilisation']:.0f} % or less",
+  ]
+  return "\n".join(lines)
+
+
+def main() -> None:
+  if _CONFIG.value is None or not _TOPOLOGY.value:
+    raise UserError("give --config FILE.py and --topology, such as v5e:2x4")
+  cli.check_config_file()
+  # Whatever is computed here needs no TPU.
+  jax.config.update("jax_platforms", "cpu")
+  report = compile_step(
+    _CONFIG.value,
+    _TOPOLOGY.value,
+    name=_ROUND.value,
+    batch_per_chip=_BATCH_PER_CHIP.value,
+  )
+  print(_format(report))
+  if _JSON.value:
+    files.write_json(_JSON.value, report)
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,327 @@
+"""Reads a compiled program's HLO text: its collectives, and what memory it moves.
+
+XLA's own cost analysis counts the body of a loop once; here it counts as often as
+the loop turns.
+"""
+
+import collections
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+COLLECTIVES = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+# They name other arrays, or take no time of their own.
+_FREE = {
+  "after-all",
+  "bitcast",
+  "call",
+  "conditional",
+  "constant",
+  "custom-call",
+  "get-tuple-element",
+  "opt-barrier",
+  "parameter",
+  "partition-id",
+  "tuple",
+  "while",
+}
+# They read as much of their first operand as they give.
+_SLICES = ("dynamic-slice", "gather", "slice")
+# Nothing is read until another reads it.
+_SAME = ("bitcast", "get-tuple-element", "tuple", "custom-call")
+
+
+class _Array(NamedTuple):
+  bytes: int
+  is_in_memory: bool  # Not in an on-chip memory, which layouts call S(1) and up.
+
+
+class _Instruction(NamedTuple):
+  is_root: bool
+  name: str
+  op: str
+  results: list[_Array]
+  operands: list[str]
+  rest: str
+
+  @property
+  def size(self) -> int:
+    return sum(array.bytes for array in self.results)
+
+  def called(self, attribute: str) -> list[str]:
+    """The computations that an attribute such as "body" names."""
+    found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
+    return _NAME.findall(found[1]) if found else []
+
+
+class _Place(NamedTuple):
+  """A computation as it is run from somewhere."""
+
+  name: str
+  times: int
+  is_fused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One kind of collective in a program.
+
+  Attributes:
+    count: calls a run.
+    bytes: of the arrays in a run, each as large as it is where it is whole:
+      before a reduce-scatter, after an all-gather.
+    sent: bytes that each device sends at least, as a ring does.
+  """
+
+  count: int = 0
+  bytes: int = 0
+  sent: float = 0.0
+
+
+class Program:
+  """A compiled program.
+
+  Args:
+    text: as `jax.stages.Compiled.as_text` gives it, scheduled.
+    num_devices: that run it.
+  """
+
+  def __init__(self, text: str, num_devices: int):
+    self._num_devices = num_devices
+    self._computations: dict[str, dict[str, _Instruction]] = {}
+    current, entry = {}, None
+    for line in text.splitlines():
+      if header := _HEADER.match(line):
+        current = self._computations[header[2]] = {}
+        entry = header[2] if header[1] else entry
+      elif found := _INSTRUCTION.match(line):
+        instruction = _instruction(*found.groups())
+        current[instruction.name] = instruction
+    self._places = list(self._run(_Place(entry, 1, False)))
+
+  def collectives(self) -> dict[str, Collective]:
+    """Those that a run calls, by kind, all sizes those of one device's program."""
+    totals = dict.fromkeys(COLLECTIVES, Collective())
+    seen = set()
+    for place in self._places:
+      for instruction in self._computations[place.name].values():
+        kind = instruction.op.removesuffix("-start")
+        if kind not in totals:
+          continue
+        if place.is_fused:
+          # One that runs beside other work is in each of the fusions beside it.
+          channel = re.search(r"channel_id=(\d+)", instruction.rest)
+          key = (kind, channel and channel[1], instruction.size)
+          if key in seen:
+            continue
+          seen.add(key)
+        if place.name.startswith("all-reduce-scatter"):
+          kind = "reduce-scatter"  # As TPUs have it: only a part is kept.
+        size, sent = self._traffic(kind, place, instruction)
+        old = totals[kind]
+        totals[kind] = Collective(
+          old.count + place.times,
+          old.bytes + place.times * size,
+          old.sent + place.times * sent,
+        )
+    return {kind: total for kind, total in totals.items() if total.count}
+
+  def memory_bytes(self) -> int:
+    """Bytes that a run reads from the device's memory and writes to it.
+
+    Of an array that is cut into slices where it is read, only these count.
+    """
+    return sum(
+      place.times * self._moved(place.name, instruction)
+      for place in self._places
+      if not place.is_fused
+      for instruction in self._computations[place.name].values()
+    )
+
+  def _run(self, place: _Place) -> Iterator[_Place]:
+    """A computation and all that it calls, but for scalar functions."""
+    yield place
+    for instruction in self._computations[place.name].values():
+      times, is_fused = place.times, place.is_fused
+      names = []
+      if instruction.op == "while":
+        (condition,) = instruction.called("condition")
+        names = instruction.called("body")
+        times *= self._trips(instruction, condition)
+      elif instruction.op == "fusion":
+        names, is_fused = instruction.called("calls"), True
+      elif instruction.op == "async-start":
+        names = instruction.called("calls")
+      elif instruction.op == "call":
+        names = instruction.called("to_apply")
+      elif instruction.op == "conditional":
+        # Any of them may run.
+        for attribute in (
+          "branch_computations",
+          "true_computation",
+          "false_computation",
+        ):
+          names += instruction.called(attribute)
+      for name in names:
+        yield from self._run(_Place(name, times, is_fused))
+
+  def _trips(self, loop: _Instruction, condition: str) -> int:
+    """How often a loop turns, which counts from 0."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+      return int(known[1])
+    instructions = self._computations[condition]
+    (root,) = (i for i in instructions.values() if i.is_root)
+    for operand in root.operands:
+      constant = instructions[operand]
+      if constant.op == "constant" and "direction=LT" in root.rest:
+        return int(constant.rest.partition(")")[0])
+    raise ValueError(f"{loop.name}: it is not known how often it turns")
+
+  def _traffic(self, kind, place, instruction) -> tuple[int, float]:
+    """Bytes of one collective's arrays, and what a device sends of them."""
+    computation = self._computations[place.name]
+    size = sum(computation[name].size for name in instruction.operands)
+    n = _group_size(instruction.rest, self._num_devices)
+    if kind == "all-gather":
+      size *= n
+    if kind == "collective-permute":
+      return size, size
+    passes = 2 if kind == "all-reduce" else 1
+    return size, passes * size * (n - 1) / n
+
+  def _moved(self, computation: str, instruction: _Instruction) -> int:
+    op, known = instruction.op, self._computations[computation]
+    if op in _FREE or op.endswith("-done"):
+      return 0
+    if op in ("copy-start", "slice-start"):
+      # From one memory to another: the results name the source, too.
+      (source,) = (array for o in instruction.operands for array in known[o].results)
+      target = instruction.results[0 if op == "copy-start" else 1]
+      return target.bytes * (source.is_in_memory + target.is_in_memory)
+    if op == "fusion":
+      (called,) = instruction.called("calls")
+      reads, writes = self._fusion_reads(called), self._fusion_writes(called)
+    else:
+      reads, writes = None, None
+    if writes is None or len(writes) != len(instruction.results):
+      writes = [array.bytes for array in instruction.results]
+    moved = sum(
+      size for size, array in zip(writes, instruction.results) if array.is_in_memory
+    )
+    for i, name in enumerate(instruction.operands):
+      arrays = [array for array in known[name].results if array.is_in_memory]
+      size = sum(array.bytes for array in arrays)
+      if reads is not None:
+        size = min(size, reads[i])
+      elif i == 0 and op in _SLICES:
+        size = min(size, instruction.size)
+      elif i == 0 and op == "dynamic-update-slice":
+        # In place: what is written is as large as the update.
+        moved -= instruction.size if instruction.results[0].is_in_memory else 0
+        size = known[instruction.operands[1]].size if arrays else 0
+      moved += size
+    return moved
+
+  def _fusion_reads(self, computation: str) -> list[int]:
+    """Bytes that a fusion reads of each parameter."""
+    instructions = self._computations[computation]
+    parameters = {
+      int(i.rest.partition(")")[0]): i
+      for i in instructions.values()
+      if i.op == "parameter"
+    }
+    return [
+      min(parameter.size, self._read(instructions, name))
+      for name, parameter in (
+        (parameters[n].name, parameters[n]) for n in sorted(parameters)
+      )
+    ]
+
+  def _read(self, instructions, name: str) -> int:
+    """Bytes that others of a computation read of an array."""
+    total = 0
+    for user in instructions.values():
+      for i, operand in enumerate(user.operands):
+        if operand != name:
+          continue
+        if user.op in _SAME:
+          total += self._read(instructions, user.name)
+        elif i == 0 and user.op in _SLICES:
+          total += user.size
+        elif i == 0 and user.op in ("dynamic-update-slice", "scatter"):
+          pass  # In place.
+        elif user.op.removesuffix("-start") in COLLECTIVES:
+          pass  # Counted by its bytes on the links.
+        elif user.op == "fusion":
+          (called,) = user.called("calls")
+          total += self._fusion_reads(called)[i]
+        else:
+          total += instructions[name].size
+    return total
+
+  def _fusion_writes(self, computation: str) -> list[int]:
+    """Bytes that a fusion writes of each result."""
+    instructions = self._computations[computation]
+    (root,) = (i for i in instructions.values() if i.is_root)
+    roots = [root]
+    if root.op == "tuple":
+      roots = [instructions[name] for name in root.operands]
+
+    def written(result: _Instruction) -> int:
+      while result.op == "bitcast":
+        result = instructions[result.operands[0]]
+      if result.op == "dynamic-update-slice":
+        return instructions[result.operands[1]].size
+      if result.op in ("parameter", *_SAME):
+        return 0
+      return result.size
+
+    return [written(result) for result in roots]
+
+
+def _instruction(root, name, shape, op, rest) -> _Instruction:
+  results = [
+    _Array(_bytes(dtype, dims), "S(" not in layout or "S(0)" in layout)
+    for dtype, dims, layout in _SHAPE.findall(shape)
+  ]
+  depth, end = 1, 0
+  while depth and end < len(rest):
+    depth += {"(": 1, ")": -1}.get(rest[end], 0)
+    end += 1
+  return _Instruction(
+    bool(root), name, op, results, _NAME.findall(rest[: max(end - 1, 0)]), rest
+  )
+
+
+def _bytes(dtype: str, dims: str) -> int:
+  if dtype in ("token", "opaque"):
+    return 0
+  bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+  return math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
+
+
+def _group_size(attributes: str, num_devices: int) -> int:
+  """Devices of one group of a collective, by whichever notation it is in."""
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    # An axis by name, or a part of one: 'name':(before)size.
+    parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in parts)
+  if found := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):
+    return int(found[1])
+  if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return len(found[1].split(","))
+  return num_devices
