@@ -237,10 +237,13 @@ def terms(config: ConfigDict) -> tuple[Weighted, ...]:
 
 
 def used(config: ConfigDict) -> dict[str, Any]:
-  """The fields of a round but the settings of terms that it does not use, JSON."""
+  """A round's fields, JSON, with TERM.SETTING for the terms of its objective alone."""
   fields = json.loads(config.to_json_best_effort())
-  names = {each.term.name for each in terms(config)}
-  return {k: v for k, v in fields.items() if k not in losses.TERMS or k in names}
+  settings = {name: fields.pop(name) for name in losses.TERMS}
+  for each in terms(config):
+    name = each.term.name
+    fields |= {f"{name}.{key}": value for key, value in settings[name].items()}
+  return fields
 
 
 def members(rounds: Mapping[str, ConfigDict], name: str) -> list[tuple[str, int]]:

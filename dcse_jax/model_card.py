@@ -127,7 +127,7 @@ def _table(rows: Mapping[str, Any], header: tuple[str, str]) -> str:
 
 def _training(training: Training) -> list[str]:
   config = training.config
-  terms = [losses.TERMS[name] for name in config if name in losses.TERMS]
+  terms = [each.term for each in losses.parse(config["objective"])]
   parts = [f"Round and seed `{training.name}`, objective `{config['objective']}`:"]
   parts.append("\n".join(f"- {_cite(term)}" for term in terms))
   if training.step is not None:
@@ -150,9 +150,6 @@ def _training(training: Training) -> list[str]:
     for key, value in sorted(config.items())
     if key not in skipped and not key.startswith(("round ", "synthetic_"))
   }
-  for term in terms:
-    own = settings.pop(term.name)
-    settings |= {f"{term.name}.{key}": value for key, value in own.items()}
   settings["seed of the model"] = training.seed
   return [*parts, _table(settings, ("setting", "value"))]
 

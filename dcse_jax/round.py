@@ -96,6 +96,7 @@ class Round:
   ):
     self._name, self._config, self._folder = name, config, folder
     self._start, self._mesh, self._inputs = start, mesh, inputs
+    self._terms = {each.term.name: each.term for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
     self._scorer = monitor.Scorer(start, inputs.sets)
     names = [name for name in config.dev if name in inputs.sets]
@@ -144,7 +145,7 @@ class Round:
 
   def _tell_negatives(self) -> None:
     config, columns = self._config, len(self._tokens.tokens)
-    takes = {name for each in config_lib.terms(config) for name in each.term.takes}
+    takes = {name for term in self._terms.values() for name in term.takes}
     if "anchors" not in takes:
       return
     # The other positives, and every hard negative.
@@ -251,7 +252,7 @@ class Round:
         split: diagnostics.average_similarities(embeddings, weights)
         for split, embeddings in embedded.items()
       }
-      if not measures and "distillation" in config_lib.used(config):
+      if not measures and "distillation" in self._terms:
         self._warn_if_one_hot(targets["train"])
       measures[seed] = monitor.Distillation(
         self._start,
@@ -277,9 +278,9 @@ class Round:
 
   def _warn_if_groups_are_small(self) -> None:
     config = self._config
-    probability = (
-      config_lib.used(config).get("distillation", {}).get("group_probability", 0)
-    )
+    probability = 0.0
+    if "distillation" in self._terms:
+      probability = config.distillation.group_probability
     if 0 < (config.batch_size - 1) * probability < 2:
       _log.warning(
         "round %s: distillation.group_probability=%g of batch_size=%d: groups hold "
