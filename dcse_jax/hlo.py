@@ -4,7 +4,6 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 the loop turns.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math

@@ -177,7 +177,6 @@ class Objective:
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if self._takes & _MASKED:
       rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1))
-    rngs = jax.random.split(jax.random.fold_in(rng, 2), len(self.terms))
 
     def of_sentences(rows, numbers):
       return self._of_sentences(params, rows, numbers, rng, packing)
@@ -208,7 +207,13 @@ class Objective:
       size = len(memory["queue"])
       of_step["queue"] = memory["queue"]
       of_step["is_queued"] = jnp.arange(size) < memory["queued"]
-    values |= self._of_batch(offered, of_step, rngs)
+    values |= compare(
+      self.terms,
+      offered,
+      jax.random.fold_in(rng, 2),
+      of_step=of_step,
+      row_blocks=self.row_blocks,
+    )
     parts = {name: jnp.mean(value) for name, value in values.items()}
     loss = sum(each.weight * parts[each.term.name] for each in self.terms)
     if counts:
@@ -247,7 +252,7 @@ class Objective:
       masked = self._score_masked(
         params, rows, numbers, jax.random.fold_in(rng, 4), packing
       )
-      values |= self._evaluate(_by_sentence, masked)
+      values |= _evaluate(self.terms, _by_sentence, masked)
       guess = jnp.argmax(masked["masked_logits"], axis=-1)
       right = (guess == masked["masked_labels"]) & masked["is_masked"]
       counts = right.sum(axis=1), masked["is_masked"].sum(axis=1)
@@ -331,32 +336,53 @@ class Objective:
     names = ("masked_labels", "is_masked")
     return {"masked_logits": logits, **{name: rows[name] for name in names}}
 
-  def _of_batch(self, offered, of_step, rngs):
-    """The terms that compare the sentences of a batch."""
-    every = of_step | {f"all_{name}": value for name, value in offered.items()}
-    names = {name for each in self.terms for name in each.term.takes}
-    rows = {name: offered[name] for name in names & offered.keys()}
 
-    def of_rows(rows, numbers):
-      if numbers is None:
-        numbers = jnp.arange(len(jax.tree.leaves(rows)[0]))
-      given = {**every, **rows, "own": numbers}
-      return self._evaluate(_by_row, given, rngs)
+def compare(
+  terms: Sequence[Weighted],
+  offered: Mapping[str, jax.Array],
+  rng: jax.Array,
+  *,
+  of_step: Mapping[str, Any] | None = None,
+  row_blocks: Blocks = Blocks(),
+) -> dict[str, jax.Array]:
+  """The terms that compare the sentences of a batch.
 
-    values = self.row_blocks.map(of_rows, rows) if rows else {}
-    return values | self._evaluate(_whole, every, rngs)
+  Args:
+    terms: others are left out.
+    offered: with a row for each sentence, [B, ...].
+    rng: a key.
+    of_step: what else a step offers.
+    row_blocks: so many rows at a time; the values are the same.
 
-  def _evaluate(self, kind, given, rngs=None) -> dict[str, jax.Array]:
-    """The terms of a kind, each [b]."""
-    values = {}
-    for i, each in enumerate(self.terms):
-      if not kind(each.term):
-        continue
-      everything = given if rngs is None else {**given, "rng": rngs[i]}
-      arguments = {name: everything[name] for name in each.term.needs}
-      arguments |= {name: everything.get(name) for name in each.term.welcomes}
-      values[each.term.name] = each.term.fn(**arguments, **each.settings)
-    return values
+  Returns:
+    By name the values of each term, [B].
+  """
+  rngs = jax.random.split(rng, len(terms))
+  every = {f"all_{name}": value for name, value in offered.items()}
+  every |= of_step or {}
+  names = {name for each in terms for name in each.term.takes}
+  rows = {name: offered[name] for name in names & offered.keys()}
+
+  def of_rows(rows, numbers):
+    if numbers is None:
+      numbers = jnp.arange(len(jax.tree.leaves(rows)[0]))
+    return _evaluate(terms, _by_row, {**every, **rows, "own": numbers}, rngs)
+
+  values = row_blocks.map(of_rows, rows) if rows else {}
+  return values | _evaluate(terms, _whole, every, rngs)
+
+
+def _evaluate(terms, kind, given, rngs=None) -> dict[str, jax.Array]:
+  """The terms of a kind, each [b]."""
+  values = {}
+  for i, each in enumerate(terms):
+    if not kind(each.term):
+      continue
+    everything = given if rngs is None else {**given, "rng": rngs[i]}
+    arguments = {name: everything[name] for name in each.term.needs}
+    arguments |= {name: everything.get(name) for name in each.term.welcomes}
+    values[each.term.name] = each.term.fn(**arguments, **each.settings)
+  return values
 
 
 def make_objective(
