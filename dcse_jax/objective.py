@@ -18,6 +18,11 @@ What a step offers, each with a row for each sentence of the batch:
   teacher                `teachers.teacher_embeddings`, [B, E], if there are teachers
   input_ids, attention_mask
                          of the first column, [B, S]
+  example_id             the sentence's number in the corpus, [B]
+  clusters, confidence   its clusters and how sure they are, [B, G]; see `corpus`
+  retrieved, retrieved_id
+                         a near neighbour of it, with dropout, [B, D], and its
+                         number, [B]; see `corpus`
   masked_logits, masked_labels, is_masked
                          of the first column's masked tokens, [B, K, V] and [B, K]
 
@@ -53,7 +58,9 @@ from dcse_jax.packing import Packing
 Batch = Mapping[str, Any]
 
 _VIEWS = frozenset({"anchors", "positives", "negatives"})
-_PROJECTED = _VIEWS | {"undropped", "layers"}
+_PROJECTED = _VIEWS | {"undropped", "layers", "retrieved"}
+# What comes with the batch as terms take it.
+_OF_BATCH = frozenset({"example_id", "clusters", "confidence", "retrieved_id"})
 _MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
 
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
@@ -137,6 +144,16 @@ class Objective:
       "queued": np.zeros((), np.int32),
     }
 
+  @property
+  def corpus_settings(self) -> dict[str, Mapping[str, Any]]:
+    """Of the terms that ask for what `corpus.Corpus` knows, by its name there."""
+    return {
+      name: each.settings
+      for each in self.terms
+      for name in ("clusters", "retrieved")
+      if {name, f"all_{name}"} & set(each.term.takes)
+    }
+
   def _setting(self, name: str) -> Any:
     """Of the one term that has it."""
     values = {each.settings[name] for each in self.terms if name in each.settings}
@@ -177,6 +194,8 @@ class Objective:
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if self._takes & _MASKED:
       rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1))
+    if "retrieved" in self._takes:
+      rows |= {n: batch[n] for n in ("retrieved_input_ids", "retrieved_mask")}
 
     def of_sentences(rows, numbers):
       return self._of_sentences(params, rows, numbers, rng, packing)
@@ -193,6 +212,8 @@ class Objective:
       )
     for name in {"input_ids", "attention_mask"} & self._takes:
       offered[name] = batch[name][:, 0]
+    for name in _OF_BATCH & self._takes:
+      offered[name] = batch[name]
     if "teacher" in self._takes and self.stacks:
       offered["teacher"] = teachers_lib.teacher_embeddings(
         teacher_params,
@@ -238,6 +259,17 @@ class Objective:
           offered[name] = embeddings[:, i]
       if "layers" not in self._takes:
         del offered["layers"]
+    if "retrieved" in self._takes:
+      offered["retrieved"] = encoder_lib.encode(
+        params["encoder"],
+        self.config,
+        rows["retrieved_input_ids"],
+        rows["retrieved_mask"],
+        pooling=self.pooling,
+        rng=jax.random.fold_in(rng, 5),
+        dtype=self.dtype,
+        numbers=numbers,
+      )
     if "undropped" in self._takes:
       offered["undropped"] = encoder_lib.encode(
         params["encoder"],

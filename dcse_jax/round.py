@@ -10,10 +10,12 @@ from typing import Any
 import grain
 import jax
 from jax.sharding import Mesh
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dcse_jax import config as config_lib
+from dcse_jax import corpus as corpus_lib
 from dcse_jax import diagnostics
 from dcse_jax import folder as folder_lib
 from dcse_jax import inputs as inputs_lib
@@ -26,6 +28,7 @@ from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
+from dcse_jax.sentence_encoder import encode_tokens
 
 _log = logging.getLogger(__name__)
 
@@ -199,9 +202,25 @@ class Round:
         host=jax.process_index(),
         num_hosts=jax.process_count(),
       ),
+      corpus=corpus_lib.Corpus(
+        self._folder / str(seed),
+        self._tokens,
+        self._embed_corpus,
+        self._loss_fn.corpus_settings,
+        seed=seed,
+      ),
       rng=train_rng,
       evaluate=functools.partial(self._evaluate, seed),
       sentences=functools.partial(self._inputs.sentences, self._config),
+    )
+
+  def _embed_corpus(self, params: Any) -> np.ndarray:
+    return encode_tokens(
+      jax.device_put(params),
+      self._start.config,
+      self._tokens.sentences(0, len(self._tokens)),
+      pooling=self._start.pooling,
+      dtype=jnp.dtype(self._config.dtype),
     )
 
   def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:

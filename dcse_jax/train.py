@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from dcse_jax import checkpoint
+from dcse_jax import corpus as corpus_lib
 from dcse_jax import interruption
 from dcse_jax import sharding
 from dcse_jax import train_step as step_lib
@@ -72,6 +73,7 @@ class Run:
     params: to start from.
     memory: of the loss, to start from.
     batches: endless.
+    corpus: adds to them what the terms ask for of the whole text.
     rng: of the run.
     evaluate: scores its parameters. Without a "score" the last are the best.
     sentences: of example ids, for people.
@@ -82,6 +84,7 @@ class Run:
   params: Any
   memory: Any
   batches: grain.DatasetIterator
+  corpus: corpus_lib.Corpus
   rng: jax.Array
   evaluate: Evaluate
   sentences: Callable[[np.ndarray], list[str]]
@@ -223,7 +226,14 @@ def train(
     speed = _Speed(trainer.batch_size, step)
     unread = []  # What steps gave, still on the devices.
     while step < trainer.num_steps:
-      batches = [next(run.batches) for run in runs]
+      batches = [
+        run.corpus.join(
+          next(run.batches),
+          step,
+          lambda i=i: _of_model(state, i, num_models).params["encoder"],
+        )
+        for i, run in enumerate(runs)
+      ]
       batch = _stack(batches)
       packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
       batch = sharding.put_batch(batch, _batch_sharding(trainer.mesh, num_models))

@@ -11,6 +11,7 @@ import optax
 import pytest
 import torch
 
+from dcse_jax import corpus
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import interruption
 from dcse_jax import losses
@@ -303,6 +304,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
     params=params or student_params(seed),
     memory={},
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
+    corpus=corpus.Corpus(folder, cache, None, {}, seed),
     rng=jax.random.key(seed),
     evaluate=evaluate,
     sentences=lambda rows: [models.SENTENCES[row] for row in rows],

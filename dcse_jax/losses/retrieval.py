@@ -1,0 +1,64 @@
+"""Contrast with hard negatives that are looked up in the corpus: CARDS."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import term
+
+
+def _complaint(settings, batch_size: int) -> str:
+  del batch_size
+  if settings["num_neighbours"] < 1:
+    return f"num_neighbours={settings['num_neighbours']}: must be above 0"
+  return ""
+
+
+@term(complaint=_complaint)
+def retrieved_negatives(
+  anchors: jax.Array,
+  all_positives: jax.Array,
+  example_id: jax.Array,
+  all_retrieved: jax.Array,
+  all_retrieved_id: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+  num_neighbours: int = 8,
+) -> jax.Array:
+  """InfoNCE with a near neighbour of each anchor as one more negative of all.
+
+  For each sentence one of its nearest neighbours in the corpus, by the model that
+  training starts from, is drawn at each step and encoded; all anchors share these
+  negatives, but for those that are the anchor's own sentence.
+
+  After Wang et al.: their number of neighbours and of drawn sentences are
+  hyperparameters of a search; here one is drawn of num_neighbours.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    all_positives: embeddings of the second view, [B, D].
+    example_id: of each anchor's sentence in the corpus, [b].
+    all_retrieved: embeddings of what was retrieved, [B, D].
+    all_retrieved_id: of these sentences in the corpus, [B].
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    temperature: divides the cosines.
+    num_neighbours: how many nearest sentences there are to draw from.
+
+  Returns:
+    The loss of each anchor, [b], in nats.
+
+  References:
+    Wang et al., Improving Contrastive Learning of Sentence Embeddings with
+    Case-Augmented Positives and Retrieved Negatives, 2022 (arXiv:2206.02457).
+  """
+  del num_neighbours  # Of those who retrieve.
+  logits = cosine_similarity(anchors, all_positives) / temperature
+  own, _ = own_columns(logits, own)
+  more = cosine_similarity(anchors, all_retrieved) / temperature
+  is_itself = example_id[:, None] == all_retrieved_id[None]
+  more = jnp.where(is_itself, -jnp.inf, more)
+  logits = jnp.concatenate([logits, more], axis=1)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)

@@ -1,0 +1,163 @@
+"""What terms ask for of the whole text: clusters, neighbours, and a run with them."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from dcse_jax import corpus as corpus_lib
+from dcse_jax import losses
+from dcse_jax import rounds
+from tests import models
+from tests.recipes import from_files
+
+
+@pytest.fixture
+def files(tmp_path):
+  models.write_tiny_folder(tmp_path / "model", num_layers=1)
+  models.write_sts(tmp_path / "sts", "STSB-dev")
+  models.write_sts(tmp_path / "sts", "X-test")
+  (tmp_path / "text.txt").write_text("\n".join(models.SENTENCES[:60]) + "\n")
+  return tmp_path
+
+
+def directions(degrees):
+  angle = np.radians(degrees)
+  return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def test_clusters_hold_what_points_the_same_way_and_are_ranked_by_certainty():
+  # Two bundles; 40 degrees is the least sure, nearest to the other bundle.
+  embeddings = directions([0, 2, -2, 40, 180, 182, 178]) * 3
+  found = corpus_lib.cluster(embeddings, (2, 100), np.random.default_rng(0))
+  labels = found["clusters"][:, 0]
+  assert len(set(labels[:4])) == 1 and len(set(labels[4:])) == 1
+  assert labels[0] != labels[4]
+  confidence = found["confidence"][:, 0]
+  assert confidence[3] == confidence.min() == 0.0 and confidence.max() <= 1.0
+  # No more clusters than sentences.
+  assert found["clusters"].shape == (7, 2)
+
+
+def test_neighbours_are_the_nearest_others_even_among_equals():
+  found = corpus_lib.neighbours(directions([0, 0, 0, 10, 90]), 2)["neighbours"]
+  assert all(row not in near for row, near in enumerate(found.tolist()))
+  assert set(found[0]) == {1, 2} and set(found[1]) == {0, 2}
+  assert found[4].tolist()[0] == 3
+
+
+def contrast(logits, dropped=()):
+  kept = [x for i, x in enumerate(logits) if i not in dropped]
+  return np.log(np.sum(np.exp(kept))) - logits[0]
+
+
+@pytest.mark.parametrize("progress, dropped", [(0.0, ()), (0.5, (1,)), (1.0, (1, 2))])
+def test_more_of_the_anchors_like_are_no_negatives_as_training_goes_on(
+  progress, dropped
+):
+  # Sentences 0 to 2 share a cluster, of which 2 is the least sure.
+  anchors = directions([0, 30, 60, 90])
+  clusters = np.asarray([[1], [1], [1], [2]])
+  confidence = np.asarray([[0.9], [0.5], [0.1], [0.2]])
+  values = losses.TERMS["incremental_false_negatives"].fn(
+    anchors,
+    anchors,
+    clusters,
+    clusters,
+    confidence,
+    confidence,
+    progress,
+    temperature=0.5,
+  )
+  logits = np.cos(np.radians([0, 30, 60, 90])) / 0.5
+  # At 0 only what is surer than all others is sure: nothing here.
+  assert float(values[0]) == pytest.approx(contrast(logits, dropped), rel=1e-5)
+
+
+def test_attracted_false_negatives_are_positives_too():
+  anchors = directions([0, 30, 60])
+  clusters = np.asarray([[1], [1], [2]])
+  confidence = np.ones((3, 1))
+  values = losses.TERMS["incremental_false_negatives"].fn(
+    anchors,
+    anchors,
+    clusters,
+    clusters,
+    confidence,
+    confidence,
+    1.0,
+    temperature=0.5,
+    mode="attract",
+  )
+  logits = np.cos(np.radians([0, 30, 60])) / 0.5
+  share = logits - np.log(np.sum(np.exp(logits)))
+  assert float(values[0]) == pytest.approx(-(share[0] + share[1]) / 2, rel=1e-5)
+
+
+def test_retrieved_sentences_are_negatives_of_all_but_of_themselves():
+  anchors, retrieved = directions([0, 90]), directions([20, 70])
+  # What was retrieved for the second is the first's own sentence.
+  values = losses.TERMS["retrieved_negatives"].fn(
+    anchors,
+    anchors,
+    np.asarray([7, 8]),
+    retrieved,
+    np.asarray([3, 7]),
+    temperature=0.5,
+  )
+  cosines = np.cos(np.radians([[0, 90, 20, 70], [0, 90, 70, 20]])) / 0.5
+  assert float(values[0]) == pytest.approx(contrast(cosines[0], (3,)), rel=1e-5)
+  assert float(values[1]) == pytest.approx(contrast(cosines[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["incremental_false_negatives", "retrieved_negatives"])
+def test_terms_of_the_corpus_have_finite_gradients(name):
+  rng = np.random.default_rng(0)
+  x = np.concatenate([np.zeros((1, 4)), rng.normal(size=(3, 4))]).astype(np.float32)
+  ids = np.arange(4)
+  rest = {
+    "incremental_false_negatives": (ids[:, None] // 2,) * 2 + (np.ones((4, 1)),) * 2,
+    "retrieved_negatives": (ids, x, ids[::-1].copy()),
+  }[name]
+  rest += (1.0,) if name == "incremental_false_negatives" else ()
+  gradient = jax.grad(lambda a: losses.TERMS[name].fn(a, a, *rest).sum())(x)
+  assert np.isfinite(gradient).all()
+
+
+def test_a_run_with_clusters_and_neighbours_goes_on_as_if_uninterrupted(
+  files, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("dcse_jax"), "propagate", True)
+  config = from_files(
+    files,
+    "simcse",
+    objective="incremental_false_negatives + 0.5 * retrieved_negatives",
+  )
+  config.rounds.simcse.seeds = (1,)
+  config.incremental_false_negatives.update(num_clusters=(2, 4), refresh_every=2)
+  config.retrieved_negatives.num_neighbours = 3
+  (whole,) = rounds.run(config, str(files / "whole"))
+  folder = files / "whole" / "simcse" / "1"
+  names = {path.name for path in folder.glob("corpus-*")}
+  assert names == {
+    "corpus-clusters-0.npz",
+    "corpus-clusters-2.npz",
+    "corpus-retrieved-0.npz",
+  }
+  calls = []
+  original = rounds.round_lib.Round._evaluate
+
+  def interrupt(self, seed, params):
+    calls.append(seed)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return original(self, seed, params)
+
+  monkeypatch.setattr(rounds.round_lib.Round, "_evaluate", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    rounds.run(config, str(files / "cut"))
+  assert rounds.run(config, str(files / "cut")) == [whole]
+  read = lambda run: (files / run / "simcse/1/model/model.safetensors").read_bytes()
+  assert read("cut") == read("whole")
+  assert "made anew" not in caplog.text
