@@ -388,17 +388,18 @@ def _check_terms(name: str, config: ConfigDict) -> None:
   for each in terms(config):
     term, where = each.term.name, f"in round {name}"
     takes.update(each.term.takes)
+    needs = {name.removeprefix("all_") for name in each.term.needs}
     for field, value in each.settings.items():
       if field.endswith("temperature") and not value > 0:
         raise UserError(f"{term}.{field}={value} {where}: must be above 0")
     if complaint := each.term.complaint(each.settings, config.batch_size):
       raise UserError(f"{term}.{complaint} ({where})")
-    if "teacher" in each.term.needs and not config.teachers:
+    if "teacher" in needs and not config.teachers:
       raise UserError(
         f"{term} {where} needs teachers: name them, or leave it out of objective="
         f"{config.objective!r}"
       )
-  if config.teachers and "teacher" not in takes:
+  if config.teachers and not takes & {"teacher", "all_teacher"}:
     raise UserError(
       f"round {name} has teachers, and no term of objective={config.objective!r} "
       'learns from them: add one, as in "info_nce + distillation"'

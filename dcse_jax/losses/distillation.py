@@ -12,15 +12,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import normalize
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.similarity import row_keys
 from dcse_jax.losses.terms import term
-
-# Stands in for minus infinity: its softmax is exactly 0 in float32, and unlike
-# infinity it does not turn 0 * log 0 and log-add-exp gradients into NaN.
-_MASKED = -1e9
 
 DIVERGENCES = ("cross_entropy", "kl", "js")
 
@@ -30,7 +27,7 @@ _LEAST_NOISE_BITS = 15
 
 
 def _mask_own(similarity: jax.Array, is_own: jax.Array) -> jax.Array:
-  return jnp.where(is_own, _MASKED, similarity.astype(jnp.float32))
+  return jnp.where(is_own, MASKED, similarity.astype(jnp.float32))
 
 
 def _check_rows(name: str, similarity: jax.Array) -> None:
@@ -212,12 +209,25 @@ def similarity_divergence(
   if divergence == "kl":
     return jnp.sum(q * (log_q - log_p), axis=1)
   if divergence == "js":
-    p = jnp.exp(log_p)
-    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
-    return 0.5 * jnp.sum(q * (log_q - log_m) + p * (log_p - log_m), axis=1)
+    return jensen_shannon(log_p, log_q)
   raise ValueError(
     f"unknown divergence {divergence!r}: use one of {', '.join(DIVERGENCES)}"
   )
+
+
+def jensen_shannon(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+  """Jensen-Shannon divergence of rows: half of KL(p || m) and KL(q || m), m the mean.
+
+  Args:
+    log_p: logarithms of probabilities, [b, B].
+    log_q: the same of the others, [b, B].
+
+  Returns:
+    [b], in nats, from 0 to log 2.
+  """
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+  return 0.5 * jnp.sum(q * (log_q - log_m) + p * (log_p - log_m), axis=1)
 
 
 def group_shuffle(

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 # gradient of an all-zero embedding finite.
 _SMALLEST_NORM = 1e-8
 
+# Stands in for minus infinity among logits: its softmax is exactly 0 in float32, and
+# unlike infinity it does not turn 0 * log 0 and log-add-exp gradients into NaN.
+MASKED = -1e9
+
 
 def normalize(embeddings: jax.Array) -> jax.Array:
   """L2-normalises the last axis, in float32.
@@ -35,6 +39,19 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
   # The default precision of a TPU matrix product is bfloat16: a cosine divided
   # by a temperature of 0.01 would be off by 0.4.
   return jnp.matmul(normalize(a), normalize(b).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def pair_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Cosine of every row of one batch with the same row of another.
+
+  Args:
+    a: embeddings, [B, D].
+    b: embeddings, [B, D].
+
+  Returns:
+    [B] float32 in [-1, 1], up to rounding.
+  """
+  return jnp.sum(normalize(a) * normalize(b), axis=-1)
 
 
 def own_columns(

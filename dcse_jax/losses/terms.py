@@ -57,6 +57,23 @@ class Term:
 TERMS: dict[str, Term] = {}
 
 
+def within(**ranges: tuple[float, float]) -> Callable[..., str]:
+  """A complaint about settings that are outside of their ranges.
+
+  Args:
+    **ranges: the least and the largest value of each, both allowed.
+  """
+
+  def complaint(settings, batch_size):
+    del batch_size
+    for name, (low, high) in ranges.items():
+      if not low <= settings[name] <= high:
+        return f"{name}={settings[name]}: must be in [{low:g}, {high:g}]"
+    return ""
+
+  return complaint
+
+
 def term(*, complaint: Callable[..., str] = lambda settings, batch_size: ""):
   """Registers a function as the term of its name."""
 

@@ -1,0 +1,24 @@
+"""AdapACSE: a SimCSE model scales the angular margin of another's negatives.
+
+Nguyen et al., KDMCSE, NAACL 2024 (arXiv:2403.17486), in text form: the teacher is a
+SimCSE model in place of the paper's of images and captions. Margin 0.15 and BERT-base
+with batch 64 and learning rate 3e-5 are of its published script. The threshold is
+of the paper's range, 0.85 to 0.9, for its teacher's cosines; another teacher may want
+another. The other models' settings are SimCSE's.
+
+python -m dcse_jax.main --config configs/adap_acse.py:bert-base \\
+    --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/adap_acse
+"""
+
+from dcse_jax import config as config_lib
+
+
+def get_config(variant="bert-base"):
+  config = config_lib.simcse(variant)
+  config.adap_acse = dict(temperature=0.05, margin=0.15, similarity_threshold=0.9)
+  config.recipe = ("base", "student")
+  config.rounds.base = config_lib.round_config(seeds=(42,))
+  config.rounds.student = config_lib.round_config(
+    seeds=(42,), teachers=("base",), objective="adap_acse"
+  )
+  return config

@@ -1,0 +1,23 @@
+"""PNR: a second round that goes on from the first and does not contradict it.
+
+Cha, Cho and Moon, Regularizing with Pseudo-Negatives for Continual Self-Supervised
+Learning, ICML 2024 (arXiv:2306.05101): a model is trained on from the first round's,
+whose embeddings are pseudo-negatives and are predicted. The paper's rounds are of
+other images each; here both are of one text. All settings are SimCSE's.
+
+python -m dcse_jax.main --config configs/pnr.py:bert-base \\
+    --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/pnr
+"""
+
+from dcse_jax import config as config_lib
+
+
+def get_config(variant="bert-base"):
+  config = config_lib.simcse(variant)
+  config.pnr.temperature = 0.05
+  config.recipe = ("first", "second")
+  config.rounds.first = config_lib.round_config(seeds=(42,))
+  config.rounds.second = config_lib.round_config(
+    seeds=(42,), start="first", teachers=("first",), objective="pnr"
+  )
+  return config

@@ -1,0 +1,86 @@
+"""Contrast that does not contradict the model of the round before."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcse_jax.errors import UserError
+from dcse_jax.losses.similarity import MASKED
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import normalize
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import term
+
+
+def _mean_teacher(all_teacher, width):
+  """[B, D] whose products with unit rows are the mean of the teachers' cosines."""
+  if all_teacher.shape[1] % width:
+    raise UserError(
+      f"pnr compares the student with its teachers, so that each must be as wide as "
+      f"the student, {width}: name others in teachers"
+    )
+  each = all_teacher.reshape(len(all_teacher), -1, width).astype(jnp.float32)
+  # Each has the root of its teacher's weight as its length.
+  return jnp.sum(each * jnp.linalg.norm(each, axis=-1, keepdims=True), axis=1)
+
+
+@term()
+def pnr(
+  anchors: jax.Array,
+  predictions: jax.Array,
+  all_positives: jax.Array,
+  all_teacher: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+) -> jax.Array:
+  """PNR: the embeddings of the round before are negatives, and are predicted.
+
+  With z the anchors, v the positives, f the previous round's embeddings, g(z) their
+  predictions by a small trained network and s the cosines over the temperature, the
+  sum of two cross entropies: of s(z_i, v_i) among all s(z_i, v_j) and the
+  pseudo-negatives s(z_i, f_j), and of s(g(z_i), f_i) among all s(g(z_i), f_j) and the
+  pseudo-negatives s(g(z_i), v_j), j other than i for both kinds of pseudo-negatives.
+
+  After the paper's form for MoCo, with the batch in place of queues. f is without
+  dropout, and the teacher before any projection. Chosen for several teachers: the
+  mean of the cosines with each, by their weights.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    predictions: the predictor's of these, [b, D].
+    all_positives: embeddings of the second view, [B, D].
+    all_teacher: of every sentence, [B, E], E = D times the number of teachers.
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    temperature: divides the cosines. The paper's 0.2 is of images.
+
+  Returns:
+    The loss of each anchor, [b], in nats. The teacher gets no gradient.
+
+  Raises:
+    UserError: a teacher is not as wide as the student.
+
+  References:
+    Cha, Cho and Moon, Regularizing with Pseudo-Negatives for Continual
+    Self-Supervised Learning, 2023 (arXiv:2306.05101).
+  """
+  previous = jax.lax.stop_gradient(_mean_teacher(all_teacher, anchors.shape[1]))
+
+  def cosine_with_previous(embeddings):
+    product = jnp.matmul(
+      normalize(embeddings), previous.T, precision=jax.lax.Precision.HIGHEST
+    )
+    return product / temperature
+
+  def cross_entropy(logits, pseudo):
+    columns, is_own = own_columns(logits, own)
+    pseudo = jnp.where(is_own, MASKED, pseudo)
+    every = jnp.concatenate([logits, pseudo], axis=1)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(every, columns)
+
+  to_positives = lambda x: cosine_similarity(x, all_positives) / temperature
+  contrast = cross_entropy(to_positives(anchors), cosine_with_previous(anchors))
+  prediction = cross_entropy(
+    cosine_with_previous(predictions), to_positives(predictions)
+  )
+  return contrast + prediction

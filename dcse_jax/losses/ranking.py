@@ -1,0 +1,129 @@
+"""Learning to rank the other sentences of a batch."""
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.losses.distillation import jensen_shannon
+from dcse_jax.losses.distillation import similarity_divergence
+from dcse_jax.losses.similarity import MASKED
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import term
+
+
+@term()
+def list_net(
+  anchors: jax.Array,
+  all_positives: jax.Array,
+  teacher: jax.Array,
+  all_teacher: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  student_temperature: float = 0.05,
+  teacher_temperature: float = 0.025,
+) -> jax.Array:
+  """ListNet: the student gives each sentence the teacher's chance to be ranked first.
+
+  The cross entropy of the student's softmax over the other sentences, of the cosines
+  of its first view with their second, from the teacher's. Chosen: a sentence is not
+  in its own list, where every ranking has it first.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    all_positives: of the second view of the whole batch, [B, D].
+    teacher: of the anchors' sentences, [b, E].
+    all_teacher: of the whole batch, [B, E].
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    student_temperature: divides the student's cosines, the paper's tau_2.
+    teacher_temperature: divides the teacher's, the paper's tau_3 = tau_2 / 2.
+
+  Returns:
+    The loss of each anchor, [b], in nats. The teacher gets no gradient.
+
+  References:
+    Liu et al., RankCSE: Unsupervised Sentence Representations Learning via Learning
+    to Rank, 2023 (arXiv:2305.16726); Cao et al., ListNet, ICML 2007.
+  """
+  return similarity_divergence(
+    cosine_similarity(anchors, all_positives),
+    jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher)),
+    own,
+    student_temperature=student_temperature,
+    teacher_temperature=teacher_temperature,
+  )
+
+
+@term()
+def list_mle(
+  anchors: jax.Array,
+  all_positives: jax.Array,
+  teacher: jax.Array,
+  all_teacher: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  student_temperature: float = 0.05,
+) -> jax.Array:
+  """ListMLE: the likelihood of the teacher's ranking by the student's similarities.
+
+  With r_1, ..., r_N the other sentences from most to least similar by the teacher and
+  s the student's cosines of its first view with their second over the temperature,
+  -1/N times the sum over k of log(e^s(r_k) / sum over l >= k of e^s(r_l)). Chosen: a
+  sentence is not in its own list; the mean over ranks and not their sum, so that a
+  batch of another size needs no other weight; ties go by the order of the batch.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    all_positives: of the second view of the whole batch, [B, D].
+    teacher: of the anchors' sentences, [b, E].
+    all_teacher: of the whole batch, [B, E].
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    student_temperature: divides the student's cosines.
+
+  Returns:
+    The loss of each anchor, [b], in nats. The teacher gets no gradient.
+
+  References:
+    Liu et al., RankCSE: Unsupervised Sentence Representations Learning via Learning
+    to Rank, 2023 (arXiv:2305.16726); Xia et al., ListMLE, ICML 2008.
+  """
+  logits = cosine_similarity(anchors, all_positives) / student_temperature
+  _, is_own = own_columns(logits, own)
+  target = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
+  # Masked, a row's own comes last, and is cut off.
+  order = jnp.argsort(-jnp.where(is_own, MASKED, target), axis=1)[:, :-1]
+  ranked = jnp.take_along_axis(logits, order, axis=1)
+  remaining = jax.lax.cumlogsumexp(ranked, axis=1, reverse=True)
+  return jnp.mean(remaining - ranked, axis=1)
+
+
+@term()
+def rank_consistency(
+  anchors: jax.Array,
+  positives: jax.Array,
+  all_anchors: jax.Array,
+  all_positives: jax.Array,
+  *,
+  temperature: float = 0.05,
+) -> jax.Array:
+  """RankCSE's ranking consistency: both views of a sentence rank the batch alike.
+
+  The Jensen-Shannon divergence of two softmaxes over the batch: of the cosines of a
+  sentence's first view with all second ones, and of its second with all first ones.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    positives: of the second view, [b, D].
+    all_anchors: of the first view of the whole batch, [B, D].
+    all_positives: of the second view of the whole batch, [B, D].
+    temperature: divides the cosines.
+
+  Returns:
+    The loss of each sentence, [b], in nats, from 0 to log 2.
+
+  References:
+    Liu et al., RankCSE: Unsupervised Sentence Representations Learning via Learning
+    to Rank, 2023 (arXiv:2305.16726).
+  """
+  forward = cosine_similarity(anchors, all_positives) / temperature
+  backward = cosine_similarity(positives, all_anchors) / temperature
+  return jensen_shannon(jax.nn.log_softmax(forward), jax.nn.log_softmax(backward))

@@ -1,0 +1,61 @@
+"""A penalty on pairs of one meaning that are too alike."""
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.losses.similarity import MASKED
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import term
+from dcse_jax.losses.terms import within
+
+
+@term(complaint=within(similarity_threshold=(-1, 1), teacher_threshold=(-1, 1)))
+def relaxed_contrastive(
+  anchors: jax.Array,
+  all_positives: jax.Array,
+  own: jax.Array | None = None,
+  teacher: jax.Array | None = None,
+  all_teacher: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+  similarity_threshold: float = 0.7,
+  teacher_threshold: float = 0.9,
+) -> jax.Array:
+  """FedRCL's divergence penalty: pairs of one meaning must not collapse into one.
+
+  log(1 + sum over j of e^((s_ij - 1) / temperature)), s the cosines, over the pairs
+  of one meaning with s_ij above the threshold. A penalty alone: it wants a
+  contrastive term beside it, as in "info_nce + relaxed_contrastive".
+
+  The paper's pairs are those of one class. Here there are no classes: an anchor and
+  its own positive are one, and so are sentences that a teacher finds alike.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    all_positives: embeddings of the second view, [B, D].
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    teacher: of the anchors' sentences, [b, E], if there are teachers.
+    all_teacher: of the whole batch, [B, E].
+    temperature: divides the cosines.
+    similarity_threshold: the paper's lambda; pairs below it are free.
+    teacher_threshold: two sentences whose cosine by the teacher is above it are of
+      one meaning; chosen, not the paper's.
+
+  Returns:
+    The penalty of each anchor, [b], in nats; 0 where no pair is above the threshold.
+    The teacher gets no gradient.
+
+  References:
+    Seo et al., Relaxed Contrastive Learning for Federated Learning, 2024
+    (arXiv:2401.04928).
+  """
+  similarity = cosine_similarity(anchors, all_positives)
+  _, is_pair = own_columns(similarity, own)
+  if teacher is not None:
+    alike = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
+    is_pair |= alike > teacher_threshold
+  is_pair &= similarity > similarity_threshold
+  logits = jnp.where(is_pair, (similarity - 1) / temperature, MASKED)
+  with_one = jnp.pad(logits, ((0, 0), (1, 0)))
+  return jax.nn.logsumexp(with_one, axis=1)

@@ -1,0 +1,90 @@
+"""SimCSE++: negatives without dropout, and contrast of dimensions."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.similarity import pair_cosine
+from dcse_jax.losses.terms import term
+
+# What batch normalisation adds to a variance.
+_SMALLEST_VARIANCE = 1e-5
+
+
+@term()
+def undropped_negatives(
+  anchors: jax.Array,
+  positives: jax.Array,
+  undropped: jax.Array,
+  all_undropped: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+) -> jax.Array:
+  """InfoNCE whose positive pair has dropout and whose negative pairs have none.
+
+  -log(e^s(z_i, v_i) / (e^s(z_i, v_i) + sum over j != i of e^s(x_i, x_j))), z and v
+  the two views, x the first without dropout and s the cosines over the temperature.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    positives: of the second view, [b, D].
+    undropped: of the first view without dropout, [b, D].
+    all_undropped: the same of the whole batch, [B, D].
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    temperature: divides the cosines.
+
+  Returns:
+    The loss of each anchor, [b], in nats.
+
+  References:
+    Xu et al., SimCSE++: Improving Contrastive Learning for Sentence Embeddings from
+    Two Perspectives, 2023 (arXiv:2305.13192).
+  """
+  negatives = cosine_similarity(undropped, all_undropped)
+  own, is_own = own_columns(negatives, own)
+  positive = pair_cosine(anchors, positives)[:, None]
+  logits = jnp.where(is_own, positive, negatives) / temperature
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+
+
+@term()
+def dimension_contrast(
+  all_anchors: jax.Array, all_positives: jax.Array, *, temperature: float = 5.0
+) -> jax.Array:
+  """Dimension-wise contrast: a dimension agrees with itself, and with no other.
+
+  With a and b the two views, each dimension normalised to mean 0 and variance 1 over
+  the batch, and c_de = (1 / B) sum over i of a_id b_ie / temperature, the mean over d
+  of -log(e^c_dd / sum over e of e^c_de).
+
+  Args:
+    all_anchors: embeddings of the first view of the whole batch, [B, D].
+    all_positives: of the second view, [B, D].
+    temperature: divides the correlations.
+
+  Returns:
+    [B] times the same loss, in nats: it is of the batch, not of its rows.
+
+  References:
+    Xu et al., SimCSE++: Improving Contrastive Learning for Sentence Embeddings from
+    Two Perspectives, 2023 (arXiv:2305.13192).
+  """
+
+  def standardise(x):
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=0)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0) + _SMALLEST_VARIANCE)
+
+  batch, dimensions = all_anchors.shape
+  correlation = jnp.matmul(
+    standardise(all_anchors).T,
+    standardise(all_positives),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  loss = optax.losses.softmax_cross_entropy_with_integer_labels(
+    correlation / (batch * temperature), jnp.arange(dimensions)
+  )
+  return jnp.full(batch, loss.mean())

@@ -1,0 +1,60 @@
+"""Intermediate layers' embeddings as negatives."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import term
+
+
+def _complaint(settings, batch_size):
+  del batch_size
+  layers = tuple(settings["layers"])
+  if not layers or len(set(layers)) < len(layers) or min(layers) < 1:
+    return f"layers={layers}: name one layer or more, from 1, each once"
+  return ""
+
+
+@term(complaint=_complaint)
+def sscl(
+  anchors: jax.Array,
+  all_positives: jax.Array,
+  all_layers: jax.Array,
+  own: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+  layers: tuple[int, ...] = (11,),
+) -> jax.Array:
+  """SSCL: InfoNCE, half of it with intermediate layers' embeddings as negatives.
+
+  With s the cosines over the temperature, half of the cross entropy of each anchor's
+  positive among all positives, and half of it among all positives and the
+  embeddings of these layers of every sentence of the batch. The anchor's own layers
+  are among these, as the formula has it: the last layer is to differ from them.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    all_positives: embeddings of the second view, [B, D].
+    all_layers: embeddings of the first view by each of `layers`, [B, L, D]. (The
+      published code takes the second view's as well.)
+    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    temperature: divides the cosines.
+    layers: which layers a step embeds, the first being 1. The paper's are the last
+      but one, or that and the one before.
+
+  Returns:
+    The loss of each anchor, [b], in nats.
+
+  References:
+    Chen et al., Alleviating Over-smoothing for Unsupervised Sentence
+    Representation, 2023 (arXiv:2305.06154).
+  """
+  logits = cosine_similarity(anchors, all_positives) / temperature
+  own, _ = own_columns(logits, own)
+  negatives = all_layers.reshape(-1, all_layers.shape[-1])
+  extra = cosine_similarity(anchors, negatives) / temperature
+  cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+  with_layers = cross_entropy(jnp.concatenate([logits, extra], axis=1), own)
+  return 0.5 * (with_layers + cross_entropy(logits, own))
