@@ -126,9 +126,7 @@ def step_flops(
   lengths = dict(length=length, squared_length=squared_length)
   if config.objective == "masked_language_model":
     slots = max(1, round(_PREDICTED * config.max_length))
-    forward = encoder_flops(
-      start.config, sentences=batch, positions=slots, **lengths
-    )
+    forward = encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
     head = 2 * width * (width + start.config.vocab_size)
     return 3 * (forward + batch * slots * head)
   views = 2 if columns == 1 else columns

@@ -4,8 +4,7 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 the loop turns.
 """
 
-import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import math
 import re
@@ -219,9 +218,7 @@ class Program:
     if writes is None or len(writes) != len(instruction.results):
       writes = [array.bytes for array in instruction.results]
     moved = sum(
-      size
-      for size, array in zip(writes, instruction.results)
-      if array.is_in_memory
+      size for size, array in zip(writes, instruction.results) if array.is_in_memory
     )
     for i, name in enumerate(instruction.operands):
       arrays = [array for array in known[name].results if array.is_in_memory]
