@@ -5,7 +5,6 @@ python -m dcse_jax.compile --config configs/distillcse.py --topology v5e:2x4
 
 import importlib.util
 import os
-import re
 from typing import Any
 
 from absl import flags
@@ -43,6 +42,13 @@ _JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
 
 _EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x2, v5p:2x2x2 or tpu7x:2x2x1"
 _GIB = 2**30
+# There is no TPU here that libtpu should ask about itself, complain of, or lock.
+_LIBTPU = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 
 def compile_step(
@@ -106,8 +112,8 @@ def _devices(topology: str) -> list[jax.Device]:
     raise UserError(
       "compiling for TPUs needs libtpu: pip install 'dcse_jax[tpu]', on any machine"
     )
-  # There is no TPU here to ask about itself.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  for variable, value in _LIBTPU.items():
+    os.environ.setdefault(variable, value)
   # Two cores of a v4 chip are one device to JAX, as on any later chip but TPU7x.
   options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
   try:
@@ -125,12 +131,12 @@ def _first_line(error: Exception) -> str:
 
 def _does_not_fit(error: Exception, topology: str) -> Exception:
   """One line of the compiler's many, if memory is what they are about."""
-  used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-  if not used:
+  kind, _, what = _first_line(error).partition(": ")
+  if kind != "RESOURCE_EXHAUSTED":
     return error
   return UserError(
-    f"the step does not fit a chip of {topology}: it needs {used[1]}iB of {used[2]}iB; "
-    "raise config.microbatches or config.mesh.fsdp, cache the teachers "
+    f"the step does not fit a chip of {topology} ({what.rstrip('.')}): raise "
+    "config.microbatches or config.mesh.fsdp, cache the teachers "
     '(config.teacher_cache="float16"), or take smaller batches'
   )
 

@@ -4,7 +4,7 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 the loop turns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import math
 import re
@@ -202,51 +202,39 @@ class Program:
     return size, passes * size * (n - 1) / n
 
   def _moved(self, computation: str, instruction: _Instruction) -> int:
+    """Bytes that one instruction, not in a fusion, reads from memory and writes."""
     op, known = instruction.op, self._computations[computation]
     if op in _FREE or op.endswith("-done"):
       return 0
+    operands = [known[name] for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
-      # From one memory to another: the results name the source, too.
-      (source,) = (array for o in instruction.operands for array in known[o].results)
+      # From one memory to another; the results name the source, too.
       target = instruction.results[0 if op == "copy-start" else 1]
+      source = operands[0].results[0]
       return target.bytes * (source.is_in_memory + target.is_in_memory)
+    reads = [operand.size for operand in operands]
+    writes = [array.bytes for array in instruction.results]
     if op == "fusion":
       (called,) = instruction.called("calls")
       reads, writes = self._fusion_reads(called), self._fusion_writes(called)
-    else:
-      reads, writes = None, None
-    if writes is None or len(writes) != len(instruction.results):
-      writes = [array.bytes for array in instruction.results]
-    moved = sum(
-      size for size, array in zip(writes, instruction.results) if array.is_in_memory
+    elif op in _SLICES:
+      reads[0] = instruction.size
+    elif op == "dynamic-update-slice":
+      reads[0], writes[0] = 0, reads[1]  # In place.
+    moved = zip(
+      (*reads, *writes),
+      (*(operand.results[0] for operand in operands), *instruction.results),
     )
-    for i, name in enumerate(instruction.operands):
-      arrays = [array for array in known[name].results if array.is_in_memory]
-      size = sum(array.bytes for array in arrays)
-      if reads is not None:
-        size = min(size, reads[i])
-      elif i == 0 and op in _SLICES:
-        size = min(size, instruction.size)
-      elif i == 0 and op == "dynamic-update-slice":
-        # In place: what is written is as large as the update.
-        moved -= instruction.size if instruction.results[0].is_in_memory else 0
-        size = known[instruction.operands[1]].size if arrays else 0
-      moved += size
-    return moved
+    return sum(size for size, array in moved if array.is_in_memory)
 
   def _fusion_reads(self, computation: str) -> list[int]:
     """Bytes that a fusion reads of each parameter."""
     instructions = self._computations[computation]
-    parameters = {
-      int(i.rest.partition(")")[0]): i
-      for i in instructions.values()
-      if i.op == "parameter"
-    }
+    number = lambda parameter: int(parameter.rest.partition(")")[0])
+    parameters = (i for i in instructions.values() if i.op == "parameter")
     return [
-      min(parameter.size, self._read(instructions, name))
-      for name, parameter in (
-        (parameters[n].name, parameters[n]) for n in sorted(parameters)
-      )
+      min(parameter.size, self._read(instructions, parameter.name))
+      for parameter in sorted(parameters, key=number)
     ]
 
   def _read(self, instructions, name: str) -> int:
@@ -275,20 +263,20 @@ class Program:
     """Bytes that a fusion writes of each result."""
     instructions = self._computations[computation]
     (root,) = (i for i in instructions.values() if i.is_root)
-    roots = [root]
-    if root.op == "tuple":
-      roots = [instructions[name] for name in root.operands]
+    if root.op != "tuple":
+      return self._written(instructions, root)
+    parts = [instructions[name] for name in root.operands]
+    return [sum(self._written(instructions, part)) for part in parts]
 
-    def written(result: _Instruction) -> int:
-      while result.op == "bitcast":
-        result = instructions[result.operands[0]]
-      if result.op == "dynamic-update-slice":
-        return instructions[result.operands[1]].size
-      if result.op in ("parameter", *_SAME):
-        return 0
-      return result.size
-
-    return [written(result) for result in roots]
+  def _written(self, instructions, result: _Instruction) -> list[int]:
+    """Bytes that are written of each array that an instruction gives."""
+    while result.op == "bitcast":
+      result = instructions[result.operands[0]]
+    if result.op == "dynamic-update-slice":
+      return [instructions[result.operands[1]].size]
+    # What comes through a fusion was there, or is counted by its bytes on the links.
+    is_new = result.op not in ("parameter", *_SAME)
+    return [array.bytes * is_new for array in result.results]
 
 
 def _instruction(root, name, shape, op, rest) -> _Instruction:
