@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dcse_jax import files
+from dcse_jax import hosts
 from dcse_jax import interruption
 from dcse_jax import manifest
-from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from dcse_jax.train_step import TrainState
 
@@ -80,7 +80,7 @@ class Checkpoints:
           path.rename(self._folder / f"deleted-{there}")
       for path in self._folder.glob("deleted-*"):
         shutil.rmtree(path)
-    sharding.wait_for_hosts(f"{self._folder} from step {step}")
+    hosts.wait()
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:

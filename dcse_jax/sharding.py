@@ -110,11 +110,3 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     tree,
     by_rules(tree, mesh),
   )
-
-
-def wait_for_hosts(what: str) -> None:
-  """Waits until every host is at the point of this name."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(what)
