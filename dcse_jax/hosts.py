@@ -36,7 +36,7 @@ _HEARTBEAT_SECONDS = 100
 _WAIT_MS = 7 * 24 * 3600 * 1000
 _LEAVE_MS = 10_000
 _POLL_SECONDS = 0.5
-_AGAIN = "start all of them again with the same command to go on"
+AGAIN = "start all of them again with the same command to go on"
 
 
 class _State:
@@ -113,6 +113,11 @@ def _cannot_meet(error: Exception) -> UserError:
     f"cannot meet the other processes ({reason}): start all of them within five "
     "minutes, or give each --coordinator, --num_processes and --process_id"
   )
+
+
+def are_several() -> bool:
+  """Whether `initialize` met other processes."""
+  return _State.is_watching
 
 
 def is_first() -> bool:
@@ -198,7 +203,7 @@ def asked_to_stop() -> bool:
 
 def end_all(status: int, why: str) -> None:
   """Ends all processes, the others with this line; returns if there are no others."""
-  if not _State.is_watching:
+  if not are_several():
     return
   if not _State.ending.acquire(blocking=False):
     threading.Event().wait()  # The other thread is at it.
@@ -291,7 +296,7 @@ def _say_why_on_abort() -> None:
     del number
     os.write(
       sys.__stderr__.fileno(),
-      f"error: another process has died (see above): {_AGAIN}\n".encode(),
+      f"error: another process has died (see above): {AGAIN}\n".encode(),
     )
     os._exit(1)
 

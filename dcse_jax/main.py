@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcse_jax import cli
+from dcse_jax import hosts
 from dcse_jax import rounds
 from dcse_jax.errors import UserError
 
@@ -29,12 +30,24 @@ _ACCEPT_CHANGES = flags.DEFINE_bool(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of process 0, as the others reach it. With the next two for processes that "
+  "train together and that JAX does not find by itself, as it does on Cloud TPUs, under "
+  "Slurm and on GKE.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
+
+
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UserError("give --config FILE.py and --workdir DIR")
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   if not pathlib.Path(path.partition(":")[0]).is_file():
     raise UserError(f"there is no config file {path}: see configs/")
+  hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   rounds.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 
 
