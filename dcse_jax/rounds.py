@@ -74,6 +74,8 @@ def run(
       the workdir; or something that cannot be read or written.
   """
   config_lib.check(config)
+  if "://" in workdir:
+    raise UserError(f"--workdir={workdir} is no folder: name one, mounted if need be")
   path = pathlib.Path(workdir)
   make_folder(path)
   # Of several processes the first stands for all.
