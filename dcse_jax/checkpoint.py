@@ -14,14 +14,14 @@ import re
 import shutil
 from typing import Any
 
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dcse_jax import files
-from dcse_jax import interruption
+from dcse_jax import hosts
 from dcse_jax import manifest
-from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from dcse_jax.train_step import TrainState
 
@@ -56,15 +56,20 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder.absolute()
-    self.damage: dict[int, str] = {}
-    best_steps = {}
+    # The first process looks, before it changes anything, for all.
+    found = self._find() if hosts.is_first() else None
+    self.steps, damage = hosts.agree(found)
+    self.damage: dict[int, str] = dict(damage)
+
+  def _find(self) -> tuple[list[int], list[tuple[int, str]]]:
+    damage, best_steps = [], {}
     for step in _steps_in(self._folder):
       if reason := manifest.find_damage(self._folder / str(step)):
-        self.damage[step] = reason
+        damage.append((step, reason))
       else:
         best_steps[step] = _read_progress(self._folder, step)["best_step"]
     # Without the best until then a run would not end as it would have.
-    self.steps = [s for s in best_steps if best_steps[s] in best_steps]
+    return [s for s in best_steps if best_steps[s] in best_steps], damage
 
   def go_on_from(self, step: int) -> None:
     """Forgets later and damaged checkpoints: the run comes by their steps again.
@@ -72,7 +77,7 @@ class Checkpoints:
     Args:
       step: one of `steps`, or 0.
     """
-    if jax.process_index() == 0:
+    if hosts.is_first():
       for there in _steps_in(self._folder):
         if there > step or there in self.damage:
           # Renamed before: a folder that is half deleted would seem damaged.
@@ -80,7 +85,7 @@ class Checkpoints:
           path.rename(self._folder / f"deleted-{there}")
       for path in self._folder.glob("deleted-*"):
         shutil.rmtree(path)
-    sharding.wait_for_hosts(f"{self._folder} from step {step}")
+    hosts.wait()
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
@@ -132,12 +137,6 @@ class Checkpoints:
         metrics={_SCORE: score},
       )
 
-  def asked_to_stop(self, step: int) -> bool:
-    """Whether a signal came; with several hosts, whether all stop at this step."""
-    if jax.distributed.is_initialized() and self._manager.reached_preemption(step):
-      return True
-    return jax.process_count() == 1 and interruption.requested()
-
   def wait(self) -> None:
     """Waits for saves under way.
 
@@ -146,7 +145,7 @@ class Checkpoints:
     """
     with _write_errors(self._folder):
       self._manager.wait_until_finished()
-    if jax.process_index() == 0:
+    if hosts.is_first():
       for step in _steps_in(self._folder):
         path = self._folder / str(step)
         manifest.extend(path, [n for n in _WRITTEN_LAST if (path / n).exists()])
@@ -166,7 +165,8 @@ class Checkpoints:
       UserError: it is damaged, or of another model.
     """
     self.wait()
-    _check(self._folder, step)
+    if hosts.is_first():
+      _check(self._folder, step)
     target = _as_dict(like)
     with contextlib.closing(ocp.StandardCheckpointer()) as reader:
       saved = _saved_shapes(reader, self._folder / str(step))
@@ -227,8 +227,10 @@ def _reason(error: Exception) -> OSError | str:
 
 
 def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  with contextlib.closing(ocp.Checkpointer(ocp.JsonCheckpointHandler())) as reader:
-    return reader.restore(folder / str(step) / "progress")
+  # Not by a checkpointer, which would wait for other processes.
+  return ocp.JsonCheckpointHandler().restore(
+    epath.Path(folder / str(step) / "progress")
+  )
 
 
 def _saved_shapes(reader: ocp.StandardCheckpointer, path: pathlib.Path) -> Any:

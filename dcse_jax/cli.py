@@ -8,12 +8,15 @@ import pathlib
 import signal
 import sys
 import threading
+import traceback
+from typing import NoReturn
 
 import absl.logging
 from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from dcse_jax import hosts
 from dcse_jax import interruption
 from dcse_jax import memory
 from dcse_jax.errors import UserError
@@ -84,6 +87,12 @@ def check_config_file() -> None:
     raise UserError(f"there is no config file {path}: see configs/")
 
 
+def _end(status: int, why: str) -> NoReturn:
+  print(why, file=sys.stderr)
+  hosts.end_all(status, why)
+  sys.exit(status)
+
+
 def run(
   main: Callable[..., None],
   define_flags: Callable[[], None] = lambda: None,
@@ -111,10 +120,14 @@ def run(
   try:
     app.run(start, flags_parser=functools.partial(_parse, max_arguments=max_arguments))
   except UserError as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    _end(2, f"error: {_one_line(error)}")
   except interruption.Interrupted:
-    print("interrupted: run the same command again to go on", file=sys.stderr)
-    sys.exit(interruption.EXIT_STATUS)
+    _end(interruption.EXIT_STATUS, "interrupted: run the same command again to go on")
   except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
+  except Exception:
+    if hosts.are_several():
+      # An error of ours, or what a collective says when another process has died.
+      traceback.print_exc()
+      _end(1, f"error: ended by what is above; {hosts.AGAIN}")
+    raise

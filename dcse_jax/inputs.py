@@ -12,6 +12,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import files
 from dcse_jax import folder
+from dcse_jax import hosts
 from dcse_jax import manifest
 from dcse_jax import sts
 from dcse_jax import synthetic
@@ -91,13 +92,17 @@ class Inputs:
   def _write_synthetic(self, rounds) -> None:
     """Makes up the text and the sets, and names them in every config."""
     config, data = self._config, self._workdir / "data"
-    sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
-    files.write_text(data / "corpus.txt", "\n".join(sentences) + "\n")
-    pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
-    half = len(pairs) // 2
-    for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
-      lines = (f"{score}\t{a}\t{b}\n" for score, a, b in part)
-      files.write_text(data / "sts" / f"{name}.tsv", "".join(lines))
+
+    def make():
+      sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
+      files.write_text(data / "corpus.txt", "\n".join(sentences) + "\n")
+      pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
+      half = len(pairs) // 2
+      for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
+        lines = (f"{score}\t{a}\t{b}\n" for score, a, b in part)
+        files.write_text(data / "sts" / f"{name}.tsv", "".join(lines))
+
+    hosts.first_makes(data, make)
     config.sts = str(data / "sts")
     for each in (config, *rounds.values()):
       each.text = str(data / "corpus.txt")
@@ -148,7 +153,10 @@ class Inputs:
     vocab_size = config.encoder.vocab_size
     key = tokens_lib.content_key(text.columns, "wordpiece", vocab_size)
     path = self._workdir / "cache" / f"tokenizer-{key}"
-    if not path.exists() or manifest.find_damage(path):
+
+    def make():
+      if path.exists() and not manifest.find_damage(path):
+        return
       trained = tokenizer_lib.train_wordpiece(
         [sentence for column in text.columns for sentence in column],
         vocab_size=vocab_size,
@@ -157,6 +165,8 @@ class Inputs:
         with files.foreign_errors():
           trained.save_pretrained(beside)
         manifest.write(beside)
+
+    hosts.first_makes(path.parent, make)
     tokenizer = folder.load_tokenizer(path)
     shape = new_shape(
       config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id

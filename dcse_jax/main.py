@@ -4,6 +4,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcse_jax import cli
+from dcse_jax import hosts
 from dcse_jax import rounds
 from dcse_jax.errors import UserError
 
@@ -16,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder for all that the run writes; the same command "
+  "Folder for all that the run writes, shared by all processes; the same command "
   "goes on with an interrupted run.",
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
@@ -27,10 +28,22 @@ _ACCEPT_CHANGES = flags.DEFINE_bool(
 )
 
 
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of process 0, as the others reach it. With the next two for processes that "
+  "train together and that JAX does not find by itself, as it does on Cloud TPUs, under "
+  "Slurm and on GKE.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
+
+
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UserError("give --config FILE.py and --workdir DIR")
   cli.check_config_file()
+  hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   rounds.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import tqdm
 
 from dcse_jax import files
+from dcse_jax import hosts
 
 
 class JsonLines:
   """A file of JSON objects with a "step", one a line, each written at once.
+
+  Of several processes, which all write the same, the first does it for all.
 
   Args:
     path: of the file; made when there is a line to write.
@@ -37,19 +40,22 @@ class JsonLines:
       except (ValueError, KeyError, TypeError):  # The line that was cut.
         continue
     self._num_rows = len(kept)
-    files.write_text(path, "".join(kept))
+    if hosts.is_first():
+      files.write_text(path, "".join(kept))
 
   def __len__(self) -> int:
     return self._num_rows
 
   def write(self, row: dict[str, Any]) -> None:
+    self._num_rows += 1
+    if not hosts.is_first():
+      return
     try:
       if self._file is None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
       self._file.write(json.dumps(row) + "\n")
       self._file.flush()
-      self._num_rows += 1
     except OSError as error:
       raise files.cannot_write(self._path, error) from error
 
@@ -60,7 +66,7 @@ class JsonLines:
 
 
 class Metrics:
-  """Writes named scalars by step.
+  """Writes named scalars by step; of several processes the first does.
 
   Args:
     folder: gets metrics.jsonl and TensorBoard's event files.
@@ -90,7 +96,7 @@ class Metrics:
       unit="step",
       position=position,
       # Lines are plainer than a bar in a log file.
-      disable=not sys.stderr.isatty(),
+      disable=not sys.stderr.isatty() or not hosts.is_first(),
       leave=False,
     )
 
@@ -100,6 +106,8 @@ class Metrics:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes values such as {"train/loss": 0.1} of one step."""
+    if not hosts.is_first():
+      return
     self._file.write({"step": step, **values})
     self._board.write(step, values)
     shown = "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())

@@ -18,6 +18,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import corpus as corpus_lib
 from dcse_jax import diagnostics
 from dcse_jax import folder as folder_lib
+from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
 from dcse_jax import monitor
 from dcse_jax import objective
@@ -123,16 +124,17 @@ class Round:
     self._tell_negatives()
     # All of a model but its parameters, for readers of checkpoints.
     template = dataclasses.replace(self._start, params=None)
-    folder_lib.save(template, self._folder / "start")
+    if hosts.is_first():
+      folder_lib.save(template, self._folder / "start")
     seeds = list(self._probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
       # What was begun goes on first: a seed that is new cannot catch up.
-      is_begun = lambda seed: (self._folder / str(seed) / "checkpoints").exists()
-      groups = [
-        [seed for seed in seeds if is_begun(seed)],
-        [seed for seed in seeds if not is_begun(seed)],
-      ]
+      is_begun = lambda seed: hosts.agree(
+        (self._folder / str(seed) / "checkpoints").exists()
+      )
+      begun = [seed for seed in seeds if is_begun(seed)]
+      groups = [begun, [seed for seed in seeds if seed not in begun]]
     trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
     for group in filter(None, groups):
       size = len(group)
@@ -266,7 +268,8 @@ class Round:
         embedded["held_out"] = held_out
       if not measures and len(teachers) > 1:
         spread = diagnostics.teacher_spread(embedded["train"])
-        write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+        if hosts.is_first():
+          write_json(self._folder / "teachers.json", {"teachers": names, **spread})
       targets = {
         split: diagnostics.average_similarities(embeddings, weights)
         for split, embeddings in embedded.items()
@@ -329,10 +332,12 @@ class Round:
     )
     path = self._folder / str(seed)
     model = dataclasses.replace(self._start, params=params)
-    write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
-    folder_lib.save(model, path / "model")
-    # Last: it says that the model is finished.
-    write_json(path / "result.json", result)
+    if hosts.is_first():
+      write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
+      folder_lib.save(model, path / "model")
+      # Last: it says that the model is finished.
+      write_json(path / "result.json", result)
+    hosts.wait()
 
 
 def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:

@@ -20,6 +20,7 @@ import numpy as np
 from dcse_jax import compilation
 from dcse_jax import config as config_lib
 from dcse_jax import folder
+from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
 from dcse_jax import round as round_lib
 from dcse_jax import sharding
@@ -74,11 +75,17 @@ def run(
       the workdir; or something that cannot be read or written.
   """
   config_lib.check(config)
+  if "://" in workdir:
+    raise UserError(f"--workdir={workdir} is no folder: name one, mounted if need be")
   path = pathlib.Path(workdir)
   make_folder(path)
-  # Hosts share the workdir; the first stands for all.
-  lock = locked(path) if jax.process_index() == 0 else contextlib.nullcontext()
-  with lock:
+  # Of several processes the first stands for all.
+  with locked(path) if hosts.is_first() else contextlib.nullcontext():
+    if len(hosts.sharing(path)) < jax.process_count():
+      raise UserError(
+        f"--workdir={workdir} is not one folder for all processes: name one on a file "
+        "system that they share"
+      )
     return Recipe(config, path, accept_changes=accept_changes).run()
 
 
@@ -112,7 +119,8 @@ class Recipe:
     self._check_disk()
     # Not before the inputs are known to be good: a command that was refused
     # must not bind the workdir to its mistake.
-    write_json(self.workdir / "config.json", {"config": recipe})
+    if hosts.is_first():
+      write_json(self.workdir / "config.json", {"config": recipe})
 
   def _origin(self, config: config_lib.ConfigDict) -> dict[str, Any]:
     """What a round's models come from, but for their seeds, JSON.
@@ -219,12 +227,15 @@ class Recipe:
       for name, c in self.rounds.items()
       for seed in c.seeds
     ]
-    self._export(list(self.rounds)[-1])
     columns = ("name", "round", "seed", "dev", "test")
     models = [{key: row[key] for key in columns} for row in rows]
-    write_json(self.workdir / "results.json", {"models": models})
-    print(_format_results(rows, self.config.test))
-    print(f"best model of the last round: {self.workdir / 'export'}")
+    best = self._best(list(self.rounds)[-1])
+    if hosts.is_first():
+      self._export(best)
+      write_json(self.workdir / "results.json", {"models": models})
+      print(_format_results(rows, self.config.test))
+      print(f"best model of the last round: {self.workdir / 'export'}")
+    hosts.wait()
     return models
 
   def _todo(self, name: str) -> list[int]:
@@ -236,7 +247,7 @@ class Recipe:
 
   def _result(self, name: str, seed: int) -> dict[str, Any] | None:
     path = self._folder(name, seed) / "result.json"
-    return read_json(path) if path.exists() else None
+    return hosts.agree(read_json(path) if path.exists() else None)
 
   def _best(self, name: str) -> pathlib.Path:
     """The folder of a finished round's best model on dev."""
@@ -247,7 +258,8 @@ class Recipe:
 
   def _run_round(self, name: str, seeds: Sequence[int]) -> None:
     config = self.rounds[name]
-    write_json(self.workdir / name / "origin.json", self._origins[name])
+    if hosts.is_first():
+      write_json(self.workdir / name / "origin.json", self._origins[name])
     start = self.inputs.start
     if config.start:
       start = folder.load(
@@ -286,11 +298,10 @@ class Recipe:
         teachers.append(teaching.Teacher(name, model, share / len(each), tokens))
     return teachers
 
-  def _export(self, name: str) -> None:
-    """Writes the best model of a round, with a card."""
-    best = self._best(name)
+  def _export(self, best: pathlib.Path) -> None:
+    """Writes a model of a round, with a card."""
     model, training = trained.load(best)
-    card = make_card(model, f"{name}-{best.name}", training)
+    card = make_card(model, f"{best.parent.name}-{best.name}", training)
     folder.save(
       model,
       self.workdir / "export",

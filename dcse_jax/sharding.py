@@ -98,6 +98,18 @@ def put_params(tree: Any, mesh: Mesh) -> Any:
   )
 
 
+def gathered(tree: Any, mesh: Mesh) -> Any:
+  """A tree of arrays as each process can read it by itself.
+
+  Where one process has all devices that is the tree; else each array is copied,
+  whole, to a device of every process. All processes call it together.
+  """
+  if jax.process_count() == 1:
+    return tree
+  everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+  return jax.tree.map(lambda x: x.addressable_data(0), everywhere)
+
+
 def constrain(tree: Any, mesh: Mesh) -> Any:
   """Keeps a tree, under jit, where `RULES` have it."""
   return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
@@ -110,11 +122,3 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     tree,
     by_rules(tree, mesh),
   )
-
-
-def wait_for_hosts(what: str) -> None:
-  """Waits until every host is at the point of this name."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(what)

@@ -24,6 +24,7 @@ import tqdm
 
 from dcse_jax import files
 from dcse_jax import folder as folder_lib
+from dcse_jax import hosts
 from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.errors import UserError
@@ -99,20 +100,18 @@ def build_teacher_cache(
   name: str,
   dtype: str,
   compute_dtype: str = "float32",
-  host: int = 0,
-  num_hosts: int = 1,
 ) -> np.ndarray:
   """Opens a teacher's embeddings of a corpus, computing first what is missing.
 
+  The processes that share the folder divide the blocks among them.
+
   Args:
-    folder: holds the caches, one folder each; shared by all hosts.
+    folder: holds the caches, one folder each.
     model: the teacher.
     tokens: the corpus by the teacher's tokenizer.
     name: of the teacher, for the progress bar.
     dtype: of the file, "float16", "bfloat16" or "float32".
     compute_dtype: of the matrix products.
-    host: which host this is.
-    num_hosts: each computes every num_hosts-th block and waits for the rest.
 
   Returns:
     [rows, D] embeddings of unit length, memory-mapped, in the order of example
@@ -123,22 +122,28 @@ def build_teacher_cache(
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
   shape = (len(tokens), model.config.hidden_size)
-  intact = host == 0 and path.exists() and _is_intact(path, shape, dtype, name)
-  if not _agree(intact):
-    beside = folder / f".{path.name}.tmp"
-    if host == 0:
-      if path.exists():
-        path.rename(beside)
-      _make_room(beside, shape, dtype, name)
-    sharding.wait_for_hosts(f"teacher cache {path.name} has room")
+  beside = folder / f".{path.name}.tmp"
+  group = hosts.sharing(folder)
+  first, me = group[0], jax.process_index()
+  intact = first == me and path.exists() and _is_intact(path, shape, dtype, name)
+  # As the first of each group says: a shared folder may look other to others for a
+  # while. All meet at every point, whatever is there already.
+  intact = hosts.gather(intact)[first]
+  if first == me and not intact:
+    if path.exists():
+      path.rename(beside)
+    _make_room(beside, shape, dtype, name)
+  hosts.wait()
+  if not intact:
+    blocks = _blocks(len(tokens))[group.index(me) :: len(group)]
     try:
-      _write_blocks(beside, model, tokens, name, dtype, compute_dtype, host, num_hosts)
+      _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks)
     except OSError as error:
       raise files.cannot_write(beside, error) from error
-    sharding.wait_for_hosts(f"teacher cache {path.name}")
-    if host == 0:
-      beside.rename(path)
-    sharding.wait_for_hosts(f"teacher cache {path.name} renamed")
+  hosts.wait()
+  if first == me and not intact:
+    beside.rename(path)
+  hosts.wait()
   return np.memmap(path / "embeddings.bin", jnp.dtype(dtype), "r", shape=shape)
 
 
@@ -216,14 +221,10 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
     ) from error
 
 
-def _write_blocks(
-  beside, model, tokens, name, dtype, compute_dtype, host, num_hosts
-) -> None:
-  """Computes this host's blocks that are not there yet, or are damaged."""
-  rows = len(tokens)
-  shape = (rows, model.config.hidden_size)
+def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> None:
+  """Computes those of these blocks that are not there yet, or are damaged."""
+  shape = (len(tokens), model.config.hidden_size)
   file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
-  blocks = _blocks(rows)[host::num_hosts]
   intact = _intact(beside, shape, dtype, blocks)
   missing = [block for block, is_intact in zip(blocks, intact) if not is_intact]
   size = lambda blocks: sum(stop - start for start, stop in blocks)
@@ -254,12 +255,3 @@ def _write_blocks(
       digest = hashlib.sha256(file[start:stop].view(np.uint8)).hexdigest()
       files.write_json(_mark(beside, start), {"sha256": digest})
       bar.update(stop - start)
-
-
-def _agree(here: bool) -> bool:
-  """What host 0 says: a shared folder may look different to others for a while."""
-  if jax.process_count() == 1:
-    return here
-  from jax.experimental import multihost_utils
-
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(here)))

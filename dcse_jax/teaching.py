@@ -6,7 +6,6 @@ import logging
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dcse_jax import teacher_cache
@@ -103,8 +102,6 @@ def cached(
       name=teacher.name,
       dtype=dtype,
       compute_dtype=compute_dtype,
-      host=jax.process_index(),
-      num_hosts=jax.process_count(),
     )
     for teacher in teachers
   ]

@@ -18,6 +18,7 @@ import optax
 
 from dcse_jax import checkpoint
 from dcse_jax import corpus as corpus_lib
+from dcse_jax import hosts
 from dcse_jax import interruption
 from dcse_jax import sharding
 from dcse_jax import train_step as step_lib
@@ -29,7 +30,7 @@ from dcse_jax.packing import choose_packing
 
 _log = logging.getLogger(__name__)
 
-# The trained parameters, on every device -> metrics by name; of them "score", if
+# The trained parameters, as `sharding.gathered` -> metrics by name; of them "score", if
 # it is there, chooses the best parameters and is not written.
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -181,7 +182,8 @@ def train(
     config: of the round, JSON; every checkpoint carries it.
 
   Returns:
-    For each run the parameters of the best evaluation, on every device.
+    For each run the parameters of the best evaluation, as each process can read
+    them by itself.
 
   Raises:
     UserError: too many losses or gradients are not finite; every checkpoint is
@@ -214,6 +216,8 @@ def train(
           best[i] = (progress["best_score"], progress["best_step"])
         _log.info("%s: going on from step %d", run.name, step)
     # A copy, since the first step donates it and runs share what they start from.
+    if step:
+      states = [sharding.gathered(state, trainer.mesh) for state in states]
     state = sharding.put_params(
       _stack([jax.device_get(state) for state in states]), trainer.mesh
     )
@@ -243,7 +247,7 @@ def train(
       last = step == trainer.num_steps
       writes = step % trainer.log_every == 0 or last
       evaluates = step % trainer.eval_every == 0 or last
-      stops = not last and stores[0].asked_to_stop(step)
+      stops = not last and hosts.asked_to_stop()
       if not (writes or evaluates or stops):
         continue
       for met, example_ids, values in jax.device_get(unread):
@@ -262,8 +266,9 @@ def train(
       for i, run in enumerate(runs):
         of_run, score = _of_model(state, i, num_models), -math.inf
         if evaluates:
-          scores = run.evaluate(of_run.params)
-          score = scores.pop("score", float(step))
+          scores = run.evaluate(sharding.gathered(of_run.params, trainer.mesh))
+          # The word of one: hosts may round otherwise.
+          score = hosts.agree(scores.pop("score", float(step)))
           if scores:
             logs[i].metrics.write(step, scores)
           # Of equal scores the later, as Orbax keeps it.
@@ -286,7 +291,7 @@ def train(
         of_run, _ = stores[i].restore(
           best_step, sharding.abstract(of_run, trainer.mesh)
         )
-      result.append(of_run.params)
+      result.append(sharding.gathered(of_run.params, trainer.mesh))
   return result
 
 
@@ -344,6 +349,8 @@ class _Log:
 
   def _skip(self, example_ids: np.ndarray) -> None:
     name, path = self._run.name, self._run.folder / "skipped.jsonl"
+    # Each process has its own part of the batch.
+    example_ids = np.concatenate(hosts.gather(example_ids.tolist()))
     self._skipped.write(
       {
         "step": self._step,

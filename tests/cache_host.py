@@ -3,15 +3,15 @@
 import pathlib
 import sys
 
-import jax
 import numpy as np
 
+from dcse_jax import hosts
 from dcse_jax import teacher_cache
 
 
 def main():
   host, port, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-  jax.distributed.initialize(f"localhost:{port}", 2, host)
+  hosts.initialize(f"localhost:{port}", 2, host)
   # Only now: it makes models.
   from tests import test_teachers
 
@@ -19,9 +19,7 @@ def main():
   blocks = []
   original = teacher_cache.encode_tokens
   teacher_cache.encode_tokens = lambda *a, **k: blocks.append(1) or original(*a, **k)
-  file = test_teachers.cache_of(
-    path, host=jax.process_index(), num_hosts=jax.process_count()
-  )
+  file = test_teachers.cache_of(path)
   np.save(path / f"seen-{host}.npy", file)
   print("blocks", len(blocks))
 

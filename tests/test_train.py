@@ -92,9 +92,11 @@ def run_steps(num_steps=3, **kwargs):
   state = sharding.put_params(jax.device_get(state), trainer.mesh)
   metrics = []
   for i in range(num_steps):
-    batch = sharding.put_batch(
-      models.random_batch(i), sharding.over_batch(trainer.mesh)
+    whole = models.random_batch(i)
+    mine = jax.tree.map(
+      lambda x: np.split(x, jax.process_count())[jax.process_index()], whole
     )
+    batch = sharding.put_batch(mine, sharding.over_batch(trainer.mesh))
     state, values = trainer.step_fn(state, batch, trainer.teacher_params)
     metrics.append(jax.device_get(values))
   return trainer, state, metrics

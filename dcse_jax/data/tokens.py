@@ -19,6 +19,7 @@ import numpy as np
 import tqdm
 
 from dcse_jax import files
+from dcse_jax import hosts
 from dcse_jax import manifest
 
 _log = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ def build_token_cache(
 ) -> TokenCache:
   """Opens the cache of this content, making it first if there is none.
 
+  Of several processes that share the folder one makes it.
+
   A row whose tokens all repeat an earlier row's is left out: met in one batch
   the two would be each other's false negatives.
 
@@ -174,15 +177,19 @@ def build_token_cache(
   """
   key = content_key(columns, tokenizer_state, max_length, pad_token_id, keep_repeats)
   path = folder / f"tokens-{key}"
-  damage = manifest.find_damage(path) if path.exists() else None
-  if damage:
-    _log.warning("%s is damaged (%s): tokenising the text anew", path, damage)
-  if damage or not path.exists():
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    with files.whole(path) as beside:
-      beside.mkdir()
-      _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
-      manifest.write(beside)
+
+  def make():
+    damage = manifest.find_damage(path) if path.exists() else None
+    if damage:
+      _log.warning("%s is damaged (%s): tokenising the text anew", path, damage)
+    if damage or not path.exists():
+      dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+      with files.whole(path) as beside:
+        beside.mkdir()
+        _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
+        manifest.write(beside)
+
+  hosts.first_makes(folder, make)
   meta = json.loads((path / "meta.json").read_text())
   load = lambda name: tuple(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))

@@ -1,0 +1,49 @@
+"""One of several processes: `python -m tests.host WHAT COORDINATOR NUM ID ARGUMENT ...`."""
+
+import pathlib
+import pickle
+import sys
+
+import jax
+
+from dcse_jax import cli
+from dcse_jax import hosts
+from dcse_jax import sharding
+
+
+def steps(folder):
+  """Five steps on a mesh of both axes; what they gave, and the parameters."""
+  # Only now: it makes models.
+  from tests import test_train
+
+  mesh = sharding.make_mesh(fsdp=2)
+  _, state, metrics = test_train.run_steps(num_steps=5, mesh=mesh)
+  params = jax.device_get(sharding.gathered(state.params, mesh))
+  result = {"process": hosts.gather(jax.process_index()), "metrics": metrics}
+  path = pathlib.Path(folder) / f"{jax.process_index()}.pickle"
+  path.write_bytes(pickle.dumps({**result, "params": params}))
+
+
+def train(*arguments):
+  """`dcse_jax.main` that soon misses a process that is gone."""
+  # Only now: it defines flags.
+  from dcse_jax import main
+
+  sys.argv[1:] = arguments
+  cli.run(main.main, goes_on=True)
+
+
+def main():
+  what, coordinator, num_processes, process_id, *arguments = sys.argv[1:]
+  hosts._HEARTBEAT_SECONDS = 10
+  if what == "train":
+    given = ("coordinator", coordinator), ("num_processes", num_processes)
+    flags = (*given, ("process_id", process_id))
+    train(*arguments, *(f"--{name}={value}" for name, value in flags))
+  else:
+    hosts.initialize(coordinator, int(num_processes), int(process_id))
+    steps(*arguments)
+
+
+if __name__ == "__main__":
+  main()
