@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks import prepare
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import flops
 from dcse_jax import folder
 from dcse_jax import losses
 from dcse_jax import memory
@@ -107,6 +108,7 @@ class Ours:
       log_every=1,
       eval_every=1,
       max_skipped_steps=0,
+      work=flops.Work(1.0, 1.0, "float32"),
     )
     projection = {"dense": dict(np.load(path / "projection.npz"))}
     params = {"encoder": model.params, "projection": projection}

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks import prepare
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import flops
 from dcse_jax import losses
 from dcse_jax import optimizer
 from dcse_jax import sharding
@@ -74,6 +75,7 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     log_every=1,
     eval_every=1,
     max_skipped_steps=0,
+    work=flops.Work(1.0, 1.0, "float32"),
   )
   params = {"encoder": student.params}
   state = train_step.init_state(params, trainer.tx, jax.random.key(0))

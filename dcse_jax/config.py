@@ -148,6 +148,10 @@ def default() -> ConfigDict:
   # optimizer and teachers are divided over "fsdp", whole over "data". -1: the rest.
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
 
+  # The first step to trace for xprof, and the first not to, as in (10, 20); of each
+  # model, or of those that train together, into ROUND/SEED/profile. None if empty.
+  config.profile_steps = ()
+
   config.seed = 0  # Of the whole recipe; every model's own is mixed in.
   config.log_every = 25
   config.eval_every = 125  # Evaluates and saves a checkpoint.
@@ -373,6 +377,12 @@ def _check_round(
   if config.batch_size < 2:
     raise UserError(
       f"batch_size={config.batch_size} in round {name}: must be 2 or more"
+    )
+  profile = config.profile_steps
+  if profile and not (len(profile) == 2 and 0 <= profile[0] < profile[1]):
+    raise UserError(
+      f"profile_steps={profile} in round {name}: give the first step to trace and the "
+      "first not to, as in (10, 20)"
     )
   _check_terms(name, config)
 

@@ -18,6 +18,7 @@ import numpy as np
 import scipy  # Its parts load at first use.
 
 from dcse_jax import files
+from dcse_jax import hosts
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.index import ExactIndex
 from dcse_jax.index import unit_length
@@ -154,16 +155,26 @@ class Corpus:
     if kind in self._known and self._known[kind][0] == step:
       return self._known[kind][1]
     path = self.folder / f"corpus-{kind}-{step}.npz"
-    try:
-      with np.load(path) as file:
-        values = {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-      if now != step or not isinstance(error, FileNotFoundError):
+    # Not what each process sees: they do what follows together or not at all.
+    if not hosts.agree(_read(path) is not None):
+      if now != step or path.exists():
         _log.warning(
           "%s is missing or damaged: made anew, by the model as it is now", path
         )
-      values = make(self.embed(params()))
-      with files.whole(path) as beside, beside.open("wb") as file:
-        np.savez(file, **values)
-    self._known[kind] = (step, values)
-    return values
+      model = params()
+      hosts.first_makes(self.folder, lambda: _write(path, make(self.embed(model))))
+    self._known[kind] = (step, _read(path))
+    return self._known[kind][1]
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+  try:
+    with np.load(path) as file:
+      return {name: file[name] for name in file.files}
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    return None
+
+
+def _write(path: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+  with files.whole(path) as beside, beside.open("wb") as file:
+    np.savez(file, **values)

@@ -9,6 +9,8 @@ where the lengths are known, and microbatches' second forward pass.
 from collections.abc import Sequence
 import dataclasses
 
+import jax
+
 from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
@@ -41,8 +43,10 @@ class Device:
 
 
 _GIB = 2**30
-# Of tokens, by a language model: see `train_step.language_model_loss`.
+# Of tokens, by a language model: see `objective`.
 _PREDICTED = 0.15
+# What terms compare with every anchor.
+_EMBEDDINGS = ("anchors", "positives", "negatives", "undropped", "retrieved")
 
 # By `jax.Device.device_kind`. Links are given in both directions together: here halved.
 DEVICES = {
@@ -110,9 +114,9 @@ def step_flops(
   """Of one training step of one model, on all devices together.
 
   To the encoders come the projection, 2 D^2 a sentence; the products of [B, D]
-  embeddings, 2 B^2 D each: one for the contrast, one more with hard negatives, one
-  for the student's similarities, one of all teachers' widths together; and of a
-  language model the head, 2 D^2 + 2 D V a predicted token.
+  embeddings, 2 B^2 D each, one for each `all_...` embedding that a term takes, and one
+  of all teachers' widths together; and of a language model the head, 2 D^2 + 2 D V a
+  predicted token.
 
   Args:
     config: of the round.
@@ -124,22 +128,29 @@ def step_flops(
   """
   batch, width = config.batch_size, start.config.hidden_size
   lengths = dict(length=length, squared_length=squared_length)
-  if config.objective == "masked_language_model":
-    slots = max(1, round(_PREDICTED * config.max_length))
-    forward = encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
-    head = 2 * width * (width + start.config.vocab_size)
-    return 3 * (forward + batch * slots * head)
-  views = 2 if columns == 1 else columns
+  terms = [each.term for each in config_lib.terms(config)]
+  takes = {name.removeprefix("all_") for term in terms for name in term.takes}
+  trained = 0.0
 
   def encode(shape, pooling, sentences):
     # The poolings that read more than one token need all of them.
     positions = 1 if pooling in ("cls", "cls_before_pooler") else 0
     return encoder_flops(shape, sentences=sentences, positions=positions, **lengths)
 
-  trained = encode(start.config, start.pooling, batch * views)
+  if "masked_logits" in takes:
+    slots = max(1, round(_PREDICTED * config.max_length))
+    trained += encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
+    trained += batch * slots * 2 * width * (width + start.config.vocab_size)
+  views = 0
+  if "anchors" in takes:
+    views = max(2, columns) + len(takes & {"undropped", "retrieved"})
+  trained += encode(start.config, start.pooling, batch * views)
   if start.pooling == "cls":
     trained += 2 * batch * views * width**2
-  similarities = (2 if views == 3 else 1) + bool(stacks)
+  embeddings = {f"all_{name}" for name in _EMBEDDINGS}
+  if columns < 3:
+    embeddings.remove("all_negatives")
+  similarities = sum(len(embeddings & set(term.takes)) for term in terms)
   trained += similarities * 2 * batch**2 * width
   taught = 0.0
   for stack in stacks:
@@ -152,40 +163,43 @@ def step_flops(
   return 3 * trained + taught
 
 
-def speed_metrics(
-  step_seconds: float,
-  *,
-  sentences: int,
-  length: float,
-  flops: float,
-  device_kind: str,
-  num_devices: int,
-  dtype: str,
-) -> dict[str, float]:
-  """What a training step's time means, for the metrics.
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a training step has to do.
 
-  Args:
-    step_seconds: of one step, in the mean.
-    sentences: rows of a batch that are trained on, times columns.
-    length: mean tokens of one.
-    flops: of a step, as `step_flops` gives them.
-    device_kind: as `jax.Device.device_kind` has it.
-    num_devices: that share the step.
+  Attributes:
+    tokens: of the sentences of a batch, of one model.
+    flops: of all models that train together, as `step_flops` gives them.
     dtype: of the matrix products, "float32" or "bfloat16".
-
-  Returns:
-    By name: step_seconds, tokens_per_second, and model_flop_utilisation, in
-    [0, 1], of the devices' peak; where the peak is not known in its place
-    model_tflops_per_second of each device.
   """
-  rate = flops / step_seconds / num_devices
-  metrics = {
-    "train/step_seconds": step_seconds,
-    "train/tokens_per_second": sentences * length / step_seconds,
-  }
-  if device_kind in DEVICES:
-    peak = DEVICES[device_kind].peak(dtype)
-    metrics["train/model_flop_utilisation"] = rate / peak
-  else:
-    metrics["train/model_tflops_per_second"] = rate / 1e12
-  return metrics
+
+  tokens: float
+  flops: float
+  dtype: str
+
+  def metrics(
+    self, step_seconds: float, devices: Sequence[jax.Device]
+  ) -> dict[str, float]:
+    """What the time of a step means.
+
+    Args:
+      step_seconds: of one step, in the mean.
+      devices: that share it.
+
+    Returns:
+      By name: step_seconds, tokens_per_second, and model_flop_utilisation, in
+      [0, 1], of the devices' peak; where the peak is not known in its place
+      model_tflops_per_second of each device.
+    """
+    rate = self.flops / step_seconds / len(devices)
+    metrics = {
+      "train/step_seconds": step_seconds,
+      "train/tokens_per_second": self.tokens / step_seconds,
+    }
+    kind = devices[0].device_kind
+    if kind in DEVICES:
+      peak = DEVICES[kind].peak(self.dtype)
+      metrics["train/model_flop_utilisation"] = rate / peak
+    else:
+      metrics["train/model_tflops_per_second"] = rate / 1e12
+    return metrics

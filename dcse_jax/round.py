@@ -17,6 +17,7 @@ import optax
 from dcse_jax import config as config_lib
 from dcse_jax import corpus as corpus_lib
 from dcse_jax import diagnostics
+from dcse_jax import flops
 from dcse_jax import folder as folder_lib
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
@@ -187,6 +188,26 @@ class Round:
       log_every=config.log_every,
       eval_every=config.eval_every,
       max_skipped_steps=config.max_skipped_steps,
+      work=self._work(num_models),
+      profile_steps=config.profile_steps,
+    )
+
+  def _work(self, num_models: int) -> flops.Work:
+    """Of a step, in the mean over batches."""
+    config, columns = self._config, len(self._tokens.tokens)
+    lengths = np.concatenate([np.diff(offsets) for offsets in self._tokens.offsets])
+    return flops.Work(
+      tokens=config.batch_size * columns * lengths.mean(),
+      flops=num_models
+      * flops.step_flops(
+        config,
+        self._start,
+        self._teaching.stacks,
+        columns=columns,
+        length=lengths.mean(),
+        squared_length=np.square(lengths, dtype=float).mean(),
+      ),
+      dtype=config.dtype,
     )
 
   def _make_run(self, seed: int) -> train_lib.Run:

@@ -46,6 +46,7 @@ _IMMATERIAL = (
   "mesh",
   "microbatches",
   "model",
+  "profile_steps",
   "recipe",
   "row_blocks",
   "seeds",

@@ -18,6 +18,7 @@ import optax
 
 from dcse_jax import checkpoint
 from dcse_jax import corpus as corpus_lib
+from dcse_jax import flops
 from dcse_jax import hosts
 from dcse_jax import interruption
 from dcse_jax import sharding
@@ -46,6 +47,8 @@ class Trainer:
     packings: what a batch may be packed into, the tightest first; one that fits
       none keeps its padding. The step is compiled for each that is met.
     num_models: trained together by one call.
+    work: of a step.
+    profile_steps: the first step to trace, and the first not to; none if empty.
     max_skipped_steps: so many steps of a model may have a loss or a gradient that
       is not finite, and change nothing; at one more the run stops.
   """
@@ -61,6 +64,8 @@ class Trainer:
   log_every: int
   eval_every: int
   max_skipped_steps: int
+  work: flops.Work
+  profile_steps: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,8 @@ def make_trainer(
   log_every: int,
   eval_every: int,
   max_skipped_steps: int,
+  work: flops.Work,
+  profile_steps: tuple[int, ...] = (),
 ) -> Trainer:
   """Makes the step, and puts the teachers where it reads them.
 
@@ -153,6 +160,8 @@ def make_trainer(
     log_every=log_every,
     eval_every=eval_every,
     max_skipped_steps=max_skipped_steps,
+    work=work,
+    profile_steps=profile_steps,
   )
 
 
@@ -227,14 +236,19 @@ def train(
     ]
     # From here on a signal waits for the end of the step.
     stack.enter_context(interruption.deferred())
-    speed = _Speed(trainer.batch_size, step)
+    speed = _Speed(trainer, step)
+    profile = _Profile(trainer.profile_steps, runs[0].folder / "profile")
+    stack.callback(profile.stop)
     unread = []  # What steps gave, still on the devices.
     while step < trainer.num_steps:
+      profile.before(step)
       batches = [
         run.corpus.join(
           next(run.batches),
           step,
-          lambda i=i: _of_model(state, i, num_models).params["encoder"],
+          lambda i=i: sharding.gathered(
+            _of_model(state, i, num_models).params["encoder"], trainer.mesh
+          ),
         )
         for i, run in enumerate(runs)
       ]
@@ -243,6 +257,7 @@ def train(
       batch = sharding.put_batch(batch, _batch_sharding(trainer.mesh, num_models))
       state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
       step += 1
+      profile.after(step, values)
       unread.append((step, [b["example_id"] for b in batches], values))
       last = step == trainer.num_steps
       writes = step % trainer.log_every == 0 or last
@@ -254,10 +269,10 @@ def train(
         for i, log in enumerate(logs):
           log.read(met, example_ids[i], _of_model(values, i, num_models))
       unread.clear()
-      rate = speed.since_last(step)
+      speeds = speed.since_last(step)
       if writes:
         for log in logs:
-          log.write(rate)
+          log.write(speeds)
       if not (evaluates or stops):
         continue
       # So that no two models are ever more than one save apart.
@@ -283,7 +298,7 @@ def train(
         stores[i].save(of_run, progress, score)
       if stops:
         raise interruption.Interrupted
-      speed.since_last(step)  # Evaluation is not training.
+      speed.leave_out()  # Evaluation is not training.
     result = []
     for i, (_, best_step) in enumerate(best):
       of_run = _of_model(state, i, num_models)
@@ -339,13 +354,13 @@ class _Log:
     if not self._values.pop("is_finite"):
       self._skip(example_ids)
 
-  def write(self, rate: float) -> None:
-    """Writes what the last step gave, and the sentences a second."""
+  def write(self, speeds: dict[str, float]) -> None:
+    """Writes what the last step gave, and how fast they go."""
     # JSON has no word for what is not a number.
     values = {f"train/{k}": v for k, v in self._values.items() if math.isfinite(v)}
     if len(self._skipped):
       values["train/skipped_steps"] = len(self._skipped)
-    self.metrics.write(self._step, {**values, "train/sentences_per_second": rate})
+    self.metrics.write(self._step, {**values, **speeds})
 
   def _skip(self, example_ids: np.ndarray) -> None:
     name, path = self._run.name, self._run.folder / "skipped.jsonl"
@@ -378,14 +393,45 @@ class _Log:
 
 
 class _Speed:
-  """Sentences a second between one call and the next."""
+  """How fast steps go between one call and the next."""
 
-  def __init__(self, batch_size: int, step: int):
-    self._batch_size = batch_size
+  def __init__(self, trainer: Trainer, step: int):
+    self._trainer = trainer
     self._time, self._step = time.perf_counter(), step
 
-  def since_last(self, step: int) -> float:
+  def since_last(self, step: int) -> dict[str, float]:
     now = time.perf_counter()
-    rate = (step - self._step) * self._batch_size / (now - self._time)
+    seconds = (now - self._time) / (step - self._step)
     self._time, self._step = now, step
-    return rate
+    return {
+      "train/sentences_per_second": self._trainer.batch_size / seconds,
+      **self._trainer.work.metrics(seconds, self._trainer.mesh.devices.flat),
+    }
+
+  def leave_out(self) -> None:
+    """What came since the last call was not training."""
+    self._time = time.perf_counter()
+
+
+class _Profile:
+  """Traces some steps with JAX's profiler, for xprof."""
+
+  def __init__(self, steps: Sequence[int], folder: pathlib.Path):
+    self._first, self._end = steps or (None, None)
+    self._folder, self._is_tracing = folder, False
+
+  def before(self, step: int) -> None:
+    if step == self._first:
+      jax.profiler.start_trace(self._folder)
+      self._is_tracing = True
+
+  def after(self, step: int, values: Any) -> None:
+    if step == self._end and self._is_tracing:
+      jax.block_until_ready(values)
+      self.stop()
+      _log.info("steps %d to %d traced: see %s", self._first, self._end, self._folder)
+
+  def stop(self) -> None:
+    if self._is_tracing:
+      self._is_tracing = False
+      jax.profiler.stop_trace()

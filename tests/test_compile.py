@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +160,9 @@ def test_a_steps_flops_are_the_students_thrice_and_the_teachers_once():
   # Two views, each through a projection [16, 16]; one matrix of cosines.
   product = 2 * 16 * 16 * 16
   plain = 3 * (encode(32) + 32 * 2 * 16 * 16 + product)
+  names = lambda stacks: "info_nce + distillation" if stacks else "info_nce"
   count = lambda *stacks, **kwargs: flops.step_flops(
-    round_config(), start, stacks, **lengths, **kwargs
+    round_config(objective=names(stacks)), start, stacks, **lengths, **kwargs
   )
   assert count() == plain
   # Three columns: three encodings, and cosines with hard negatives, too.
@@ -184,15 +186,14 @@ def test_a_language_models_flops_are_those_of_what_is_predicted():
 
 def test_utilisation_is_of_the_peak_where_it_is_known():
   # Half of what four chips of 197 TFLOP/s do in 2 s.
-  speed = dict(sentences=64, length=20, num_devices=4, dtype="bfloat16")
-  speed["flops"] = 0.5 * 2 * 4 * 197e12
-  found = flops.speed_metrics(2.0, device_kind="TPU v5 lite", **speed)
-  assert found == {
+  work = flops.Work(tokens=64 * 20, flops=0.5 * 2 * 4 * 197e12, dtype="bfloat16")
+  devices = lambda kind: [types.SimpleNamespace(device_kind=kind)] * 4
+  assert work.metrics(2.0, devices("TPU v5 lite")) == {
     "train/step_seconds": 2.0,
     "train/tokens_per_second": 64 * 20 / 2,
     "train/model_flop_utilisation": pytest.approx(0.5),
   }
-  found = flops.speed_metrics(2.0, device_kind="cpu", **speed)
+  found = work.metrics(2.0, devices("cpu"))
   assert found["train/model_tflops_per_second"] == pytest.approx(0.5 * 197)
 
 

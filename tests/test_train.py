@@ -13,6 +13,7 @@ import torch
 
 from dcse_jax import corpus
 from dcse_jax import encoder as encoder_lib
+from dcse_jax import flops
 from dcse_jax import interruption
 from dcse_jax import losses
 from dcse_jax import optimizer
@@ -62,6 +63,7 @@ def make_trainer(
     log_every=2,
     eval_every=2,
     max_skipped_steps=max_skipped_steps,
+    work=flops.Work(tokens=80, flops=1e9, dtype="float32"),
   )
 
 
@@ -491,6 +493,9 @@ def test_the_log_has_loss_parts_rate_norm_and_speed(cache, tmp_path):
       "learning_rate",
       "gradient_norm",
       "sentences_per_second",
+      "step_seconds",
+      "tokens_per_second",
+      "model_tflops_per_second",
     )
   }
   assert lines[1] == {"step": 2, "eval/x": 1.0}
@@ -604,3 +609,9 @@ def test_hosts_may_become_more_or_fewer_between_two_batches(cache):
   for _ in range(60):  # Into the second epoch.
     parts = [next(host)["example_id"] for host in hosts]
     np.testing.assert_array_equal(np.concatenate(parts), next(alone)["example_id"])
+
+
+def test_steps_are_traced_where_the_config_says(cache, tmp_path):
+  trainer = dataclasses.replace(loop_trainer(), profile_steps=(2, 4))
+  train_lib.train(trainer, [make_run(cache, tmp_path / "a")], config={})
+  assert len(list((tmp_path / "a" / "profile").rglob("*.xplane.pb"))) == 1
