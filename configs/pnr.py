@@ -1,7 +1,7 @@
 """PNR: a second round that goes on from the first and does not contradict it.
 
 Cha, Cho and Moon, Regularizing with Pseudo-Negatives for Continual Self-Supervised
-Learning, ICML 2024 (arXiv:2306.05101): a model is trained on from the first round's,
+Learning, 2023 (arXiv:2306.05101): a model is trained on from the first round's,
 whose embeddings are pseudo-negatives and are predicted. The paper's rounds are of
 other images each; here both are of one text. All settings are SimCSE's.
 

@@ -1,10 +1,11 @@
 """SimCSE with the divergence penalty of relaxed contrastive learning.
 
 Seo et al., Relaxed Contrastive Learning for Federated Learning, CVPR 2024
-(arXiv:2401.04928): temperature 0.05, threshold 0.7 and weight 1 are the paper's, whose
-data are images; batch and learning rate are SimCSE's. Without teachers a sentence and
-itself under another dropout mask are the only pair of one meaning; with
---config.rounds.relaxed.teachers="('DIR_OR_ID',)" so are sentences that these find alike.
+(arXiv:2401.04928): temperature 0.05, threshold 0.7 and weight 1 are the published
+code's, whose data are images; batch and learning rate are SimCSE's. Without teachers a
+sentence and itself under another dropout mask are the only pair of one meaning; with
+--config.rounds.relaxed.teachers="('DIR_OR_ID',)" so are sentences that these find
+alike.
 
 python -m dcse_jax.main --config configs/relaxed_contrastive.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/relaxed_contrastive
