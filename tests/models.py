@@ -74,3 +74,20 @@ def random_batch(seed, *, batch=8, columns=1, length=12, vocab_size=150):
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+SPEEDS = {
+  f"train/{name}"
+  for name in (
+    "sentences_per_second",
+    "step_seconds",
+    "tokens_per_second",
+    "model_tflops_per_second",
+  )
+}
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+  """The rows of metrics.jsonl without what no two runs have in common."""
+  rows = read_jsonl(path)
+  return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]

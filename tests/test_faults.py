@@ -81,11 +81,7 @@ def assert_same_run(ours, theirs):
       np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
   for model in MODELS:
     a, b = (
-      [
-        {key: value for key, value in row.items() if "per_second" not in key}
-        for row in models.read_jsonl(path / model / "metrics.jsonl")
-      ]
-      for path in (ours, theirs)
+      models.read_metrics(path / model / "metrics.jsonl") for path in (ours, theirs)
     )
     assert a == b
   a, b = ((path / "results.json").read_text() for path in (ours, theirs))
