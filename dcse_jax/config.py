@@ -100,6 +100,9 @@ def default() -> ConfigDict:
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
   config.max_length = 32  # Tokens of a training sentence.
+  # Of a single column: the positive is the sentence with the case of the first letter
+  # of this share of its words switched. Of a cased model only; 0 switches none.
+  config.switch_case = 0.0
 
   # A folder of STS sets, NAME.tsv; empty trains without evaluation, and the
   # last parameters count as the best. The mean over `dev` chooses the best
@@ -134,6 +137,9 @@ def default() -> ConfigDict:
   config.warmup_steps = 0
   config.weight_decay = 0.0
   config.clip_norm = 1.0
+  # This share of the elements of the layers' matrices, that which does least for
+  # alignment and uniformity, is zero from the start and stays so.
+  config.sparsity = 0.0
   config.dtype = "float32"  # Of matrix products; all else is float32.
 
   # A step whose loss or gradient is not finite changes nothing, and its batch is
@@ -384,6 +390,9 @@ def _check_round(
       f"profile_steps={profile} in round {name}: give the first step to trace and the "
       "first not to, as in (10, 20)"
     )
+  for field in ("switch_case", "sparsity"):
+    if not 0 <= config[field] < 1:
+      raise UserError(f"{field}={config[field]} in round {name}: must be in [0, 1)")
   _check_terms(name, config)
 
 

@@ -17,6 +17,7 @@ from dcse_jax import manifest
 from dcse_jax import sts
 from dcse_jax import synthetic
 from dcse_jax import tokenizer as tokenizer_lib
+from dcse_jax.data.switch_case import switch_case
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
@@ -265,13 +266,18 @@ class Inputs:
   def tokens(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache:
     """The tokenised text of a round."""
     return self._tokens(
-      round_config.text, tuple(round_config.columns), round_config.max_length
+      round_config.text,
+      tuple(round_config.columns),
+      round_config.max_length,
+      round_config.switch_case,
     )
 
   @_once
-  def _tokens(self, source, columns, max_length):
-    text = self._text(source, columns)
-    cache = self._tokenize(text.columns, self.start, max_length)
+  def _tokens(self, source, columns, max_length, switched):
+    text = self._text(source, columns).columns
+    if switched:
+      text = self._with_switched(text, switched)
+    cache = self._tokenize(text, self.start, max_length)
     if cache.dropped:
       _log.info(
         "%s: %d rows left out whose tokens repeat an earlier row's",
@@ -285,6 +291,22 @@ class Inputs:
         twins,
       )
     return cache
+
+  def _with_switched(self, columns, share: float):
+    """A second column for the first, with the case of some words switched."""
+    if len(columns) > 1:
+      raise UserError(
+        f"switch_case={share:g} makes the positives of a single column, and the text "
+        f"has {len(columns)}: set switch_case=0, or name one column"
+      )
+    upper, lower = self.start.tokenizer(["Case CASE", "case case"])["input_ids"]
+    if upper == lower:
+      raise UserError(
+        f"switch_case={share:g}: the tokenizer of {self._config.model or 'the run'} is "
+        "uncased and would undo it; use a cased model such as roberta-base"
+      )
+    seed = self._config.seed
+    return (*columns, switch_case(columns[0], share, seed=seed))
 
   def _tokenize(self, columns, model, max_length, keep_repeats=False):
     return tokens_lib.build_token_cache(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 from typing import Any
@@ -21,10 +22,12 @@ from dcse_jax import flops
 from dcse_jax import folder as folder_lib
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import losses
 from dcse_jax import monitor
 from dcse_jax import objective
 from dcse_jax import optimizer
 from dcse_jax import packing
+from dcse_jax import pruning
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax.data import batches as batches_lib
@@ -33,6 +36,9 @@ from dcse_jax.files import write_json
 from dcse_jax.sentence_encoder import encode_tokens
 
 _log = logging.getLogger(__name__)
+
+# Weights are judged by so many batches before a sparse training.
+_PRUNING_BATCHES = 32
 
 
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
@@ -68,6 +74,8 @@ def make_optimizer(
   tx = optimizer.make_optimizer(
     schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
   )
+  if config.sparsity:
+    tx = optax.chain(tx, pruning.keep_zeros())
   return tx, schedule
 
 
@@ -115,6 +123,8 @@ class Round:
     self._loss_fn = objective.make_objective(
       config, start, self._teaching.stacks, groups=mesh.size
     )
+    if config.sparsity:
+      self._start = self._prune(seeds[0])
 
   def train(self) -> None:
     """Trains the models, or goes on with them.
@@ -148,6 +158,18 @@ class Round:
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params["encoder"]))
+
+  def _prune(self, seed: int) -> folder_lib.Model:
+    """The start without the weights that do least on a seed's first batches."""
+    batches = itertools.islice(self._batches(seed), _PRUNING_BATCHES)
+    loss_fn = dataclasses.replace(
+      self._loss_fn, terms=losses.parse("alignment_uniformity"), stacks=()
+    )
+    rng = jax.random.key(self._config.seed)
+    params = self._start.params
+    scores = pruning.contributions(loss_fn, params, batches, rng)
+    pruned = pruning.prune(params, scores, self._config.sparsity)
+    return dataclasses.replace(self._start, params=pruned)
 
   def _tell_negatives(self) -> None:
     config, columns = self._config, len(self._tokens.tokens)

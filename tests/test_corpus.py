@@ -1,4 +1,4 @@
-"""What terms ask for of the whole text: clusters, neighbours, and a run with them."""
+"""Clusters, neighbours, switched case and sparsity: what a run does beside losses."""
 
 import logging
 
@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from dcse_jax import corpus as corpus_lib
+from dcse_jax import folder
 from dcse_jax import losses
+from dcse_jax import pruning
 from dcse_jax import rounds
+from dcse_jax.data.switch_case import switch_case
+from dcse_jax.errors import UserError
 from tests import models
 from tests.recipes import from_files
 
@@ -161,3 +165,68 @@ def test_a_run_with_clusters_and_neighbours_goes_on_as_if_uninterrupted(
   read = lambda run: (files / run / "simcse/1/model/model.safetensors").read_bytes()
   assert read("cut") == read("whole")
   assert "made anew" not in caplog.text
+
+
+# --- Switched case and sparsity ---------------------------------------------------
+
+
+def test_switched_case_changes_first_letters_alone_and_as_many_as_told():
+  sentences = ["Alpha beta gamma"] * 1000
+  switched = switch_case(sentences, 0.2, seed=0)
+  assert switch_case(sentences, 0.2, seed=0) == switched
+  words = [word for sentence in switched for word in sentence.split(" ")]
+  assert {word.lower() for word in words} == {"alpha", "beta", "gamma"}
+  changed = sum(word in ("alpha", "Beta", "Gamma") for word in words)
+  # 3,000 words at 20 %: 600, sd 22.
+  assert abs(changed - 600) < 5 * 22
+  assert switch_case(["(a) b"], 0.999, seed=1) == ["(a) B"]
+
+
+def test_switched_case_is_refused_where_it_would_do_nothing(files):
+  config = from_files(files, "simcse", switch_case=0.15)
+  with pytest.raises(UserError, match="uncased and would undo it"):
+    rounds.run(config, str(files / "run"))
+
+
+def test_the_least_of_all_matrices_become_zero():
+  kernel = lambda *values: {"kernel": np.asarray([values], np.float32)}
+  params = {
+    "embeddings": kernel(5, 6),
+    "layers": {"a": kernel(1, 2), "b": kernel(3, 4)},
+  }
+  params["layers"]["a"]["bias"] = np.ones(2, np.float32)
+  scores = {
+    "embeddings": kernel(0, 0),
+    "layers": {"a": kernel(9, 1), "b": kernel(2, 8)},
+  }
+  scores["layers"]["a"]["bias"] = np.zeros(2, np.float32)
+  pruned = pruning.prune(params, scores, 0.5)
+  assert pruned["layers"]["a"]["kernel"].tolist() == [[1, 0]]
+  assert pruned["layers"]["b"]["kernel"].tolist() == [[0, 4]]
+  assert pruned["layers"]["a"]["bias"].tolist() == [1, 1]
+  assert pruned["embeddings"]["kernel"].tolist() == [[5, 6]]
+
+
+def test_a_sparse_run_ends_with_as_many_zeros_as_it_began_with(files):
+  config = from_files(files, "simcse", sparsity=0.3)
+  config.rounds.simcse.seeds = (1,)
+  rounds.run(config, str(files / "run"))
+  params = folder.load(str(files / "run/simcse/1/model")).params
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"])
+    if path[-1].key == "kernel"
+  ]
+  size, zeros = sum(k.size for k in kernels), sum((k == 0).sum() for k in kernels)
+  assert zeros == int(0.3 * size)
+
+
+def test_alignment_and_uniformity_of_a_square():
+  # Four corners, each a quarter turn from two others and a half from one.
+  anchors = directions([0, 90, 180, 270])
+  positives = directions([60, 90, 180, 270])
+  values = losses.TERMS["alignment_uniformity"].fn(anchors, positives)
+  uniformity = np.log((2 * np.exp(-2 * 2) + np.exp(-2 * 4)) / 3)
+  # 60 degrees apart is a distance of 1.
+  expected = np.asarray([1.0, 0, 0, 0]) + uniformity
+  np.testing.assert_allclose(values, expected, atol=1e-5)

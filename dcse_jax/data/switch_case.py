@@ -1,0 +1,30 @@
+"""Case-switched sentences: positives that mean the same and are tokenised otherwise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def switch_case(sentences: Sequence[str], share: float, *, seed: int) -> list[str]:
+  """Switches the case of the first letter of some words.
+
+  Args:
+    sentences: words are what white space divides.
+    share: of words, in [0, 1].
+    seed: of the choice.
+
+  References:
+    Wang et al., CARDS, 2022 (arXiv:2206.02457), who draw anew at each step; here a
+    sentence is switched once.
+  """
+  rng = np.random.default_rng(seed)
+  return [_switch(sentence, share, rng) for sentence in sentences]
+
+
+def _switch(sentence: str, share: float, rng: np.random.Generator) -> str:
+  words = sentence.split(" ")
+  chosen = rng.random(len(words)) < share
+  return " ".join(
+    word[:1].swapcase() + word[1:] if is_chosen else word
+    for word, is_chosen in zip(words, chosen)
+  )

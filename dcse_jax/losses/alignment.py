@@ -1,0 +1,37 @@
+"""Alignment and uniformity, as a loss."""
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import normalize
+from dcse_jax.losses.terms import term
+
+
+@term()
+def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> jax.Array:
+  """Alignment of pairs plus uniformity of sentences, on the unit sphere.
+
+  With unit embeddings it is |a_i - p_i|^2 plus log E exp(-2 |a_i - a_j|^2), the mean
+  over every two sentences of the batch.
+
+  Args:
+    all_anchors: embeddings of the first view, [B, D].
+    all_positives: embeddings of the second view, [B, D].
+
+  Returns:
+    The loss of each anchor, [B]: its own alignment and the batch's uniformity.
+
+  References:
+    Wang and Isola, Understanding Contrastive Representation Learning through
+    Alignment and Uniformity on the Hypersphere, 2020 (arXiv:2005.10242); each of
+    weight 1, t = 2.
+  """
+  anchors, positives = normalize(all_anchors), normalize(all_positives)
+  alignment = jnp.sum((anchors - positives) ** 2, axis=1)
+  # |a - b|^2 = 2 - 2 cos of unit vectors.
+  distance = 2.0 - 2.0 * cosine_similarity(all_anchors, all_anchors)
+  size = len(anchors)
+  others = jnp.where(jnp.eye(size, dtype=bool), -jnp.inf, -2.0 * distance)
+  uniformity = jax.nn.logsumexp(others) - jnp.log(size * (size - 1.0))
+  return alignment + uniformity
