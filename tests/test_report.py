@@ -19,7 +19,12 @@ def write(path, content):
 
 def write_config(workdir, *, test=("X-test", "Y-test"), **rounds):
   config = dict(
-    recipe=list(rounds), rounds=rounds, test=test, objective="contrastive", teachers=[]
+    distillation=dict(group_probability=0.0),
+    recipe=list(rounds),
+    rounds=rounds,
+    test=test,
+    objective="info_nce",
+    teachers=[],
   )
   write(workdir / "config.json", {"config": config, "text": {}})
 
@@ -44,10 +49,15 @@ def write_whole_run(workdir):
     workdir,
     words=dict(seeds=[0], objective="masked_language_model"),
     base=dict(seeds=[0, 1]),
-    student=dict(seeds=[7], teachers=["base", "some/model"], group_probability=0.1),
+    student=dict(
+      seeds=[7],
+      objective="info_nce + 0.5 * distillation",
+      teachers=["base", "some/model"],
+      distillation=dict(group_probability=0.1),
+    ),
   )
   write_metrics(workdir, "words", 0, "train/loss", "train/learning_rate")
-  training = ("train/loss", "train/contrastive", "train/learning_rate")
+  training = ("train/loss", "train/info_nce", "train/learning_rate")
   scores = ("eval/x-dev_spearman", "eval/alignment", "eval/uniformity")
   distillation = ("eval/distillation_train", "eval/distillation_held_out")
   order = {"edges": [-1, 0, 1], "train": [0.5, 0.5], "dev": [0.2, 0.8]}
@@ -99,14 +109,14 @@ def test_rounds_have_means_and_standard_deviations_and_models_their_scores(tmp_p
     # Means of 70 and 73 less 0, 15, 20, 10; sd = 3 / sqrt(2).
     [
       "base",
-      "contrastive loss",
+      "info_nce",
       "2 of 3",
       "71.50±2.12",
       "56.50±2.12",
       "51.50",
       "61.50",
     ],
-    ["student", "contrastive loss", "1 of 1", "74.00", "–", "40.00", "–"],
+    ["student", "info_nce", "1 of 1", "74.00", "–", "40.00", "–"],
     ["model", "dev", "test", "X-test", "Y-test"],
     ["base-0", "70.00", "55.00", "50.00", "60.00"],
     ["base-1", "73.00", "58.00", "53.00", "63.00"],
@@ -126,9 +136,10 @@ def test_a_single_test_set_has_no_column_beside_the_mean_that_it_is(tmp_path):
 
 def test_rounds_say_what_they_learn_from(whole):
   rows = {row[0]: row[1] for row in cells(whole.read_text())[:4]}
-  assert rows["words"] == "masked language modelling"
-  assert rows["base"] == "contrastive loss"
-  assert rows["student"] == "teachers base, some/model; Group-P 0.1"
+  assert rows["words"] == "masked_language_model"
+  assert rows["base"] == "info_nce"
+  student = "info_nce + 0.5 * distillation; teachers base, some/model; Group-P 0.1"
+  assert rows["student"] == student
 
 
 def test_the_page_holds_the_images_that_lie_beside_it(whole):
@@ -178,7 +189,7 @@ def test_parts_are_drawn_upon_the_total_that_they_may_equal(whole):
   rounds = report._read_rounds(whole.parents[1])
   figure = report_figures.SECTIONS["losses"][0]([rounds[1]]).figure
   labels = [line.get_label() for line in figure.axes[0].lines]
-  assert labels == ["total", "contrastive"]
+  assert labels == ["total", "info_nce"]
 
 
 @pytest.mark.parametrize(
