@@ -219,7 +219,8 @@ class Encoder(nnx.Module):
 
   Its call returns the states after the embeddings, before the last layer and
   after it, and a tuple of those after `layers`, laid out as the layout has it; with
-  positions [N, K] the last is of these tokens alone, [N, K, D].
+  positions [N, K] the last is of these tokens alone, [N, K, D]. `first_states` [N, D]
+  take the place of the first tokens' embeddings, in a layout with its padding.
   """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
@@ -235,7 +236,9 @@ class Encoder(nnx.Module):
     if config.has_pooler:
       self.pooler = _linear(config, config.hidden_size, config.hidden_size, dtype, rngs)
 
-  def __call__(self, input_ids, layout, rng, positions=None, layers=()):
+  def __call__(
+    self, input_ids, layout, rng, positions=None, layers=(), first_states=None
+  ):
     num_layers = self.config.num_layers
     embeddings_key = layer_keys = None
     if rng is not None:
@@ -243,6 +246,8 @@ class Encoder(nnx.Module):
       embeddings_key = make_keys(rng, ())
       layer_keys = make_keys(layers_rng, (num_layers, 3))
     first = self.embeddings(input_ids, layout, embeddings_key)
+    if first_states is not None:
+      first = first.at[:, 0].set(first_states.astype(first.dtype))
     layer_def, every = nnx.split(self.layers)
 
     def step(x, layer):
@@ -289,6 +294,16 @@ class Predictor(nnx.Module):
 
   def __call__(self, embeddings):
     return self.down(jax.nn.relu(self.up(embeddings)))
+
+
+class TokenHead(nnx.Module):
+  """One logit a token."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.dense = _linear(config, config.hidden_size, 1, dtype, rngs)
+
+  def __call__(self, states):
+    return self.dense(states)[..., 0]
 
 
 class LanguageModelHead(nnx.Module):
@@ -496,6 +511,37 @@ def encode_with_layers(
     for state in between
   ]
   return embeddings, jnp.stack(pooled, axis=1)
+
+
+def detect_replaced(
+  params: Params,
+  config: EncoderConfig,
+  input_ids: jax.Array,
+  attention_mask: jax.Array,
+  embeddings: jax.Array,
+  *,
+  rng: jax.Array | None = None,
+  dtype: Any = jnp.float32,
+  numbers: jax.Array | None = None,
+) -> jax.Array:
+  """Logits of each token's being replaced, [B, S] float32.
+
+  Args:
+    params: `encoder` and `head`, a `TokenHead`.
+    config: their shape.
+    input_ids: of edited sentences, [B, S].
+    attention_mask: true for tokens, [B, S].
+    embeddings: of the sentences before they were edited, [B, D]; they stand in for
+      [CLS].
+    rng: draws the dropout masks; None turns dropout off.
+    dtype: of the matrix products.
+    numbers: of the sentences in a batch of which these are a part, [B].
+  """
+  layout = Layout(attention_mask.astype(bool), None, numbers)
+  encoder = _bind(Encoder, config, dtype, params["encoder"])
+  states = encoder(input_ids.astype(jnp.int32), layout, rng, first_states=embeddings)[2]
+  head = _bind(TokenHead, config, jnp.float32, params["head"])
+  return head(states.astype(jnp.float32))
 
 
 def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:

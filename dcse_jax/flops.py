@@ -141,8 +141,10 @@ def step_flops(
     slots = max(1, round(_PREDICTED * config.max_length))
     trained += encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
     trained += batch * slots * 2 * width * (width + start.config.vocab_size)
+  if "replaced_logits" in takes:
+    trained += encoder_flops(start.config, sentences=batch, **lengths)
   views = 0
-  if "anchors" in takes:
+  if takes & {"anchors", "replaced_logits"}:
     views = max(2, columns) + len(takes & {"undropped", "retrieved"})
   trained += encode(start.config, start.pooling, batch * views)
   if start.pooling == "cls":

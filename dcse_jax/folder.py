@@ -75,6 +75,8 @@ class Model:
     normalize: whether the folder L2-normalises its embeddings.
     max_length: the longest sentence, in tokens; longer ones are cut.
     head: of the embeddings, before they are normalised; most have none.
+    language_model: the masked-language model's head, of which embeddings know
+      nothing; None if there is none.
   """
 
   config: encoder_lib.EncoderConfig
@@ -84,6 +86,7 @@ class Model:
   normalize: bool
   max_length: int
   head: Head | None = None
+  language_model: encoder_lib.Params | None = None
 
   @property
   def embedding_size(self) -> int:
@@ -254,7 +257,7 @@ def load(
   folder = locate(name)
   _check_files(folder)
   config = huggingface.read_config(folder)
-  params, tensors = None, {}
+  params, language_model, tensors = None, None, {}
   if weights:
     tensors = huggingface.read_tensors(folder)
     config = dataclasses.replace(
@@ -262,6 +265,7 @@ def load(
     )
     try:
       params = huggingface.from_tensors(tensors, config)
+      language_model = huggingface.language_model_from_tensors(tensors, config)
     except UserError as error:
       raise UserError(f"{folder}: {error}") from error
   own_pooling, normalize, own_length, head = read_modules(folder, config)
@@ -290,6 +294,7 @@ def load(
     normalize=normalize,
     max_length=max_length,
     head=head,
+    language_model=language_model,
   )
 
 
@@ -603,6 +608,10 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
   tensors = {}
   if model.params is not None:
     tensors["."] = huggingface.to_tensors(model.params)
+  if model.language_model is not None:
+    tensors["."] |= huggingface.language_model_to_tensors(
+      model.language_model, model.config
+    )
   if model.pooling in ("mean_top2", "mean_first_last"):
     weights = _layer_weights(model.pooling, model.config.num_layers)
     tensors["1_WeightedLayerPooling"] = {"layer_weights": weights}

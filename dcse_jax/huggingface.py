@@ -48,6 +48,18 @@ _BERT = {
   "pooler": ("pooler.dense", _LINEAR),
 }
 
+# The same of a masked-language model's head.
+_BERT_HEAD = {
+  "dense": ("cls.predictions.transform.dense", _LINEAR),
+  "norm": ("cls.predictions.transform.LayerNorm", _NORM),
+  "": ("cls.predictions", {"bias": "bias"}),
+}
+_ROBERTA_HEAD = {
+  "dense": ("lm_head.dense", _LINEAR),
+  "norm": ("lm_head.layer_norm", _NORM),
+  "": ("lm_head", {"bias": "bias"}),
+}
+
 # What a checkpoint may hold besides the encoder: a buffer that old releases
 # saved, and the heads of other tasks.
 _NOT_THE_ENCODER = re.compile(
@@ -320,4 +332,59 @@ def to_tensors(params: encoder_lib.Params) -> dict[str, np.ndarray]:
     for key, part in parts.items():
       part = part.T if leaf_name == "kernel" else part
       tensors[key] = np.ascontiguousarray(part)
+  return tensors
+
+
+def _head_places(config: encoder_lib.EncoderConfig):
+  """Yields (path in the tree, shape, tensor's name) of a language model's head."""
+  table = _ROBERTA_HEAD if config.is_roberta else _BERT_HEAD
+  shapes = encoder_lib.abstract_params(config, encoder_lib.LanguageModelHead)
+  for module, name, leaf in _places(shapes):
+    theirs, names = table[module]
+    path = (*module.split("."), name) if module else (name,)
+    yield path, leaf.shape, f"{theirs}.{names[name]}"
+
+
+def language_model_from_tensors(
+  tensors: Mapping[str, np.ndarray], config: encoder_lib.EncoderConfig
+) -> encoder_lib.Params | None:
+  """The masked-language model's head of a checkpoint; None if it has none.
+
+  Its matrix is that of the word embeddings, and is not read.
+
+  Raises:
+    UserError: it has one that does not fit.
+  """
+  renamed = {}
+  for name, tensor in tensors.items():
+    module, _, last = name.rpartition(".")
+    renamed[f"{module}.{_OLD_NAMES.get(last, last)}"] = tensor
+  head = {}
+  for path, shape, name in _head_places(config):
+    if name not in renamed:
+      return None
+    tensor = renamed[name].T if path[-1] == "kernel" else renamed[name]
+    if tensor.shape != shape:
+      raise UserError(f"{name} has shape {tensor.shape}, not {shape}: {_MEND}")
+    node = head
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    try:
+      node[path[-1]] = as_float32(tensor)
+    except ValueError as error:
+      raise UserError(f"{name} {error}: {_MEND}") from error
+  return head
+
+
+def language_model_to_tensors(
+  head: encoder_lib.Params, config: encoder_lib.EncoderConfig
+) -> dict[str, np.ndarray]:
+  """The inverse of `language_model_from_tensors`."""
+  tensors = {}
+  for path, _, name in _head_places(config):
+    leaf = head
+    for key in path:
+      leaf = leaf[key]
+    leaf = np.asarray(leaf, np.float32)
+    tensors[name] = np.ascontiguousarray(leaf.T if path[-1] == "kernel" else leaf)
   return tensors

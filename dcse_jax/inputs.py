@@ -76,7 +76,7 @@ class Inputs:
     rounds: Mapping[str, config_lib.ConfigDict],
     workdir: pathlib.Path,
   ):
-    self._config, self._workdir = config, workdir
+    self._config, self._rounds, self._workdir = config, rounds, workdir
     if config.synthetic_sentences:
       self._write_synthetic(rounds)
     self.sets = self._read_sets()
@@ -192,6 +192,12 @@ class Inputs:
     takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
     if "masked_logits" in takes and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
+    if "replaced_logits" in takes and not self._has_language_model(round_config.start):
+      raise UserError(
+        f"round {name}: replaced_token_detection fills in words by the language-model "
+        f"head of what it starts from, which {round_config.start or model} lacks: "
+        "start from a round with masked_language_model, or use another model"
+      )
     tokens = self.tokens(round_config)
     if len(tokens.tokens) > 2 and not takes & {"negatives", "all_negatives"}:
       raise UserError(
@@ -205,6 +211,15 @@ class Inputs:
         f"batch, fewer than batch_size={round_config.batch_size}: use more "
         "text or smaller batches"
       )
+
+  def _has_language_model(self, start: str) -> bool:
+    """Whether a round's start, another round or "", has such a head."""
+    if not start:
+      return self.start.language_model is not None
+    return any(
+      "masked_logits" in each.term.takes
+      for each in config_lib.terms(self._rounds[start])
+    )
 
   @_once
   def outside(self, name: str) -> folder.Model:

@@ -25,6 +25,9 @@ What a step offers, each with a row for each sentence of the batch:
                          number, [B]; see `corpus`
   masked_logits, masked_labels, is_masked
                          of the first column's masked tokens, [B, K, V] and [B, K]
+  replaced_logits, is_replaced, is_token
+                         of the first column with words that a frozen language model
+                         filled in, [B, S]; the term's `mask_probability` of them
 
 and of the step itself
 
@@ -66,18 +69,27 @@ _MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
 # replaced by any token, 10 % left.
 _PREDICTED, _MASK, _REPLACE = 0.15, 0.8, 0.1
+_ALWAYS = (1.0, 0.0)  # Every one is masked.
 
 
 def _base(name: str) -> str:
   return name.removeprefix("all_")
 
 
+_REPLACED = frozenset({"replaced_logits", "is_replaced", "is_token"})
+# What needs the views.
+_EMBEDDED = _PROJECTED | _REPLACED | {"predictions", "queue"}
+
 # Three kinds of terms. Some see tokens, which are gone when the batch is together;
 # some see rows and whatever else; some see the whole batch only, and at once.
 
 
-def _by_sentence(term: losses.Term) -> bool:
+def _by_masked(term: losses.Term) -> bool:
   return bool(_MASKED & set(term.takes))
+
+
+def _by_replaced(term: losses.Term) -> bool:
+  return bool(_REPLACED & set(term.takes))
 
 
 def _whole(term: losses.Term) -> bool:
@@ -86,7 +98,7 @@ def _whole(term: losses.Term) -> bool:
 
 
 def _by_row(term: losses.Term) -> bool:
-  return not _by_sentence(term) and not _whole(term)
+  return not (_by_masked(term) or _by_replaced(term) or _whole(term))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,19 +132,48 @@ class Objective:
   def _takes(self) -> frozenset[str]:
     return frozenset(_base(n) for each in self.terms for n in each.term.takes)
 
-  def init_params(self, encoder: encoder_lib.Params, rng: jax.Array) -> Any:
-    """What is trained: the encoder, and the heads that the terms need."""
+  def init_params(
+    self,
+    encoder: encoder_lib.Params,
+    rng: jax.Array,
+    language_model: encoder_lib.Params | None = None,
+  ) -> Any:
+    """What is trained: the encoder, and the heads that the terms need.
+
+    Args:
+      encoder: to start from.
+      rng: of the heads.
+      language_model: a head to start from, if there is one.
+    """
     params = {"encoder": encoder}
     init = lambda name, module: encoder_lib.init_params(
       self.config, jax.random.fold_in(rng, len(name)), module
     )
-    if self.pooling == "cls" and self._takes & (_PROJECTED | {"predictions"}):
+    if self.pooling == "cls" and self._takes & _EMBEDDED:
       params["projection"] = init("projection", encoder_lib.Projection)
     if self._takes & _MASKED:
-      params["language_model"] = init("language_model", encoder_lib.LanguageModelHead)
+      params["language_model"] = language_model or init(
+        "language_model", encoder_lib.LanguageModelHead
+      )
+    if self._takes & _REPLACED:
+      head = init("replaced_tokens", encoder_lib.TokenHead)
+      params["discriminator"] = {"encoder": encoder, "head": head}
     if "predictions" in self._takes:
       params["predictor"] = init("predictor", encoder_lib.Predictor)
     return params
+
+  def frozen_params(
+    self, encoder: encoder_lib.Params, language_model: encoder_lib.Params | None
+  ) -> tuple[Any, ...]:
+    """What is read but not trained, beside teachers: it follows their parameters.
+
+    Args:
+      encoder: that training starts from.
+      language_model: its head.
+    """
+    if not self._takes & _REPLACED:
+      return ()
+    return ({"encoder": encoder, "language_model": language_model},)
 
   def init_memory(self) -> dict[str, Any]:
     """What a step hands to the next, beside what is trained."""
@@ -180,7 +221,7 @@ class Objective:
         second the positive, the third a hard negative. Stacks may ask for more:
         see `teachers.teacher_embeddings`.
       rng: the step's key.
-      teacher_params: of each stack.
+      teacher_params: of each stack, and `frozen_params`.
       packing: of the batch; None leaves the padding in. The loss is the same.
       memory: what the step before gave; at first `init_memory`.
       progress: of the training, in [0, 1].
@@ -192,20 +233,21 @@ class Objective:
     """
     packing = self.microbatches.packing_of_block(packing)
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    generator = None
     if self._takes & _MASKED:
-      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1))
+      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1), _PREDICTED)
+    if self._takes & _REPLACED:
+      share = self._setting("mask_probability")
+      edited = self._mask_tokens(batch, jax.random.fold_in(rng, 6), share, _ALWAYS)
+      rows |= {f"edited_{name}": value for name, value in edited.items()}
+      generator = jax.lax.stop_gradient(teacher_params[-1])
     if "retrieved" in self._takes:
       rows |= {n: batch[n] for n in ("retrieved_input_ids", "retrieved_mask")}
 
     def of_sentences(rows, numbers):
-      return self._of_sentences(params, rows, numbers, rng, packing)
+      return self._of_sentences(params, rows, numbers, rng, packing, generator)
 
     offered, values, counts = self.microbatches.map(of_sentences, rows)
-    if "projection" in params:
-      for name in _PROJECTED & offered.keys():
-        offered[name] = encoder_lib.project(
-          params["projection"], self.config, offered[name]
-        )
     if "predictions" in self._takes:
       offered["predictions"] = encoder_lib.predict(
         params["predictor"], self.config, offered["anchors"]
@@ -248,10 +290,10 @@ class Objective:
       }
     return loss, parts
 
-  def _of_sentences(self, params, rows, numbers, rng, packing):
+  def _of_sentences(self, params, rows, numbers, rng, packing, generator):
     """Embeddings of sentences, and the terms that are of single ones."""
     offered, values, counts = {}, {}, ()
-    if self._takes & (_PROJECTED | {"predictions", "queue"}):
+    if self._takes & _EMBEDDED:
       views = self._views(params, rows, numbers, jax.random.fold_in(rng, 3), packing)
       embeddings, offered["layers"] = views
       for i, name in enumerate(("anchors", "positives", "negatives")):
@@ -280,11 +322,21 @@ class Objective:
         dtype=self.dtype,
         packing=packing,
       )
+    if "projection" in params:
+      for name in _PROJECTED & offered.keys():
+        offered[name] = encoder_lib.project(
+          params["projection"], self.config, offered[name]
+        )
+    if self._takes & _REPLACED:
+      replaced = self._detect_replaced(
+        params, rows, numbers, jax.random.fold_in(rng, 7), generator, offered["anchors"]
+      )
+      values |= _evaluate(self.terms, _by_replaced, replaced)
     if self._takes & _MASKED:
       masked = self._score_masked(
         params, rows, numbers, jax.random.fold_in(rng, 4), packing
       )
-      values |= _evaluate(self.terms, _by_sentence, masked)
+      values |= _evaluate(self.terms, _by_masked, masked)
       guess = jnp.argmax(masked["masked_logits"], axis=-1)
       right = (guess == masked["masked_labels"]) & masked["is_masked"]
       counts = right.sum(axis=1), masked["is_masked"].sum(axis=1)
@@ -316,8 +368,14 @@ class Objective:
     )
     return by_view(embeddings), by_view(layers)[:, 0]
 
-  def _mask_tokens(self, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
-    """The first column with tokens to guess, chosen anew at every step.
+  def _mask_tokens(
+    self,
+    batch: Batch,
+    rng: jax.Array,
+    share: float,
+    shown_as: tuple[float, float] = (_MASK, _REPLACE),
+  ) -> dict[str, jax.Array]:
+    """The first column with a share of its tokens to guess, others at every step.
 
     A fixed number of slots a row, so that only these meet the vocabulary.
     """
@@ -325,24 +383,65 @@ class Objective:
     input_ids = batch["input_ids"][:, 0]
     special = jnp.isin(input_ids, jnp.asarray(self.special_token_ids))
     is_word = batch["attention_mask"][:, 0] & ~special
-    slots = max(1, round(_PREDICTED * input_ids.shape[1]))
+    slots = max(1, round(share * input_ids.shape[1]))
     score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
     _, position = jax.lax.top_k(score, slots)
-    wanted = jnp.maximum(1, jnp.round(_PREDICTED * is_word.sum(axis=1)))
+    wanted = jnp.maximum(1, jnp.round(share * is_word.sum(axis=1)))
     wanted = jnp.minimum(wanted, is_word.sum(axis=1))
     is_masked = jnp.arange(slots) < wanted[:, None]
     row = jnp.arange(len(input_ids))[:, None]
     labels = input_ids[row, position]
     kind = jax.random.uniform(kind_rng, labels.shape)
     other = jax.random.randint(token_rng, labels.shape, 0, self.config.vocab_size)
-    shown = jnp.where(kind < _MASK, self.mask_token_id, labels)
-    shown = jnp.where(kind >= 1 - _REPLACE, other, shown)
+    masked, replaced = shown_as
+    shown = jnp.where(kind < masked, self.mask_token_id, labels)
+    shown = jnp.where(kind >= 1 - replaced, other, shown)
     shown = jnp.where(is_masked, shown, labels)
     return {
       "masked_ids": input_ids.at[row, position].set(shown),
       "position": position,
       "masked_labels": labels,
       "is_masked": is_masked,
+    }
+
+  def _detect_replaced(self, params, rows, numbers, rng, generator, embeddings):
+    """Logits of the tokens' being replaced, in sentences that are filled in now."""
+    mask = rows["attention_mask"][:, 0]
+    position, labels = rows["edited_position"], rows["edited_masked_labels"]
+    states = encoder_lib.states_at(
+      generator["encoder"],
+      self.config,
+      rows["edited_masked_ids"],
+      mask,
+      position,
+      dtype=self.dtype,
+    )
+    logits = encoder_lib.score_tokens(
+      generator["language_model"],
+      generator["encoder"],
+      self.config,
+      states,
+      dtype=self.dtype,
+    )
+    guess = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    guess = jnp.where(rows["edited_is_masked"], guess, labels)
+    original = rows["input_ids"][:, 0]
+    row = jnp.arange(len(original))[:, None]
+    edited = original.at[row, position].set(guess)
+    found = encoder_lib.detect_replaced(
+      params["discriminator"],
+      self.config,
+      edited,
+      mask,
+      embeddings,
+      rng=rng,
+      dtype=self.dtype,
+      numbers=numbers,
+    )
+    return {
+      "replaced_logits": found,
+      "is_replaced": edited != original,
+      "is_token": mask,
     }
 
   def _score_masked(self, params, rows, numbers, rng, packing):

@@ -134,7 +134,7 @@ class Round:
     config = self._config
     self._tell_negatives()
     # All of a model but its parameters, for readers of checkpoints.
-    template = dataclasses.replace(self._start, params=None)
+    template = dataclasses.replace(self._start, params=None, language_model=None)
     if hosts.is_first():
       folder_lib.save(template, self._folder / "start")
     seeds = list(self._probes)
@@ -157,7 +157,7 @@ class Round:
         config=config_lib.used(config),
       )
       for seed, params in zip(group, best):
-        self._finish(seed, jax.device_get(params["encoder"]))
+        self._finish(seed, jax.device_get(params))
 
   def _prune(self, seed: int) -> folder_lib.Model:
     """The start without the weights that do least on a seed's first batches."""
@@ -196,7 +196,10 @@ class Round:
       tx,
       schedule,
       mesh=self._mesh,
-      teacher_params=self._teaching.params,
+      teacher_params=(
+        *self._teaching.params,
+        *self._loss_fn.frozen_params(self._start.params, self._start.language_model),
+      ),
       num_models=num_models,
       packings=packing.make_packings(
         self._tokens.num_tokens(np.arange(len(self._tokens))),
@@ -238,7 +241,9 @@ class Round:
     return train_lib.Run(
       name=model_name(self._name, seed, self._config.seeds),
       folder=self._folder / str(seed),
-      params=self._loss_fn.init_params(self._start.params, init_rng),
+      params=self._loss_fn.init_params(
+        self._start.params, init_rng, self._start.language_model
+      ),
       memory=self._loss_fn.init_memory(),
       batches=self._batches(
         seed,
@@ -365,7 +370,7 @@ class Round:
     return teaching_lib.online(teachers, self._tokens, config.dtype)
 
   def _finish(self, seed: int, params: Any) -> None:
-    scores = self._scorer.spearman(params)
+    scores = self._scorer.spearman(params["encoder"])
     result = dict(
       round=self._name,
       seed=seed,
@@ -374,7 +379,11 @@ class Round:
       sets=scores,
     )
     path = self._folder / str(seed)
-    model = dataclasses.replace(self._start, params=params)
+    model = dataclasses.replace(
+      self._start,
+      params=params["encoder"],
+      language_model=params.get("language_model"),
+    )
     if hosts.is_first():
       write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
       folder_lib.save(model, path / "model")

@@ -5,9 +5,14 @@ import logging
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
+from dcse_jax import config as config_lib
 from dcse_jax import corpus as corpus_lib
+from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import huggingface
 from dcse_jax import losses
 from dcse_jax import pruning
 from dcse_jax import rounds
@@ -230,3 +235,72 @@ def test_alignment_and_uniformity_of_a_square():
   # 60 degrees apart is a distance of 1.
   expected = np.asarray([1.0, 0, 0, 0]) + uniformity
   np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+# --- Replaced tokens ----------------------------------------------------------------
+
+
+def test_detection_of_replaced_tokens_leaves_padding_out():
+  logits = np.asarray([[2.0, -1.0, 50.0]])
+  values = losses.TERMS["replaced_token_detection"].fn(
+    logits, np.asarray([[True, False, False]]), np.asarray([[True, True, False]])
+  )
+  expected = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0))) / 2
+  assert float(values[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_words_are_filled_in_by_the_pretrained_round_and_detected(files):
+  config = from_files(
+    files, "simcse", objective="info_nce + 0.5 * replaced_token_detection"
+  )
+  config.rounds.simcse.seeds = (1,)
+  with pytest.raises(UserError, match="round simcse: replaced_token_detection .*lacks"):
+    rounds.run(config, str(files / "run"))
+  config.rounds.words = config_lib.round_config(
+    (0,), objective="masked_language_model", num_train_steps=4, eval_every=2
+  )
+  config.rounds.simcse.start = "words"
+  config.recipe = ("words", "simcse")
+  rounds.run(config, str(files / "run"))
+  lines = models.read_jsonl(files / "run/simcse/1/metrics.jsonl")
+  # A coin's entropy: so little is known after four steps.
+  key = "train/replaced_token_detection"
+  found = [line[key] for line in lines if key in line]
+  assert found[-1] == pytest.approx(np.log(2), abs=0.3)
+  # The discriminator is not part of the model, nor is a head that was not trained.
+  model = folder.load(str(files / "run/simcse/1/model"))
+  assert model.language_model is None
+  words = folder.load(str(files / "run/words/0/model"))
+  assert words.language_model["bias"].shape == (words.config.vocab_size,)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_language_models_head_comes_from_transformers_and_goes_back(tmp_path, kind):
+  shape = dict(
+    vocab_size=60,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=40,
+  )
+  torch.manual_seed(0)
+  config = getattr(transformers, f"{kind}Config")(**shape)
+  theirs = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+  torch.nn.init.normal_(
+    theirs.cls.predictions.bias if kind == "Bert" else theirs.lm_head.bias
+  )
+  theirs.save_pretrained(tmp_path)
+  ours = huggingface.read_config(tmp_path)
+  tensors = huggingface.read_tensors(tmp_path)
+  head = huggingface.language_model_from_tensors(tensors, ours)
+  params = huggingface.from_tensors(tensors, ours)
+  ids = np.arange(5, 15)[None]
+  with torch.no_grad():
+    expected = theirs(torch.tensor(ids), torch.ones(1, 10)).logits.numpy()
+  hidden = encoder_lib.hidden_states(params, ours, ids, np.ones((1, 10), bool))[-1]
+  logits = encoder_lib.score_tokens(head, params, ours, hidden)
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  back = huggingface.language_model_to_tensors(head, ours)
+  for name, tensor in back.items():
+    np.testing.assert_array_equal(tensor, tensors[name])
