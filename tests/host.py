@@ -1,5 +1,6 @@
 """One of several processes: `python -m tests.host WHAT COORDINATOR NUM ID ARGUMENT ...`."""
 
+import os
 import pathlib
 import pickle
 import sys
@@ -36,6 +37,17 @@ def train(*arguments):
 def main():
   what, coordinator, num_processes, process_id, *arguments = sys.argv[1:]
   hosts._HEARTBEAT_SECONDS = 10
+  if what == "slurm":
+    host, _, port = coordinator.partition(":")
+    os.environ.update(
+      SLURM_JOB_ID="1",
+      SLURM_STEP_NODELIST=host,
+      SLURM_NTASKS=num_processes,
+      SLURM_PROCID=process_id,
+      SLURM_LOCALID=process_id,
+      JAX_COORDINATOR_PORT=port,
+    )
+    train(*arguments)
   if what == "train":
     given = ("coordinator", coordinator), ("num_processes", num_processes)
     flags = (*given, ("process_id", process_id))
