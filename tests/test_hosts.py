@@ -168,7 +168,7 @@ def test_two_processes_told_to_stop_go_on_and_end_as_one_does(tmp_path):
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_with_a_line(tmp_path, dead):
   with contextlib.ExitStack() as stack:
-    both = start(stack, *tiny_run(tmp_path))
+    both = start(stack, *tiny_run(tmp_path), what="bereaved")
     while not (tmp_path / "cache").exists() and not both[dead].has_ended():
       time.sleep(0.01)
     both[dead].send_signal(signal.SIGKILL)
