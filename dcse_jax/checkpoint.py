@@ -107,6 +107,11 @@ class Checkpoints:
           # In another thread, a folder that cannot be made is waited for in vain.
           create_directories_asynchronously=False,
         ),
+        # Models that train together save at once, and their processes must not meet
+        # those of another model.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix="/".join(self._folder.parts[-3:])
+        ),
       ),
     )
 

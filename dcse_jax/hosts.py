@@ -72,6 +72,7 @@ def initialize(
     _check(*given)
   # Of signals `asked_to_stop` takes care, of Ctrl-C as well.
   jax.config.update("jax_enable_preemption_service", False)
+  _on_abort(_say_why)
   try:
     jax.distributed.initialize(
       *given,
@@ -83,13 +84,14 @@ def initialize(
     # What JAX says when it finds no cluster; but not to who set this.
     if coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ:
       raise _cannot_meet(error) from error
-    return
   except RuntimeError as error:
     raise _cannot_meet(error) from error
-  if distributed.global_state.num_processes > 1:
-    _watch()
-    if distributed.global_state.process_id:
-      logging.getLogger("dcse_jax").setLevel(logging.WARNING)
+  if distributed.global_state.num_processes == 1:
+    _on_abort(None)
+    return
+  _watch()
+  if distributed.global_state.process_id:
+    logging.getLogger("dcse_jax").setLevel(logging.WARNING)
 
 
 def _check(coordinator, num_processes, process_id) -> None:
@@ -244,7 +246,6 @@ def _watch() -> None:
 
   # Before the service's own: the last registered is the first called.
   atexit.register(stop)
-  _say_why_on_abort()
 
 
 def _listen(done: threading.Event) -> None:
@@ -284,21 +285,21 @@ def _agree_where_to_stop(client, process: int) -> None:
     )
 
 
-def _say_why_on_abort() -> None:
-  """The service aborts this process when another one is dead: a line says so.
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _say_why(number: int) -> None:
+  del number
+  what = "another process has died" if are_several() else "not all processes came"
+  os.write(2, f"error: {what} (see above): {AGAIN}\n".encode())
+  os._exit(1)
+
+
+def _on_abort(handler: Any) -> None:
+  """Sets what is called when the service aborts this process for another's sake.
 
   Its own callback cannot be used: it throws std::bad_cast as of jaxlib 0.10. Python's
   handlers would come too late: the process is gone when a C handler returns.
+
+  Args:
+    handler: None for the system's own.
   """
-
-  @ctypes.CFUNCTYPE(None, ctypes.c_int)
-  def handle(number):
-    del number
-    os.write(
-      sys.__stderr__.fileno(),
-      f"error: another process has died (see above): {AGAIN}\n".encode(),
-    )
-    os._exit(1)
-
-  _State.abort_handler = handle  # Or it would be freed.
-  ctypes.CDLL(None).signal(signal.SIGABRT, handle)
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -1,5 +1,6 @@
 """One of several processes: `python -m tests.host WHAT COORDINATOR NUM ID ARGUMENT ...`."""
 
+import os
 import pathlib
 import pickle
 import sys
@@ -25,7 +26,7 @@ def steps(folder):
 
 
 def train(*arguments):
-  """`dcse_jax.main` that soon misses a process that is gone."""
+  """`dcse_jax.main`."""
   # Only now: it defines flags.
   from dcse_jax import main
 
@@ -35,14 +36,26 @@ def train(*arguments):
 
 def main():
   what, coordinator, num_processes, process_id, *arguments = sys.argv[1:]
-  hosts._HEARTBEAT_SECONDS = 10
-  if what == "train":
+  if what == "bereaved":  # Not for the others: a busy machine may be silent so long.
+    hosts._HEARTBEAT_SECONDS = 10
+  if what == "slurm":
+    host, _, port = coordinator.partition(":")
+    os.environ.update(
+      SLURM_JOB_ID="1",
+      SLURM_STEP_NODELIST=host,
+      SLURM_NTASKS=num_processes,
+      SLURM_PROCID=process_id,
+      SLURM_LOCALID=process_id,
+      JAX_COORDINATOR_PORT=port,
+    )
+    train(*arguments)
+  elif what == "steps":
+    hosts.initialize(coordinator, int(num_processes), int(process_id))
+    steps(*arguments)
+  else:
     given = ("coordinator", coordinator), ("num_processes", num_processes)
     flags = (*given, ("process_id", process_id))
     train(*arguments, *(f"--{name}={value}" for name, value in flags))
-  else:
-    hosts.initialize(coordinator, int(num_processes), int(process_id))
-    steps(*arguments)
 
 
 if __name__ == "__main__":
