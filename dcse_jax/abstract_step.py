@@ -83,14 +83,17 @@ def make_abstract_step(
   state = jax.eval_shape(
     lambda p: train_step.init_state(p, tx, rng, loss_fn.init_memory()), params
   )
-  columns = max(1, len(round_config.columns))
+  columns = max(1, len(round_config.columns), 2 * bool(round_config.switch_case))
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {
     "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
     "attention_mask": jax.ShapeDtypeStruct(ids, bool),
     "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
     **teacher_batch,
+    **_of_corpus(loss_fn.corpus_settings, ids),
   }
+  head = encoder_lib.abstract_params(start.config, encoder_lib.LanguageModelHead)
+  teacher_params = (*teacher_params, *loss_fn.frozen_params(start.params, head))
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)
   over_batch = sharding.over_batch(mesh, axis=0 if num_models == 1 else 1)
@@ -112,6 +115,21 @@ def make_abstract_step(
     stacks=stacks,
     num_models=num_models,
   )
+
+
+def _of_corpus(settings, ids: tuple[int, int, int]) -> dict[str, Any]:
+  """What `corpus.Corpus` joins to a batch."""
+  size, _, length = ids
+  batch = {}
+  if "clusters" in settings:
+    shape = (size, len(settings["clusters"]["num_clusters"]))
+    batch["clusters"] = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch["confidence"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  if "retrieved" in settings:
+    batch["retrieved_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch["retrieved_input_ids"] = jax.ShapeDtypeStruct((size, length), jnp.int32)
+    batch["retrieved_mask"] = jax.ShapeDtypeStruct((size, length), bool)
+  return batch
 
 
 def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:

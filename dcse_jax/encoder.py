@@ -20,6 +20,7 @@ import numpy as np
 
 from dcse_jax import backend
 from dcse_jax import ops
+from dcse_jax import sharding
 from dcse_jax.dropout import dropout
 from dcse_jax.dropout import make_keys
 from dcse_jax.packing import Layout
@@ -32,7 +33,12 @@ POOLINGS = ("cls", "cls_before_pooler", "mean", "mean_top2", "mean_first_last")
 
 def _exact_gelu(x):
   # As PyTorch has it. jax.nn.gelu takes erfc, twice as slow on a CPU.
-  return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+  gelu = lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+  if backend.current() == "cpu":
+    return gelu(x)
+  # Elsewhere memory is dear and its arithmetic free: the backward pass computes it
+  # again from x, in place of reading three float32 arrays of the widest kind.
+  return jax.checkpoint(gelu, prevent_cse=False)(x).astype(x.dtype)
 
 
 ACTIVATIONS = {
@@ -146,7 +152,7 @@ class Embeddings(nnx.Module):
   def __call__(self, input_ids, layout, key):
     positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
     x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
-    x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
+    x = sharding.by_row(x + self.token_type(jnp.zeros((1, 1), jnp.int32)))
     return dropout(self.norm(x), self.config.dropout, key, layout.rows)
 
   def _positions(self, attention_mask):
@@ -173,24 +179,29 @@ class Layer(nnx.Module):
 
   def __call__(self, x, layout, keys):
     """Every token's next state, laid out as x."""
-    qkv = layout.grid(_fused((self.query, self.key, self.value), x))
+    qkv = _fused((self.query, self.key, self.value), sharding.by_row(x))
+    qkv = layout.grid(sharding.by_row(qkv))
     query, key, value = jnp.split(qkv, 3, axis=-1)
     attended = self._attend(query, key, value, layout.mask, layout.grid_rows, keys[0])
     return self._rest(x, layout.flat(attended), layout.rows, keys)
 
   def at(self, x, positions, layout, keys):
     """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
-    key, value = jnp.split(layout.grid(_fused((self.key, self.value), x)), 2, axis=-1)
+    pair = sharding.by_row(_fused((self.key, self.value), x))
+    key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
-    attended = self._attend(self.query(x), key, value, layout.mask, rows, keys[0])
+    query = sharding.by_row(self.query(x))
+    attended = self._attend(query, key, value, layout.mask, rows, keys[0])
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
     config = self.config
-    attended = self.attention_output(attended)
+    attended = self.attention_output(sharding.by_row(attended))
     x = self.attention_norm(x + dropout(attended, config.dropout, keys[1], rows))
-    forward = self.down(ACTIVATIONS[config.activation](self.up(x)))
-    return self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+    up = sharding.by_row(self.up(sharding.by_row(x)))
+    forward = self.down(ACTIVATIONS[config.activation](up))
+    x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+    return sharding.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key):
     """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""

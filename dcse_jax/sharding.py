@@ -5,7 +5,9 @@ teachers lie whole on every device of "data", and in parts over "fsdp" by `RULES
 memory falls with its size, and each matrix is gathered where it is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
+import contextvars
 import re
 from typing import Any
 
@@ -78,6 +80,31 @@ def by_rules(tree: Any, mesh: Mesh) -> Any:
     return replicated(mesh)
 
   return jax.tree.map_with_path(sharding, tree)
+
+
+_mesh = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def traced_over(mesh: Mesh) -> Iterator[None]:
+  """Programs that are traced in this block know the mesh that they are for."""
+  token = _mesh.set(mesh)
+  try:
+    yield
+  finally:
+    _mesh.reset(token)
+
+
+def by_row(x: jax.Array) -> jax.Array:
+  """Keeps an array [rows of the batch or groups of them, ...] divided by rows.
+
+  Where parameters are in parts, XLA may else move activations about, which are
+  larger, in place of parameters.
+  """
+  mesh = _mesh.get()
+  if mesh is None or mesh.shape["fsdp"] == 1 or len(x) % mesh.size:
+    return x
+  return jax.lax.with_sharding_constraint(x, over_batch(mesh))
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:

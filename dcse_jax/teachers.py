@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax import backend
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
 from dcse_jax.blocks import Blocks
@@ -121,7 +122,7 @@ def run_stack(
     params: of the stack.
     form: "scan", "vmap" or "unrolled"; None takes the backend's.
   """
-  form = form or _FORMS.get(jax.default_backend(), "scan")
+  form = form or _FORMS.get(backend.current(), "scan")
   size = jax.tree.leaves(params)[0].shape[0]
   if form == "vmap":
     return jax.vmap(embed)(params)

@@ -112,7 +112,8 @@ def make_step(
     fn = functools.partial(one, packing=packing)
     if num_models > 1:
       fn = jax.vmap(fn, in_axes=(0, 0, None))
-    state, metrics = fn(state, batch, teacher_params)
+    with sharding.traced_over(mesh):
+      state, metrics = fn(state, batch, teacher_params)
     return sharding.constrain(state, mesh), metrics
 
   # State and teachers come where they belong, and the state stays there.

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcse_jax import abstract_step
+from dcse_jax import hlo
 from dcse_jax import rounds
 from dcse_jax import sharding
 from dcse_jax.errors import UserError
 from tests import test_train
+from tests.recipes import TINY
 from tests.recipes import from_files
+from tests.recipes import load_config
 
 MESHES = {"1": (1, 1, 1), "8 data": (8, 8, 1), "4 data, 2 fsdp": (8, 4, 2)}
 
@@ -59,6 +63,19 @@ def test_parameters_moments_and_teachers_lie_in_parts_over_fsdp():
   assert word.sharding.shard_shape(word.shape) == (word.shape[0], 8)
   bias = state.params["encoder"]["layers"]["up"]["bias"]
   assert bias.sharding.is_fully_replicated
+
+
+def test_fsdp_gathers_matrices_and_leaves_activations_where_they_are():
+  # Sentences enough for one layer's activations to outweigh all parameters.
+  config = load_config("simcse")
+  config.update(model="", encoder=TINY, batch_size=2048, max_length=32)
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+  step = abstract_step.make_abstract_step(config, "simcse", mesh)
+  program = step.step_fn.lower(*step.arguments, None).compile().as_text()
+  moved = hlo.Program(program, 8).collectives().values()
+  # Two views, in float32, on all devices together.
+  activations = 2 * 2048 * 32 * TINY["hidden_size"] * 4
+  assert sum(collective.bytes for collective in moved) < activations
 
 
 def test_what_fsdp_does_not_divide_is_everywhere():

@@ -1,0 +1,169 @@
+"""What each objective costs a step, and what a short training by it gains.
+
+`python -m benchmarks.objectives --model DIR --text FILE --sts DIR --workdir DIR` trains
+one model by each objective, from the same encoder, on the same text, for as many steps,
+and scores it on STS-B dev at the end; then it times one step of each, in turns, on
+padded batches with teachers online. DIR is a BERT folder with its language-model head,
+such as the round `pretrained` of configs/scratch.py leaves in `pretrained/0/model`.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax import abstract_step
+from dcse_jax import config as config_lib
+from dcse_jax import losses
+from dcse_jax import rounds
+from dcse_jax import sharding
+
+# Those with a teacher have that of the first row, SimCSE's model.
+_TEACHER = dict(teachers=("simcse",))
+_PENULTIMATE = {"sscl": dict(layers=(3,))}
+_FEW_CLUSTERS = {"incremental_false_negatives": dict(num_clusters=(16, 64, 256))}
+ROUNDS = {
+  "simcse": dict(objective="info_nce"),
+  "simcse_mlm": dict(objective="info_nce + 0.1 * masked_language_model"),
+  "distillcse": dict(
+    objective="info_nce + distillation",
+    distillation=dict(group_probability=0.1),
+    **_TEACHER,
+  ),
+  "focal": dict(objective="focal_info_nce"),
+  "sscl": dict(objective="sscl", **_PENULTIMATE),
+  "adap_acse": dict(objective="adap_acse", **_TEACHER),
+  "relaxed": dict(objective="info_nce + relaxed_contrastive"),
+  "ifnd": dict(objective="incremental_false_negatives", **_FEW_CLUSTERS),
+  "core_tuning": dict(objective="core_tuning"),
+  "pnr": dict(objective="pnr", **_TEACHER),
+  "twins": dict(objective="fraternal_twins"),
+  "cards": dict(objective="retrieved_negatives"),
+  "diffcse": dict(objective="info_nce + 0.005 * replaced_token_detection"),
+  "debcse": dict(objective="debcse", **_TEACHER),
+  "sparse": dict(objective="info_nce", sparsity=0.1),
+  "rank_net": dict(objective="info_nce + rank_consistency + list_net", **_TEACHER),
+  "rank_mle": dict(objective="info_nce + rank_consistency + list_mle", **_TEACHER),
+  "undropped": dict(objective="undropped_negatives"),
+  "dimensions": dict(objective="info_nce + dimension_contrast"),
+  "alignment": dict(objective="alignment_uniformity"),
+}
+
+
+def make_config(options) -> config_lib.ConfigDict:
+  """A recipe with a round for each objective."""
+  config = config_lib.default()
+  config.model, config.text, config.sts = options.model, options.text, options.sts
+  config.dev, config.test = ("STSB-dev",), ("STSB-test",)
+  config.num_train_steps = config.eval_every = options.steps
+  config.log_every = max(1, options.steps // 10)
+  config.learning_rate = options.learning_rate
+  config.recipe = tuple(ROUNDS)
+  for name, fields in ROUNDS.items():
+    config.rounds[name] = config_lib.round_config(tuple(options.seeds), **fields)
+  return config
+
+
+def train(config, options) -> dict[str, list[float]]:
+  """Trains what is not trained yet; STS-B dev at the last step, by round."""
+  rounds.run(config, options.workdir)
+  scores = {}
+  for name in ROUNDS:
+    paths = [
+      pathlib.Path(options.workdir, name, str(seed), "result.json")
+      for seed in options.seeds
+    ]
+    scores[name] = [json.loads(path.read_text())["dev"] for path in paths]
+  return scores
+
+
+def _fill(shape, rng: np.random.Generator, vocab_size: int):
+  """Random numbers of a kind that a step can take."""
+  if jnp.issubdtype(shape.dtype, jnp.floating):
+    values = 0.02 * rng.standard_normal(shape.shape, np.float32)
+  elif shape.dtype == bool:
+    values = np.ones(shape.shape, bool)
+  elif len(shape.shape) > 1:
+    values = rng.integers(5, vocab_size, shape.shape)
+  else:
+    values = np.zeros(shape.shape)
+  return jax.device_put(np.asarray(values, shape.dtype), shape.sharding)
+
+
+class _Stepper:
+  """Steps of one round, on numbers that mean nothing."""
+
+  def __init__(self, config, name: str):
+    step = abstract_step.make_abstract_step(config, name, sharding.make_mesh())
+    rng, vocab_size = np.random.default_rng(0), step.start.config.vocab_size
+    state, *self._rest = jax.tree.map(
+      lambda shape: _fill(shape, rng, vocab_size), step.arguments
+    )
+    zeros = jax.tree.map(jnp.zeros_like, state.opt_state)
+    self._state = type(state)(**{**vars(state), "opt_state": zeros})
+    self._step_fn, self.seconds = step.step_fn, []
+
+  def run(self, keep: bool) -> None:
+    begin = time.perf_counter()
+    self._state, values = self._step_fn(self._state, *self._rest, None)
+    jax.block_until_ready(values)
+    if keep:
+      self.seconds.append(time.perf_counter() - begin)
+
+
+def measure_cost(config, options) -> dict[str, tuple[float, float, float]]:
+  """Quartiles and median of each round's step over SimCSE's."""
+  steppers = {}
+  for name in ROUNDS:
+    steppers[name] = _Stepper(config, name)
+    steppers[name].run(keep=False)
+  for i in range(options.rounds + 1):
+    order = list(steppers.values())[:: 1 if i % 2 else -1]
+    for stepper in order:
+      stepper.run(keep=i > 0)
+  base = steppers["simcse"].seconds
+  return {
+    name: tuple(
+      statistics.quantiles([s / b for s, b in zip(stepper.seconds, base)], n=4)
+    )
+    for name, stepper in steppers.items()
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  for name in ("model", "text", "sts", "workdir"):
+    parser.add_argument(f"--{name}", required=True)
+  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--learning_rate", type=float, default=3e-5)
+  parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+  parser.add_argument("--rounds", type=int, default=7)
+  options = parser.parse_args()
+  config = make_config(options)
+  costs = measure_cost(config, options)
+  print("| objective | step | quartiles | STS-B dev |\n| --- | --- | --- | --- |")
+  show = lambda name, dev: print(
+    f"| `{ROUNDS[name]['objective']}` ({name}) | {costs[name][1]:.2f} "
+    f"| {costs[name][0]:.2f} to {costs[name][2]:.2f} | {dev} |",
+    flush=True,
+  )
+  for name in ROUNDS:
+    show(name, "-")
+  scores = train(config, options)
+  for name, values in scores.items():
+    show(name, ", ".join(f"{value:.2f}" for value in values))
+  missing = set(losses.TERMS) - {
+    each.term.name
+    for r in ROUNDS
+    for each in config_lib.terms(config_lib.of_round(config, r))
+  }
+  print(f"terms without a row: {', '.join(sorted(missing)) or 'none'}")
+
+
+if __name__ == "__main__":
+  main()
