@@ -51,6 +51,7 @@ import numpy as np
 from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
+from dcse_jax import sharding
 from dcse_jax import teachers as teachers_lib
 from dcse_jax.blocks import Blocks
 from dcse_jax.errors import UserError
@@ -489,7 +490,9 @@ def compare(
     By name the values of each term, [B].
   """
   rngs = jax.random.split(rng, len(terms))
-  every = {f"all_{name}": value for name, value in offered.items()}
+  # Once, and not in every turn of the loop over blocks.
+  gather = sharding.whole if row_blocks.number > 1 else lambda x: x
+  every = {f"all_{name}": gather(value) for name, value in offered.items()}
   every |= of_step or {}
   names = {name for each in terms for name in each.term.takes}
   rows = {name: offered[name] for name in names & offered.keys()}

@@ -107,6 +107,12 @@ def by_row(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, over_batch(mesh))
 
 
+def whole(x: jax.Array) -> jax.Array:
+  """Gathers an array to every device of the mesh that a program is traced over."""
+  mesh = _mesh.get()
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:
   """Makes the global batch, a tree of arrays, of each host's part."""
   return jax.tree.map(

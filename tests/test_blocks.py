@@ -9,6 +9,7 @@ import pytest
 
 from dcse_jax import losses
 from dcse_jax import sharding
+from dcse_jax import teachers as teachers_lib
 from dcse_jax.blocks import Blocks
 from dcse_jax.objective import Objective
 from dcse_jax.packing import Packing
@@ -102,3 +103,68 @@ def test_blocks_of_rows_and_microbatches_divide_among_devices():
   mesh = sharding.make_mesh(jax.devices()[:4], data=2, fsdp=2)
   blocks = dict(microbatches=Blocks(2, groups=4), row_blocks=Blocks(4, groups=4))
   assert_close(value_and_grad(mesh=mesh, **blocks), value_and_grad())
+
+
+def every_term(mesh=None, **blocks):
+  """Value and gradient of all terms at once, each also by itself."""
+  rng = np.random.default_rng(0)
+  student = models.tiny_model(1, pooling="cls", num_layers=2)
+  stacks, teacher_params = teachers_lib.stack_teachers([models.tiny_model(5)], [1])
+  names = sorted(losses.TERMS)
+  loss_fn = Objective(
+    losses.parse(
+      # So different a weight that none hides behind another.
+      " + ".join(f"{i + 1} * {name}" for i, name in enumerate(names)),
+      {"sscl": {"layers": (1,)}, "fraternal_twins": {"queue_size": 24}},
+    ),
+    config=student.config,
+    pooling="cls",
+    stacks=stacks,
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
+    **blocks,
+  )
+  head = loss_fn.init_params(student.params, jax.random.key(3))["language_model"]
+  params = loss_fn.init_params(student.params, jax.random.key(0))
+  frozen = (*teacher_params, *loss_fn.frozen_params(student.params, head))
+  near = models.random_batch(9, batch=16)
+  batch = models.random_batch(0, batch=16) | {
+    "clusters": rng.integers(0, 3, (16, 2)).astype(np.int32),
+    "confidence": rng.random((16, 2)).astype(np.float32),
+    "retrieved_id": rng.permutation(16).astype(np.int32),
+    "retrieved_input_ids": near["input_ids"][:, 0],
+    "retrieved_mask": near["attention_mask"][:, 0],
+  }
+  memory = loss_fn.init_memory()
+  memory["queue"] = rng.normal(size=memory["queue"].shape).astype(np.float32)
+  memory["queued"] = np.asarray(20, np.int32)
+  if mesh is not None:
+    batch = sharding.put_batch(batch, sharding.over_batch(mesh))
+    params, frozen, memory = sharding.put_params((params, frozen, memory), mesh)
+  run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
+  with sharding.traced_over(mesh):
+    (loss, parts), grads = run(
+      params, batch, jax.random.key(3), frozen, None, memory, 0.5
+    )
+  return names, jax.device_get((loss, parts, grads))
+
+
+def test_every_term_is_the_same_in_blocks_in_microbatches_and_on_eight_devices():
+  names, (loss, parts, grads) = every_term()
+  mesh = sharding.make_mesh(data=4, fsdp=2)
+  blocks = dict(microbatches=Blocks(2, groups=8), row_blocks=Blocks(2, groups=8))
+  _, (_, in_parts, theirs) = every_term(mesh, **blocks)
+  for name in names:
+    assert np.isfinite(parts[name]), name
+    assert in_parts[name] == pytest.approx(parts[name], rel=1e-4, abs=1e-5), name
+  expected = sum((i + 1) * parts[name] for i, name in enumerate(names))
+  assert loss == pytest.approx(expected, rel=1e-5)
+  # The queue moves on by a batch: the newest are this one's positives.
+  assert parts["memory"]["queued"] == 24
+  np.testing.assert_allclose(
+    in_parts["memory"]["queue"], parts["memory"]["queue"], atol=1e-5
+  )
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), theirs, grads
+  )
