@@ -183,7 +183,7 @@ class Workdir:
       reason = " ".join(str(error).split())[:300] or type(error).__name__
       raise UserError(
         f"cannot use --workdir={self._name} ({reason}): make the bucket, and give this "
-        "machine's account the role storage.objectUser for it"
+        "machine's account the roles of launch/README.md for it"
       ) from error
 
 

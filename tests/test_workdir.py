@@ -199,7 +199,7 @@ def test_without_gcsfs_a_bucket_is_refused_saying_how_to_get_it(monkeypatch):
 
 # --- With the service's interface ---------------------------------------------------
 
-MODELS = ("pretrained/0", "base/1", "base/2", "distilled/3")
+MODELS = ("base/1", "base/2", "distilled/3")
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +211,10 @@ def service():
 
 
 def quickstart(workdir):
-  """The quickstart's three rounds, tiny."""
+  """Two rounds of the quickstart, tiny."""
   short = dict(num_train_steps=20, eval_every=10, log_every=5)
   fields = dict(
+    recipe="('base','distilled')",
     synthetic_sentences=400,
     synthetic_pairs=60,
     batch_size=8,
@@ -221,12 +222,9 @@ def quickstart(workdir):
     parallel_seeds=True,
     **{f"encoder.{key}": value for key, value in recipes.TINY.items()},
     **short,
-    **{
-      f"rounds.{name}.{key}": value
-      for name in ("pretrained", "distilled")
-      for key, value in short.items()
-    },
+    **{f"rounds.distilled.{key}": value for key, value in short.items()},
     **{"rounds.base.num_train_steps": 20},
+    **{f"rounds.{name}.start": "" for name in ("base", "distilled")},
   )
   return [
     *("dcse_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}"),
@@ -243,8 +241,8 @@ def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
     # The first is told to stop, the second dies: of neither is anything left here.
     for i, (saved, number, status) in enumerate(
       (
-        ("pretrained/0/checkpoints/10/commit_success.txt", signal.SIGTERM, 75),
-        ("base/2/checkpoints/10/commit_success.txt", signal.SIGKILL, -9),
+        ("base/1/checkpoints/10/commit_success.txt", signal.SIGTERM, 75),
+        ("distilled/3/checkpoints/10/commit_success.txt", signal.SIGKILL, -9),
       )
     ):
       env = {**environment, "XDG_CACHE_HOME": str(tmp_path / "local")}
