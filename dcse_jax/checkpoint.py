@@ -116,8 +116,12 @@ class Checkpoints:
 
   def _write_digests(self) -> None:
     """Is called when a checkpoint is complete and not yet named so."""
-    under_way = [p for p in _folders_in(self._folder) if not _is_complete(p)]
-    for path in (*self._folder.glob("*.orbax-checkpoint-tmp*"), *under_way):
+    # In a bucket it has its last name from the first; it is the newest.
+    newest = max(_folders_in(self._folder), key=lambda p: int(p.name), default=None)
+    paths = list(self._folder.glob("*.orbax-checkpoint-tmp*"))
+    if newest is not None and not _is_complete(newest):
+      paths.append(newest)
+    for path in paths:
       names = manifest.names_in(path)
       manifest.write(path, [name for name in names if name not in _WRITTEN_LAST])
 

@@ -203,11 +203,13 @@ MODELS = ("base/1", "base/2", "distilled/3")
 
 
 @pytest.fixture(scope="module")
-def service():
+def service(tmp_path_factory):
   """A bucket, and the environment of a command for which gs://bucket is that."""
   pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'dcse_jax[gcs]'")
+  # One for all tests: another would cost the imports once more.
+  local = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("local"))}
   with bucket_server.serve() as (bucket, environment):
-    yield bucket, environment
+    yield bucket, environment | local
 
 
 def quickstart(workdir):
@@ -235,7 +237,7 @@ def quickstart(workdir):
 def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
   service, tmp_path
 ):
-  bucket, environment = service
+  bucket, env = service
   with contextlib.ExitStack() as stack:
     whole = stack.enter_context(processes.start(*quickstart(tmp_path / "whole")))
     # The first is told to stop, the second dies: of neither is anything left here.
@@ -245,7 +247,6 @@ def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
         ("distilled/3/checkpoints/10/commit_success.txt", signal.SIGKILL, -9),
       )
     ):
-      env = {**environment, "XDG_CACHE_HOME": str(tmp_path / "local")}
       process = stack.enter_context(
         processes.start(*quickstart("gs://bucket/run"), env=env)
       )
@@ -254,7 +255,7 @@ def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
       process.send_signal(number)
       assert process.wait() == status, process.stderr()
       assert ("going on from step" in process.stdout()) == (i > 0)
-      shutil.rmtree(tmp_path / "local")
+      shutil.rmtree(env["XDG_CACHE_HOME"])
     last = processes.run(*quickstart("gs://bucket/run"), env=env)
     assert last.returncode == 0, last.stderr
     assert "going on from step 10" in last.stdout
@@ -283,11 +284,10 @@ def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
   ],
 )
 def test_a_bucket_that_refuses_ends_a_run_with_one_line(
-  service, tmp_path, monkeypatch, may_write, workdir, message
+  service, monkeypatch, may_write, workdir, message
 ):
-  bucket, environment = service
+  bucket, env = service
   monkeypatch.setattr(bucket, "may_write", may_write)
-  env = {**environment, "XDG_CACHE_HOME": str(tmp_path.parent / "local")}
   ended = processes.run(*quickstart(workdir), env=env)
   assert ended.returncode == 2
   (line,) = ended.stderr.splitlines()
