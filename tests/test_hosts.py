@@ -113,7 +113,7 @@ def tiny_run(workdir):
       "rounds.distilled.start": "",
       "rounds.distilled.seeds": "(1,2)",
       "rounds.distilled.teachers": f"('{workdir.parent / 'teacher'}',)",
-      "rounds.distilled.group_probability": 0.5,
+      "distillation.group_probability": 0.5,
     },
   )
   return [
