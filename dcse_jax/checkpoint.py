@@ -1,8 +1,8 @@
 """Checkpoints: the newest to resume from, the best to export; by Orbax.
 
-Orbax renames a checkpoint when it is complete, but reads one that was damaged
-since without a word. So each carries digests of its files (`manifest`), and only
-one whose digests hold is gone on from.
+Orbax renames a checkpoint when it is complete, or writes a last file where nothing
+can be renamed, but reads one that was damaged since without a word. So each carries
+digests of its files (`manifest`), and only one whose digests hold is gone on from.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 from etils import epath
@@ -32,7 +31,8 @@ _SCORE = "score"
 # so must what was best then.
 _KEEP = 2
 # Orbax writes these last, as it renames.
-_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_COMMITTED = "commit_success.txt"
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", _COMMITTED)
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Checkpoints:
   a run that goes on from one is the run that was never interrupted.
 
   Args:
-    folder: made if need be.
+    folder: absolute, or in a bucket; made if need be.
 
   Attributes:
     steps: those that a run can go on from, rising, when this was made.
@@ -55,7 +55,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self._folder = folder.absolute()
+    self._folder = epath.Path(folder)
     # The first process looks, before it changes anything, for all.
     found = self._find() if hosts.is_first() else None
     self.steps, damage = hosts.agree(found)
@@ -78,13 +78,12 @@ class Checkpoints:
       step: one of `steps`, or 0.
     """
     if hosts.is_first():
-      for there in _steps_in(self._folder):
-        if there > step or there in self.damage:
-          # Renamed before: a folder that is half deleted would seem damaged.
-          path = self._folder / str(there)
-          path.rename(self._folder / f"deleted-{there}")
       for path in self._folder.glob("deleted-*"):
-        shutil.rmtree(path)
+        path.rmtree()
+      kept = [s for s in _steps_in(self._folder) if s <= step and s not in self.damage]
+      for path in _folders_in(self._folder):
+        if int(path.name) not in kept:
+          _remove(path)
     hosts.wait()
 
   @functools.cached_property
@@ -116,9 +115,14 @@ class Checkpoints:
     )
 
   def _write_digests(self) -> None:
-    """Is called when a checkpoint is complete and not yet renamed."""
-    for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
-      names = (str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+    """Is called when a checkpoint is complete and not yet named so."""
+    # In a bucket it has its last name from the first; it is the newest.
+    newest = max(_folders_in(self._folder), key=lambda p: int(p.name), default=None)
+    paths = list(self._folder.glob("*.orbax-checkpoint-tmp*"))
+    if newest is not None and not _is_complete(newest):
+      paths.append(newest)
+    for path in paths:
+      names = manifest.names_in(path)
       manifest.write(path, [name for name in names if name not in _WRITTEN_LAST])
 
   def save(self, state: TrainState, progress: dict[str, Any], score: float) -> None:
@@ -201,10 +205,27 @@ class Checkpoints:
           self._manager.close()
 
 
-def _steps_in(folder: pathlib.Path) -> list[int]:
+def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
   if not folder.is_dir():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  return [path for path in folder.iterdir() if path.name.isdigit()]
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+  return not files.is_in_bucket(path) or (path / _COMMITTED).exists()
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+  return sorted(int(path.name) for path in _folders_in(folder) if _is_complete(path))
+
+
+def _remove(path: epath.Path) -> None:
+  """Removes a checkpoint: at no moment does what is left of it seem damaged."""
+  if files.is_in_bucket(path):
+    (path / _COMMITTED).unlink(missing_ok=True)
+  else:
+    path = path.rename(path.with_name(f"deleted-{path.name}"))
+  path.rmtree()
 
 
 def _check(folder: pathlib.Path, step: int) -> None:

@@ -58,11 +58,12 @@ def _start_logging() -> None:
 def _hush_writers() -> None:
   """Keeps a page of tracebacks from standing before the one line of a failed save.
 
-  What Orbax raises it logs as well, its threads print it, and TensorStore's threads
+  What Orbax and gcsfs raise they log as well, Orbax's threads print it, and TensorStore's
   and futures say that nobody waits for them any more.
   """
   absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  for name in ("asyncio", "gcsfs"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   of_threads, of_others = threading.excepthook, sys.unraisablehook
 
   def thread_hook(args):

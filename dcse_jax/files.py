@@ -10,6 +10,8 @@ import shutil
 import socket
 from typing import Any
 
+from etils import epath
+
 from dcse_jax.errors import UserError
 
 
@@ -102,8 +104,16 @@ def _to_disk(path: pathlib.Path) -> None:
     os.close(descriptor)
 
 
+def is_in_bucket(path: str | os.PathLike[str]) -> bool:
+  """Whether a path is of a bucket: its files come whole, and nothing is renamed."""
+  return os.fspath(path).startswith("gs://")
+
+
 def write_text(path: str | os.PathLike[str], content: str) -> None:
   """Writes a UTF-8 file, `whole`."""
+  if is_in_bucket(path):
+    epath.Path(path).write_text(content)
+    return
   with whole(path) as beside:
     beside.write_text(content, encoding="utf-8")
 

@@ -17,8 +17,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder for all that the run writes, shared by all processes; the same command "
-  "goes on with an interrupted run.",
+  "Folder for all that the run writes, shared by all processes, or gs://BUCKET/PATH; the "
+  "same command goes on with an interrupted run.",
 )
 _ACCEPT_CHANGES = flags.DEFINE_bool(
   "accept_changes",

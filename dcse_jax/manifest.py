@@ -21,8 +21,17 @@ def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
     names: relative to the folder; None takes all that is there.
   """
   if names is None:
-    names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    names = names_in(folder)
   _write_lines(folder, [_line(folder, name) for name in sorted(names) if name != NAME])
+
+
+def names_in(folder: pathlib.Path) -> list[str]:
+  """All files of a folder, relative to it."""
+  names = []
+  for path in folder.iterdir():
+    inner = names_in(path) if path.is_dir() else [""]
+    names += [f"{path.name}/{name}".rstrip("/") for name in inner]
+  return names
 
 
 def listed(folder: pathlib.Path) -> list[str]:

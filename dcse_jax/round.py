@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import itertools
 import logging
-import pathlib
 from typing import Any
 
+from etils import epath
 import grain
 import jax
 from jax.sharding import Mesh
@@ -30,6 +30,7 @@ from dcse_jax import packing
 from dcse_jax import pruning
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
+from dcse_jax import workdir as workdir_lib
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.errors import UserError
 from dcse_jax.files import write_json
@@ -85,13 +86,12 @@ class Round:
   Args:
     name: of the round.
     config: of the round.
-    folder: of the round; each model's is named by its seed.
+    workdir: of the run; gets a folder named as the round, with one for each seed.
     seeds: of the models to train.
     inputs: text and sets of the recipe.
     start: the encoder that each model starts from.
     teachers: whose similarities it distils; may be none.
     mesh: the devices.
-    cache_folder: of the teacher caches.
   """
 
   def __init__(
@@ -99,15 +99,15 @@ class Round:
     name: str,
     config: config_lib.ConfigDict,
     *,
-    folder: pathlib.Path,
+    workdir: workdir_lib.Workdir,
     seeds: Sequence[int],
     inputs: inputs_lib.Inputs,
     start: folder_lib.Model,
     teachers: Sequence[teaching_lib.Teacher],
     mesh: Mesh,
-    cache_folder: pathlib.Path,
   ):
-    self._name, self._config, self._folder = name, config, folder
+    self._name, self._config = name, config
+    self._workdir, self._folder = workdir, workdir.folder / name
     self._start, self._mesh, self._inputs = start, mesh, inputs
     self._terms = {each.term.name: each.term for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
@@ -119,7 +119,7 @@ class Round:
     self._distillation: dict[int, monitor.Distillation] = {}
     if teachers:
       self._distillation = self._measure_teachers(teachers)
-      self._teaching = self._prepare(teachers, cache_folder)
+      self._teaching = self._prepare(teachers)
     self._loss_fn = objective.make_objective(
       config, start, self._teaching.stacks, groups=mesh.size
     )
@@ -141,9 +141,7 @@ class Round:
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
       # What was begun goes on first: a seed that is new cannot catch up.
-      is_begun = lambda seed: hosts.agree(
-        (self._folder / str(seed) / "checkpoints").exists()
-      )
+      is_begun = lambda seed: hosts.agree(self._checkpoints(seed).exists())
       begun = [seed for seed in seeds if is_begun(seed)]
       groups = [begun, [seed for seed in seeds if seed not in begun]]
     trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
@@ -155,6 +153,7 @@ class Round:
         trainers[size],
         [self._make_run(seed) for seed in group],
         config=config_lib.used(config),
+        before_save=self._workdir.push,
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params))
@@ -241,6 +240,7 @@ class Round:
     return train_lib.Run(
       name=model_name(self._name, seed, self._config.seeds),
       folder=self._folder / str(seed),
+      checkpoints=self._checkpoints(seed),
       params=self._loss_fn.init_params(
         self._start.params, init_rng, self._start.language_model
       ),
@@ -263,6 +263,9 @@ class Round:
       evaluate=functools.partial(self._evaluate, seed),
       sentences=functools.partial(self._inputs.sentences, self._config),
     )
+
+  def _checkpoints(self, seed: int) -> epath.Path:
+    return self._workdir.checkpoints(self._folder / str(seed))
 
   def _embed_corpus(self, params: Any) -> np.ndarray:
     return encode_tokens(
@@ -360,12 +363,15 @@ class Round:
         config.batch_size,
       )
 
-  def _prepare(self, teachers, cache_folder: pathlib.Path) -> teaching_lib.Teaching:
+  def _prepare(self, teachers) -> teaching_lib.Teaching:
     config = self._config
     self._warn_if_groups_are_small()
     if config.teacher_cache:
       return teaching_lib.cached(
-        teachers, cache_folder, dtype=config.teacher_cache, compute_dtype=config.dtype
+        teachers,
+        self._workdir.cache,
+        dtype=config.teacher_cache,
+        compute_dtype=config.dtype,
       )
     return teaching_lib.online(teachers, self._tokens, config.dtype)
 
@@ -389,7 +395,7 @@ class Round:
       folder_lib.save(model, path / "model")
       # Last: it says that the model is finished.
       write_json(path / "result.json", result)
-    hosts.wait()
+    self._workdir.share(path / "model")  # Later rounds load it.
 
 
 def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:

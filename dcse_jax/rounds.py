@@ -28,9 +28,9 @@ from dcse_jax import sts
 from dcse_jax import teacher_cache
 from dcse_jax import teaching
 from dcse_jax import trained
+from dcse_jax import workdir as workdir_lib
 from dcse_jax.errors import UserError
 from dcse_jax.files import locked
-from dcse_jax.files import make_folder
 from dcse_jax.files import read_json
 from dcse_jax.files import write_json
 from dcse_jax.model_card import make_card
@@ -63,7 +63,8 @@ def run(
 
   Args:
     config: as `config.default` describes.
-    workdir: holds all that the run writes; of one run at a time.
+    workdir: holds all that the run writes, a folder or gs://BUCKET/PATH; of one run
+      at a time.
     accept_changes: goes on in a workdir whose rounds come from another config,
       text, model, teachers or sets. What is finished stays as it is.
 
@@ -76,18 +77,16 @@ def run(
       the workdir; or something that cannot be read or written.
   """
   config_lib.check(config)
-  if "://" in workdir:
-    raise UserError(f"--workdir={workdir} is no folder: name one, mounted if need be")
-  path = pathlib.Path(workdir)
-  make_folder(path)
+  place = workdir_lib.Workdir(workdir)
   # Of several processes the first stands for all.
-  with locked(path) if hosts.is_first() else contextlib.nullcontext():
-    if len(hosts.sharing(path)) < jax.process_count():
+  with locked(place.folder) if hosts.is_first() else contextlib.nullcontext():
+    if place.is_shared and len(hosts.sharing(place.folder)) < jax.process_count():
       raise UserError(
         f"--workdir={workdir} is not one folder for all processes: name one on a file "
-        "system that they share"
+        "system that they share, or gs://BUCKET/PATH"
       )
-    return Recipe(config, path, accept_changes=accept_changes).run()
+    with place.synced():
+      return Recipe(config, place, accept_changes=accept_changes).run()
 
 
 class Recipe:
@@ -96,14 +95,15 @@ class Recipe:
   def __init__(
     self,
     config: config_lib.ConfigDict,
-    workdir: pathlib.Path,
+    workdir: workdir_lib.Workdir,
     *,
     accept_changes: bool = False,
   ):
-    self.config, self.workdir = config.copy_and_resolve_references(), workdir
+    self.config = config.copy_and_resolve_references()
+    self._place, self.workdir = workdir, workdir.folder
     self.rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
     self.mesh = sharding.make_mesh(**self.config.mesh)
-    compilation.use_cache(workdir / "cache" / "compiled")
+    compilation.use_cache(workdir.cache / "compiled")
     # A recipe may grow or shrink: rounds that are there must only be the same.
     self._origins: dict[str, dict[str, Any]] = {}
     for name, round_config in self.rounds.items():
@@ -112,7 +112,7 @@ class Recipe:
     for name, round_config in self.rounds.items():
       round_lib.check_batch(round_config, name, self.mesh)
     recipe = json.loads(self.config.to_json_best_effort())
-    self.inputs = inputs_lib.Inputs(self.config, self.rounds, workdir)
+    self.inputs = inputs_lib.Inputs(self.config, self.rounds, self.workdir)
     digests = self._digests()
     for name, round_config in self.rounds.items():
       self._origins[name]["content"] = self._content(round_config, digests)
@@ -210,7 +210,7 @@ class Recipe:
         need[key] = teacher_cache.cache_bytes(
           rows, encoder.hidden_size, config.teacher_cache
         )
-    cache = self.workdir / "cache"
+    cache = self._place.cache
     there = sum(
       file.stat().st_blocks * 512 for file in cache.glob("*teacher-*/embeddings.bin")
     )
@@ -235,7 +235,9 @@ class Recipe:
       self._export(best)
       write_json(self.workdir / "results.json", {"models": models})
       print(_format_results(rows, self.config.test))
-      print(f"best model of the last round: {self.workdir / 'export'}")
+      print(
+        f"best model of the last round: {self._place.address(self.workdir / 'export')}"
+      )
     hosts.wait()
     return models
 
@@ -269,13 +271,12 @@ class Recipe:
     round_lib.Round(
       name,
       config,
-      folder=self.workdir / name,
+      workdir=self._place,
       seeds=seeds,
       inputs=self.inputs,
       start=start,
       teachers=self._teachers(config),
       mesh=self.mesh,
-      cache_folder=self.workdir / "cache",
     ).train()
 
   def _members(self, config) -> list[list[Any]]:

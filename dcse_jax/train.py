@@ -10,6 +10,7 @@ import pathlib
 import time
 from typing import Any
 
+from etils import epath
 import grain
 import jax
 from jax.sharding import Mesh
@@ -74,8 +75,8 @@ class Run:
 
   Attributes:
     name: for the terminal.
-    folder: of the run's checkpoints and metrics. A checkpoint there is gone on
-      from.
+    folder: of the run's metrics.
+    checkpoints: of the run; a checkpoint there is gone on from.
     params: to start from.
     memory: of the loss, to start from.
     batches: endless.
@@ -87,6 +88,7 @@ class Run:
 
   name: str
   folder: pathlib.Path
+  checkpoints: epath.Path
   params: Any
   memory: Any
   batches: grain.DatasetIterator
@@ -182,7 +184,11 @@ def _of_model(tree: Any, i: int, num_models: int) -> Any:
 
 
 def train(
-  trainer: Trainer, runs: Sequence[Run], *, config: dict[str, Any]
+  trainer: Trainer,
+  runs: Sequence[Run],
+  *,
+  config: dict[str, Any],
+  before_save: Callable[[], None] = lambda: None,
 ) -> list[Any]:
   """Trains models, or goes on with them, and returns their best parameters.
 
@@ -190,6 +196,8 @@ def train(
     trainer: the step and its settings, for len(runs) models.
     runs: trained together, each as it would be alone.
     config: of the round, JSON; every checkpoint carries it.
+    before_save: brings what the runs wrote to safety, so that no checkpoint is ahead
+      of it.
 
   Returns:
     For each run the parameters of the best evaluation, as each process can read
@@ -201,7 +209,7 @@ def train(
     Interrupted: by a signal; what was trained is saved.
   """
   num_models = trainer.num_models
-  stores = [checkpoint.Checkpoints(run.folder / "checkpoints") for run in runs]
+  stores = [checkpoint.Checkpoints(run.checkpoints) for run in runs]
   # Models that train together go on together: from a step that all have saved.
   step = max(set.intersection(*(set(store.steps) for store in stores)), default=0)
   for run, store in zip(runs, stores):
@@ -296,6 +304,7 @@ def train(
           best_step=best[i][1] or step,
           config=config,
         )
+        before_save()
         stores[i].save(of_run, progress, score)
       if stops:
         raise interruption.Interrupted
@@ -316,9 +325,9 @@ def _tell_damage(run: Run, store: checkpoint.Checkpoints, step: int) -> None:
   for damaged, reason in store.damage.items():
     if not step:
       raise UserError(
-        f"checkpoint {run.folder / 'checkpoints' / str(damaged)} is damaged "
-        f"({reason}) and there is none to go on from: remove {run.folder} to train "
-        "that model anew"
+        f"checkpoint {run.checkpoints / str(damaged)} is damaged ({reason}) and there "
+        f"is none to go on from: remove {run.checkpoints.parent} to train that model "
+        "anew"
       )
     _log.warning(
       "%s: checkpoint %d is damaged (%s); going on from step %d",

@@ -141,7 +141,7 @@ ARCHIVE_AT_WORKER=dcse_jax.tar.gz
 
 setup_command() {
   printf 'mkdir -p dcse_jax && tar -xzf %s -C dcse_jax && ' "$ARCHIVE_AT_WORKER"
-  quote bash "$WORKER" setup 'jax[tpu]'
+  quote bash "$WORKER" setup 'jax[tpu]' gcsfs
 }
 
 start_command() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on the machine that trains; the launchers call it there.
 #
-#   worker.sh setup JAX                 Python 3.12, the requirements and JAX
+#   worker.sh setup PACKAGE ...         Python 3.12, the requirements and these
 #   worker.sh start NAME ARG ...        python -m dcse_jax.main ARG ..., detached
 #   worker.sh stop NAME                 SIGTERM; waits until the run has saved
 #   worker.sh status NAME               one line: dcse_jax-worker none, running, ...
@@ -20,7 +20,7 @@ setup() {
   # The images' own Python is older than 3.11; uv brings one.
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   [[ -x $PYTHON ]] || uv venv --python 3.12 "$HOME_DIR/venv"
-  uv pip install --python "$PYTHON" -r "$ROOT/requirements.txt" "$1"
+  uv pip install --python "$PYTHON" -r "$ROOT/requirements.txt" "$@"
 }
 
 # The lock is held as long as the run or its keeper lives, even if one is killed.
@@ -88,7 +88,7 @@ logs() {
 command=$1
 shift
 case $command in
-  setup) setup "$1" ;;
+  setup) setup "$@" ;;
   start | keep | stop | status | logs)
     RUN=$HOME_DIR/$1
     shift

@@ -25,6 +25,7 @@ from dcse_jax import checkpoint
 from dcse_jax import interruption
 from dcse_jax import rounds
 from dcse_jax import teacher_cache
+from dcse_jax import workdir as workdir_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 from dcse_jax.files import locked
@@ -423,7 +424,8 @@ def test_damaged_blocks_of_a_teacher_cache_are_made_anew(
 def test_a_damaged_tokenizer_cache_is_made_anew(tmp_path):
   config = recipes.tiny(recipes.load_config("quickstart"))
   config.synthetic_sentences, config.synthetic_pairs = 200, 60
-  make = lambda: rounds.Recipe(config, tmp_path).inputs.start.tokenizer.get_vocab()
+  place = workdir_lib.Workdir(str(tmp_path))
+  make = lambda: rounds.Recipe(config, place).inputs.start.tokenizer.get_vocab()
   expected = make()
   (folder,) = (tmp_path / "cache").glob("tokenizer-*")
   flip(folder / "tokenizer.json", 2000)

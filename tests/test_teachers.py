@@ -22,6 +22,7 @@ from dcse_jax import teacher_cache
 from dcse_jax import teachers as teachers_lib
 from dcse_jax import teaching
 from dcse_jax import tokenizer as tokenizer_lib
+from dcse_jax import workdir
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -359,7 +360,7 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   config = from_files(files, recipe=("student",))
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
-  recipe = rounds.Recipe(config, files / "run")
+  recipe = rounds.Recipe(config, workdir.Workdir(str(files / "run")))
   teacher = recipe.inputs.outside(str(files / "t"))
   student = recipe.rounds["student"]
   ours = recipe.inputs.tokens(student)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -305,6 +306,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
   return train_lib.Run(
     name="test",
     folder=folder,
+    checkpoints=epath.Path(folder / "checkpoints"),
     params=params or student_params(seed),
     memory={},
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
@@ -584,8 +586,8 @@ def test_a_run_goes_on_with_another_number_of_devices(cache, tmp_path, devices):
     assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
 
 
-def test_hosts_may_become_more_or_fewer_between_two_batches(cache):
-  alone = make_run(cache, None).batches
+def test_hosts_may_become_more_or_fewer_between_two_batches(cache, tmp_path):
+  alone = make_run(cache, tmp_path).batches
   for _ in range(3):
     next(alone)
   state = json.loads(json.dumps(alone.get_state()))
