@@ -192,6 +192,14 @@ class Inputs:
     takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
     if "masked_logits" in takes and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
+    for each in config_lib.terms(round_config):
+      layers = each.settings.get("layers", ())
+      if layers and max(layers) >= self.start.config.num_layers:
+        raise UserError(
+          f"round {name}: {each.term.name}.layers={tuple(layers)}, but {model} has "
+          f"{self.start.config.num_layers} layers, of which the last is the embedding's "
+          "own: name earlier ones"
+        )
     if "replaced_logits" in takes and not self._has_language_model(round_config.start):
       raise UserError(
         f"round {name}: replaced_token_detection fills in words by the language-model "

@@ -372,6 +372,25 @@ def test_a_config_trains_its_papers_objective_in_its_last_round(name):
     assert last.objective == CONFIGS[name]
 
 
+@pytest.mark.parametrize(
+  "name, variant, objective",
+  [
+    ("simcse", "bert-base,mlm", "info_nce + 0.1 * masked_language_model"),
+    ("cards", "roberta-base", "retrieved_negatives"),
+    ("ifnd", "bert-base", "incremental_false_negatives"),
+    ("diffcse", "bert-base", "info_nce + 0.005 * replaced_token_detection"),
+    ("sparse_cse", "bert-base", "info_nce"),
+  ],
+)
+def test_configs_with_more_than_a_loss_are_whole(name, variant, objective):
+  config = recipes.load_config(name, variant)
+  config_lib.check(config)
+  last = config_lib.of_round(config, config.recipe[-1])
+  assert last.objective == objective
+  assert (last.switch_case > 0) == (name == "cards")
+  assert (last.sparsity > 0) == (name == "sparse_cse")
+
+
 def test_rankcse_distils_by_list_net_if_asked():
   config = recipes.load_config("rankcse", "bert-base,list_net")
   config_lib.check(config)

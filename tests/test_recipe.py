@@ -315,6 +315,10 @@ def unwritable_workdir(files, config):
   (files / "run").write_text("a file, not a folder")
 
 
+def layers_that_are_not_there(files, config):
+  config.rounds.base.objective = "sscl"
+
+
 def focal_with_negatives(files, config):
   rows = zip(models.SENTENCES[:40], models.SENTENCES[40:], models.SENTENCES[80:])
   lines = ["a\tb\tc\n", *("\t".join(row) + "\n" for row in rows)]
@@ -349,6 +353,7 @@ BAD_INPUT = {
   teacher_round_left_out: r"base does not come before student",
   recipe_field_in_a_round: r"rounds\.student\.num_layers.*config\.num_layers",
   unwritable_workdir: r"cannot make the folder .*run",
+  layers_that_are_not_there: r"round base: sscl.layers=\(11,\), but .* 1 layers",
   focal_with_negatives: r"no term of .*focal_info_nce.* takes hard",
   round_named_like_a_folder: r"no round can be called 'report'",
   unknown_round_field: r"rounds\.student: unknown field 'temprature'",
