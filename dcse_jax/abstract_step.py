@@ -126,6 +126,7 @@ def _of_corpus(settings, ids: tuple[int, int, int]) -> dict[str, Any]:
     batch["clusters"] = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch["confidence"] = jax.ShapeDtypeStruct(shape, jnp.float32)
   if "retrieved" in settings:
+    batch["sentence_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     batch["retrieved_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
     batch["retrieved_input_ids"] = jax.ShapeDtypeStruct((size, length), jnp.int32)
     batch["retrieved_mask"] = jax.ShapeDtypeStruct((size, length), bool)

@@ -1,13 +1,15 @@
 """What a run knows of its whole text: clusters and neighbours of its sentences.
 
 Some terms ask for more of a sentence than its tokens. What they ask for is computed
-for the whole corpus by the model in training, kept in ROUND/SEED/corpus-STEP.npz so
-that a run that goes on has the same, and joined to batches by example id.
+for the whole corpus by the model in training, kept in ROUND/SEED/corpus-KIND-STEP-*.npz
+so that a run that goes on has the same, and joined to batches by example id.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import pathlib
 from typing import Any
@@ -34,31 +36,32 @@ _BLOCK = 65_536
 
 
 def cluster(
-  embeddings: np.ndarray, num_clusters: Sequence[int], rng: np.random.Generator
+  embeddings: np.ndarray, num_clusters: Sequence[int], *, seed: int
 ) -> dict[str, np.ndarray]:
   """Clusters by cosine, at several granularities.
 
   Args:
     embeddings: [n, D].
     num_clusters: of each granularity; more than sentences are as many as these.
-    rng: draws the sample and the first centres.
+    seed: of the sample and of the first centres.
 
   Returns:
     `clusters`, [n, G] int32, and `confidence`, [n, G] float32: the share of
     sentences whose softmax over centres is lower at their own, in [0, 1].
   """
+  from sklearn.cluster import KMeans  # An extra.
+
   unit = unit_length(np.asarray(embeddings, np.float32))
+  order = np.random.default_rng(seed).permutation(len(unit))
   clusters, confidence = [], []
   for wanted in num_clusters:
     size = min(wanted, len(unit))
-    rows = np.sort(rng.permutation(len(unit))[: _SAMPLE * size])
+    k_means = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
-      # Of centres that lose all their sentences: they keep their place.
+      # Of equal sentences, which leave centres without any.
       warnings.simplefilter("ignore")
-      centres, _ = scipy.cluster.vq.kmeans2(
-        unit[rows], size, iter=_ITERATIONS, minit="++", rng=rng
-      )
-    centres = unit_length(centres)
+      k_means.fit(unit[np.sort(order[: _SAMPLE * size])])
+    centres = unit_length(k_means.cluster_centers_)
     place = np.empty(len(unit), np.int32)
     share = np.empty(len(unit), np.float32)
     for start in range(0, len(unit), _BLOCK):
@@ -106,6 +109,7 @@ class Corpus:
     tokens: the corpus.
     embed: encoder parameters to embeddings of the whole corpus, [n, D].
     settings: of the terms that ask, by what is asked for: `clusters`, `retrieved`.
+    share: brings what the first process wrote in the folder to all.
     seed: of what is drawn.
   """
 
@@ -113,6 +117,7 @@ class Corpus:
   tokens: TokenCache
   embed: Callable[[Any], np.ndarray]
   settings: Mapping[str, Mapping[str, Any]]
+  share: Callable[[], None]
   seed: int
 
   def __post_init__(self):
@@ -132,29 +137,30 @@ class Corpus:
     if "clusters" in self.settings:
       every = self.settings["clusters"]["refresh_every"]
       sizes = self.settings["clusters"]["num_clusters"]
-      make = functools.partial(cluster, num_clusters=sizes, rng=self._rng(step))
+      make = functools.partial(cluster, num_clusters=sizes, seed=self.seed)
       known = self._at("clusters", step - step % every, step, params, make)
       joined |= {name: values[rows] for name, values in known.items()}
     if "retrieved" in self.settings:
       number = self.settings["retrieved"]["num_neighbours"]
       make = functools.partial(neighbours, number=number)
       near = self._at("retrieved", 0, step, params, make)["neighbours"]
-      drawn = self._rng(step).integers(near.shape[1], size=len(near))[rows]
-      ids = near[rows, drawn]
-      tokens = self.tokens.gather(ids)
-      joined["retrieved_id"] = ids
+      rng = np.random.default_rng([self.seed, step])
+      drawn = rng.integers(near.shape[1], size=len(near))[rows]
+      tokens = self.tokens.gather(near[rows, drawn])
+      sentences = self.tokens.sentence_ids[:, 0].astype(np.int32)
+      joined["sentence_id"] = sentences[rows]
+      joined["retrieved_id"] = sentences[near[rows, drawn]]
       joined["retrieved_input_ids"] = tokens["input_ids"][:, 0]
       joined["retrieved_mask"] = tokens["attention_mask"][:, 0]
     return joined
-
-  def _rng(self, step: int) -> np.random.Generator:
-    return np.random.default_rng([self.seed, step])
 
   def _at(self, kind, step: int, now: int, params, make) -> dict[str, np.ndarray]:
     """What was made at a step, or is made now."""
     if kind in self._known and self._known[kind][0] == step:
       return self._known[kind][1]
-    path = self.folder / f"corpus-{kind}-{step}.npz"
+    about = json.dumps([self.tokens.key, dict(self.settings[kind])], sort_keys=True)
+    key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
+    path = self.folder / f"corpus-{kind}-{step}-{key}.npz"
     # Not what each process sees: they do what follows together or not at all.
     if not hosts.agree(_read(path) is not None):
       if now != step or path.exists():
@@ -162,7 +168,9 @@ class Corpus:
           "%s is missing or damaged: made anew, by the model as it is now", path
         )
       model = params()
-      hosts.first_makes(self.folder, lambda: _write(path, make(self.embed(model))))
+      if hosts.is_first():
+        _write(path, make(self.embed(model)))
+      self.share()
     self._known[kind] = (step, _read(path))
     return self._known[kind][1]
 

@@ -3,7 +3,8 @@
 Counted are matrix products, a multiplication and an addition each, of the student
 three times (forward, and the gradients of inputs and of weights) and of teachers
 once. What a program does beyond is not counted: dropout, normalisation, padding
-where the lengths are known, and microbatches' second forward pass.
+where the lengths are known, microbatches' second forward pass, and the small change of
+some terms: products with a queue or with other layers, a predictor.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import jax
 from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import objective
 from dcse_jax import teachers as teachers_lib
 
 
@@ -43,8 +45,6 @@ class Device:
 
 
 _GIB = 2**30
-# Of tokens, by a language model: see `objective`.
-_PREDICTED = 0.15
 # What terms compare with every anchor.
 _EMBEDDINGS = ("anchors", "positives", "negatives", "undropped", "retrieved")
 
@@ -130,7 +130,7 @@ def step_flops(
   lengths = dict(length=length, squared_length=squared_length)
   terms = [each.term for each in config_lib.terms(config)]
   takes = {name.removeprefix("all_") for term in terms for name in term.takes}
-  trained = 0.0
+  trained = generated = 0.0
 
   def encode(shape, pooling, sentences):
     # The poolings that read more than one token need all of them.
@@ -138,11 +138,16 @@ def step_flops(
     return encoder_flops(shape, sentences=sentences, positions=positions, **lengths)
 
   if "masked_logits" in takes:
-    slots = max(1, round(_PREDICTED * config.max_length))
+    slots = max(1, round(objective.PREDICTED * config.max_length))
     trained += encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
     trained += batch * slots * 2 * width * (width + start.config.vocab_size)
   if "replaced_logits" in takes:
     trained += encoder_flops(start.config, sentences=batch, **lengths)
+    slots = 0.3 * length
+    generated = encoder_flops(
+      start.config, sentences=batch, positions=round(slots), **lengths
+    )
+    generated += batch * slots * 2 * width * (width + start.config.vocab_size)
   views = 0
   if takes & {"anchors", "replaced_logits"}:
     views = max(2, columns) + len(takes & {"undropped", "retrieved"})
@@ -154,7 +159,7 @@ def step_flops(
     embeddings.remove("all_negatives")
   similarities = sum(len(embeddings & set(term.takes)) for term in terms)
   trained += similarities * 2 * batch**2 * width
-  taught = 0.0
+  taught = generated
   for stack in stacks:
     if isinstance(stack, teachers_lib.CachedTeachers):
       taught += 2 * batch**2 * sum(stack.widths)

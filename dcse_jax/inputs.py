@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import importlib.util
 import logging
 import pathlib
 
@@ -190,7 +191,8 @@ class Inputs:
         f"{self.start.config.max_tokens} tokens at most"
       )
     takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
-    if "masked_logits" in takes and self.start.tokenizer.mask_token_id is None:
+    masks = takes & {"masked_logits", "replaced_logits"}
+    if masks and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
     for each in config_lib.terms(round_config):
       layers = each.settings.get("layers", ())
@@ -205,6 +207,10 @@ class Inputs:
         f"round {name}: replaced_token_detection fills in words by the language-model "
         f"head of what it starts from, which {round_config.start or model} lacks: "
         "start from a round with masked_language_model, or use another model"
+      )
+    if "clusters" in takes and importlib.util.find_spec("sklearn") is None:
+      raise UserError(
+        f"round {name}: clusters need scikit-learn: pip install 'dcse_jax[eval]'"
       )
     tokens = self.tokens(round_config)
     if len(tokens.tokens) > 2 and not takes & {"negatives", "all_negatives"}:
@@ -242,6 +248,13 @@ class Inputs:
       raise UserError(
         f"teacher {name} has a dense layer after its pooling, which a teacher may "
         "not: remove the module from a copy of the folder"
+      )
+    takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
+    width = self.start.config.hidden_size
+    if "predictions" in takes and teacher.config.hidden_size != width:
+      raise UserError(
+        f"teacher {name} is {teacher.config.hidden_size} wide and the student {width}: "
+        "predictions are of embeddings as wide as the student's; use another"
       )
     if self._reads_what_the_student_does(teacher):
       if teacher.config.max_tokens < round_config.max_length:

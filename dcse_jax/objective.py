@@ -18,11 +18,11 @@ What a step offers, each with a row for each sentence of the batch:
   teacher                `teachers.teacher_embeddings`, [B, E], if there are teachers
   input_ids, attention_mask
                          of the first column, [B, S]
-  example_id             the sentence's number in the corpus, [B]
   clusters, confidence   its clusters and how sure they are, [B, G]; see `corpus`
-  retrieved, retrieved_id
-                         a near neighbour of it, with dropout, [B, D], and its
-                         number, [B]; see `corpus`
+  retrieved, retrieved_id, sentence_id
+                         a near neighbour of it, with dropout, [B, D], and the
+                         numbers of both, [B], equal for equal sentences; see
+                         `corpus`
   masked_logits, masked_labels, is_masked
                          of the first column's masked tokens, [B, K, V] and [B, K]
   replaced_logits, is_replaced, is_token
@@ -64,12 +64,14 @@ Batch = Mapping[str, Any]
 _VIEWS = frozenset({"anchors", "positives", "negatives"})
 _PROJECTED = _VIEWS | {"undropped", "layers", "retrieved"}
 # What comes with the batch as terms take it.
-_OF_BATCH = frozenset({"example_id", "clusters", "confidence", "retrieved_id"})
+_OF_BATCH = frozenset({"sentence_id", "clusters", "confidence", "retrieved_id"})
 _MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
 
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
 # replaced by any token, 10 % left.
-_PREDICTED, _MASK, _REPLACE = 0.15, 0.8, 0.1
+PREDICTED, _MASK, _REPLACE = 0.15, 0.8, 0.1
+# Their places are part of the seed of each.
+_HEADS = ("projection", "language_model", "discriminator", "predictor")
 _ALWAYS = (1.0, 0.0)  # Every one is masked.
 
 
@@ -148,7 +150,7 @@ class Objective:
     """
     params = {"encoder": encoder}
     init = lambda name, module: encoder_lib.init_params(
-      self.config, jax.random.fold_in(rng, len(name)), module
+      self.config, jax.random.fold_in(rng, _HEADS.index(name)), module
     )
     if self.pooling == "cls" and self._takes & _EMBEDDED:
       params["projection"] = init("projection", encoder_lib.Projection)
@@ -157,7 +159,7 @@ class Objective:
         "language_model", encoder_lib.LanguageModelHead
       )
     if self._takes & _REPLACED:
-      head = init("replaced_tokens", encoder_lib.TokenHead)
+      head = init("discriminator", encoder_lib.TokenHead)
       params["discriminator"] = {"encoder": encoder, "head": head}
     if "predictions" in self._takes:
       params["predictor"] = init("predictor", encoder_lib.Predictor)
@@ -236,7 +238,7 @@ class Objective:
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     generator = None
     if self._takes & _MASKED:
-      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1), _PREDICTED)
+      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1), PREDICTED)
     if self._takes & _REPLACED:
       share = self._setting("mask_probability")
       edited = self._mask_tokens(batch, jax.random.fold_in(rng, 6), share, _ALWAYS)

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 import grain
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ from dcse_jax import objective
 from dcse_jax import optimizer
 from dcse_jax import packing
 from dcse_jax import pruning
+from dcse_jax import sharding
 from dcse_jax import teaching as teaching_lib
 from dcse_jax import train as train_lib
 from dcse_jax import workdir as workdir_lib
@@ -40,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 # Weights are judged by so many batches before a sparse training.
 _PRUNING_BATCHES = 32
+# Settings of the term that its loss without dropout and shuffling has, too.
+_DISTILLATION = ("student_temperature", "teacher_temperature", "divergence")
 
 
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
@@ -109,7 +113,7 @@ class Round:
     self._name, self._config = name, config
     self._workdir, self._folder = workdir, workdir.folder / name
     self._start, self._mesh, self._inputs = start, mesh, inputs
-    self._terms = {each.term.name: each.term for each in config_lib.terms(config)}
+    self._terms = {each.term.name: each for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
     self._scorer = monitor.Scorer(start, inputs.sets)
     names = [name for name in config.dev if name in inputs.sets]
@@ -124,7 +128,8 @@ class Round:
       config, start, self._teaching.stacks, groups=mesh.size
     )
     if config.sparsity:
-      self._start = self._prune(seeds[0])
+      # The same for every seed, whichever is trained by this command.
+      self._start = self._prune(config.seeds[0])
 
   def train(self) -> None:
     """Trains the models, or goes on with them.
@@ -168,11 +173,13 @@ class Round:
     params = self._start.params
     scores = pruning.contributions(loss_fn, params, batches, rng)
     pruned = pruning.prune(params, scores, self._config.sparsity)
+    if hosts.are_several():  # Others may round otherwise.
+      pruned = multihost_utils.broadcast_one_to_all(pruned)
     return dataclasses.replace(self._start, params=pruned)
 
   def _tell_negatives(self) -> None:
     config, columns = self._config, len(self._tokens.tokens)
-    takes = {name for term in self._terms.values() for name in term.takes}
+    takes = {name for each in self._terms.values() for name in each.term.takes}
     if "anchors" not in takes:
       return
     # The other positives, and every hard negative.
@@ -257,6 +264,7 @@ class Round:
         self._tokens,
         self._embed_corpus,
         self._loss_fn.corpus_settings,
+        functools.partial(self._workdir.share, self._folder / str(seed)),
         seed=seed,
       ),
       rng=train_rng,
@@ -274,6 +282,7 @@ class Round:
       self._tokens.sentences(0, len(self._tokens)),
       pooling=self._start.pooling,
       dtype=jnp.dtype(self._config.dtype),
+      mesh=sharding.make_mesh(jax.local_devices()),
     )
 
   def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:
@@ -307,7 +316,9 @@ class Round:
 
   def _measure_teachers(self, teachers) -> dict[int, monitor.Distillation]:
     """Writes how the teachers differ; returns what measures each seed by them."""
-    config = self._config
+    settings = (
+      self._terms["distillation"].settings if "distillation" in self._terms else {}
+    )
     names = [teacher.name for teacher in teachers]
     weights = [teacher.weight for teacher in teachers]
     embed = lambda probe, split: [probe.embed(t.model, split) for t in teachers]
@@ -321,24 +332,24 @@ class Round:
         spread = diagnostics.teacher_spread(embedded["train"])
         if hosts.is_first():
           write_json(self._folder / "teachers.json", {"teachers": names, **spread})
+      if "distillation" not in self._terms:
+        continue
       targets = {
         split: diagnostics.average_similarities(embeddings, weights)
         for split, embeddings in embedded.items()
       }
-      if not measures and "distillation" in self._terms:
+      if not measures:
         self._warn_if_one_hot(targets["train"])
       measures[seed] = monitor.Distillation(
         self._start,
         probe,
         targets,
-        student_temperature=config.distillation.student_temperature,
-        teacher_temperature=config.distillation.teacher_temperature,
-        divergence=config.distillation.divergence,
+        **{name: settings[name] for name in _DISTILLATION},
       )
     return measures
 
   def _warn_if_one_hot(self, targets: np.ndarray) -> None:
-    temperature = self._config.distillation.teacher_temperature
+    temperature = self._terms["distillation"].settings["teacher_temperature"]
     share = diagnostics.share_one_hot(targets, temperature)
     if share > 0.5:
       _log.warning(
@@ -353,7 +364,7 @@ class Round:
     config = self._config
     probability = 0.0
     if "distillation" in self._terms:
-      probability = config.distillation.group_probability
+      probability = self._terms["distillation"].settings["group_probability"]
     if 0 < (config.batch_size - 1) * probability < 2:
       _log.warning(
         "round %s: distillation.group_probability=%g of batch_size=%d: groups hold "

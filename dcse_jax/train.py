@@ -256,7 +256,7 @@ def train(
           next(run.batches),
           step,
           lambda i=i: sharding.gathered(
-            _of_model(state, i, num_models).params["encoder"], trainer.mesh
+            _of_model(state.params["encoder"], i, num_models), trainer.mesh
           ),
         )
         for i, run in enumerate(runs)

@@ -131,6 +131,7 @@ def every_term(mesh=None, **blocks):
   batch = models.random_batch(0, batch=16) | {
     "clusters": rng.integers(0, 3, (16, 2)).astype(np.int32),
     "confidence": rng.random((16, 2)).astype(np.float32),
+    "sentence_id": np.arange(16, dtype=np.int32),
     "retrieved_id": rng.permutation(16).astype(np.int32),
     "retrieved_input_ids": near["input_ids"][:, 0],
     "retrieved_mask": near["attention_mask"][:, 0],

@@ -232,7 +232,7 @@ def test_pnr_is_the_plain_loop_with_the_mean_of_its_teachers_cosines():
 
 def test_pnr_refuses_a_teacher_of_another_width():
   offered = offers() | {"teacher": jnp.ones((6, 7))}
-  with pytest.raises(UserError, match="as wide as the student, 5"):
+  with pytest.raises(ValueError, match="teachers 5 wide each"):
     evaluate("pnr", offered)
 
 

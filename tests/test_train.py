@@ -310,7 +310,7 @@ def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
     params=params or student_params(seed),
     memory={},
     batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
-    corpus=corpus.Corpus(folder, cache, None, {}, seed),
+    corpus=corpus.Corpus(folder, cache, None, {}, None, seed),
     rng=jax.random.key(seed),
     evaluate=evaluate,
     sentences=lambda rows: [models.SENTENCES[row] for row in rows],

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcse_jax.errors import UserError
 from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import normalize
@@ -15,10 +14,7 @@ from dcse_jax.losses.terms import term
 def _mean_teacher(all_teacher, width):
   """[B, D] whose products with unit rows are the mean of the teachers' cosines."""
   if all_teacher.shape[1] % width:
-    raise UserError(
-      f"pnr compares the student with its teachers, so that each must be as wide as "
-      f"the student, {width}: name others in teachers"
-    )
+    raise ValueError(f"all_teacher must be of teachers {width} wide each")
   each = all_teacher.reshape(len(all_teacher), -1, width).astype(jnp.float32)
   # Each has the root of its teacher's weight as its length.
   return jnp.sum(each * jnp.linalg.norm(each, axis=-1, keepdims=True), axis=1)
@@ -58,7 +54,7 @@ def pnr(
     The loss of each anchor, [b], in nats. The teacher gets no gradient.
 
   Raises:
-    UserError: a teacher is not as wide as the student.
+    ValueError: a teacher is not as wide as the student.
 
   References:
     Cha, Cho and Moon, Regularizing with Pseudo-Negatives for Continual

@@ -20,7 +20,7 @@ def _complaint(settings, batch_size: int) -> str:
 def retrieved_negatives(
   anchors: jax.Array,
   all_positives: jax.Array,
-  example_id: jax.Array,
+  sentence_id: jax.Array,
   all_retrieved: jax.Array,
   all_retrieved_id: jax.Array,
   own: jax.Array | None = None,
@@ -40,7 +40,8 @@ def retrieved_negatives(
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    example_id: of each anchor's sentence in the corpus, [b].
+    sentence_id: of each anchor's sentence in the corpus, [b]; equal sentences have
+      equal ones.
     all_retrieved: embeddings of what was retrieved, [B, D].
     all_retrieved_id: of these sentences in the corpus, [B].
     own: which of the B rows is each anchor's own, [b]; by default the first b.
@@ -58,7 +59,7 @@ def retrieved_negatives(
   logits = cosine_similarity(anchors, all_positives) / temperature
   own, _ = own_columns(logits, own)
   more = cosine_similarity(anchors, all_retrieved) / temperature
-  is_itself = example_id[:, None] == all_retrieved_id[None]
+  is_itself = sentence_id[:, None] == all_retrieved_id[None]
   more = jnp.where(is_itself, -jnp.inf, more)
   logits = jnp.concatenate([logits, more], axis=1)
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)

@@ -12,6 +12,7 @@ that a term may know of `x`: so a batch can be taken in blocks of rows.
 from collections.abc import Callable, Mapping
 import dataclasses
 import inspect
+import math
 import re
 from typing import Any
 
@@ -128,10 +129,13 @@ def parse(
         f"{weight.strip()!r} is no number; write it like "
         '"info_nce + 0.1 * masked_language_model"'
       ) from error
+    if not 0 < weight < math.inf:
+      raise ValueError(f"{name} weighs {weight:g}: weights are above 0")
     known = dict(TERMS[name].settings)
-    found.append(
-      Weighted(weight, TERMS[name], known | dict((settings or {}).get(name, {})))
-    )
+    for key, value in dict((settings or {}).get(name, {})).items():
+      # Written in a file or come from one.
+      known[key] = tuple(value) if isinstance(value, list) else value
+    found.append(Weighted(weight, TERMS[name], known))
   names = [each.term.name for each in found]
   if len(set(names)) < len(names):
     raise ValueError("name each term once")
