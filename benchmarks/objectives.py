@@ -139,7 +139,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   for name in ("model", "text", "sts", "workdir"):
     parser.add_argument(f"--{name}", required=True)
-  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--steps", type=int, default=100)
   parser.add_argument("--learning_rate", type=float, default=3e-5)
   parser.add_argument("--seeds", type=int, nargs="+", default=[1])
   parser.add_argument("--rounds", type=int, default=7)
