@@ -376,6 +376,7 @@ def test_a_config_trains_its_papers_objective_in_its_last_round(name):
   "name, variant, objective",
   [
     ("simcse", "bert-base,mlm", "info_nce + 0.1 * masked_language_model"),
+    ("simcse", "bert-base,supervised", "info_nce"),
     ("cards", "roberta-base", "retrieved_negatives"),
     ("ifnd", "bert-base", "incremental_false_negatives"),
     ("diffcse", "bert-base", "info_nce + 0.005 * replaced_token_detection"),
