@@ -15,6 +15,7 @@ import jax
 from dcse_jax import config as config_lib
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import losses
 from dcse_jax import objective
 from dcse_jax import teachers as teachers_lib
 
@@ -128,8 +129,8 @@ def step_flops(
   """
   batch, width = config.batch_size, start.config.hidden_size
   lengths = dict(length=length, squared_length=squared_length)
-  terms = [each.term for each in config_lib.terms(config)]
-  takes = {name.removeprefix("all_") for term in terms for name in term.takes}
+  terms = config_lib.terms(config)
+  takes = losses.taken(terms)
   trained = generated = 0.0
 
   def encode(shape, pooling, sentences):
@@ -143,7 +144,12 @@ def step_flops(
     trained += batch * slots * 2 * width * (width + start.config.vocab_size)
   if "replaced_logits" in takes:
     trained += encoder_flops(start.config, sentences=batch, **lengths)
-    slots = 0.3 * length
+    (share,) = (
+      each.settings["mask_probability"]
+      for each in terms
+      if "replaced_logits" in each.term.takes
+    )
+    slots = share * length
     generated = encoder_flops(
       start.config, sentences=batch, positions=round(slots), **lengths
     )
@@ -157,7 +163,7 @@ def step_flops(
   embeddings = {f"all_{name}" for name in _EMBEDDINGS}
   if columns < 3:
     embeddings.remove("all_negatives")
-  similarities = sum(len(embeddings & set(term.takes)) for term in terms)
+  similarities = sum(len(embeddings & set(each.term.takes)) for each in terms)
   trained += similarities * 2 * batch**2 * width
   taught = generated
   for stack in stacks:

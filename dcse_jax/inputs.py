@@ -14,6 +14,7 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import files
 from dcse_jax import folder
 from dcse_jax import hosts
+from dcse_jax import losses
 from dcse_jax import manifest
 from dcse_jax import sts
 from dcse_jax import synthetic
@@ -190,11 +191,12 @@ class Inputs:
         f"max_length={round_config.max_length}, but {model} takes "
         f"{self.start.config.max_tokens} tokens at most"
       )
-    takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
+    terms = config_lib.terms(round_config)
+    takes = losses.taken(terms)
     masks = takes & {"masked_logits", "replaced_logits"}
     if masks and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
-    for each in config_lib.terms(round_config):
+    for each in terms:
       layers = each.settings.get("layers", ())
       if layers and max(layers) >= self.start.config.num_layers:
         raise UserError(
@@ -213,7 +215,7 @@ class Inputs:
         f"round {name}: clusters need scikit-learn: pip install 'dcse_jax[eval]'"
       )
     tokens = self.tokens(round_config)
-    if len(tokens.tokens) > 2 and not takes & {"negatives", "all_negatives"}:
+    if len(tokens.tokens) > 2 and "negatives" not in takes:
       raise UserError(
         f"round {name}: no term of objective={round_config.objective!r} takes hard "
         "negatives: name two columns, or use info_nce"
@@ -230,10 +232,7 @@ class Inputs:
     """Whether a round's start, another round or "", has such a head."""
     if not start:
       return self.start.language_model is not None
-    return any(
-      "masked_logits" in each.term.takes
-      for each in config_lib.terms(self._rounds[start])
-    )
+    return "masked_logits" in losses.taken(config_lib.terms(self._rounds[start]))
 
   @_once
   def outside(self, name: str) -> folder.Model:
@@ -249,7 +248,7 @@ class Inputs:
         f"teacher {name} has a dense layer after its pooling, which a teacher may "
         "not: remove the module from a copy of the folder"
       )
-    takes = {n for each in config_lib.terms(round_config) for n in each.term.takes}
+    takes = losses.taken(config_lib.terms(round_config))
     width = self.start.config.hidden_size
     if "predictions" in takes and teacher.config.hidden_size != width:
       raise UserError(

@@ -75,10 +75,6 @@ _HEADS = ("projection", "language_model", "discriminator", "predictor")
 _ALWAYS = (1.0, 0.0)  # Every one is masked.
 
 
-def _base(name: str) -> str:
-  return name.removeprefix("all_")
-
-
 _REPLACED = frozenset({"replaced_logits", "is_replaced", "is_token"})
 # What needs the views.
 _EMBEDDED = _PROJECTED | _REPLACED | {"predictions", "queue"}
@@ -133,7 +129,7 @@ class Objective:
 
   @functools.cached_property
   def _takes(self) -> frozenset[str]:
-    return frozenset(_base(n) for each in self.terms for n in each.term.takes)
+    return losses.taken(self.terms)
 
   def init_params(
     self,

@@ -179,8 +179,7 @@ class Round:
 
   def _tell_negatives(self) -> None:
     config, columns = self._config, len(self._tokens.tokens)
-    takes = {name for each in self._terms.values() for name in each.term.takes}
-    if "anchors" not in takes:
+    if "anchors" not in losses.taken(self._terms.values()):
       return
     # The other positives, and every hard negative.
     negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)

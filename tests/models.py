@@ -8,9 +8,11 @@ import numpy as np
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
+from dcse_jax import losses
 from dcse_jax import manifest
 from dcse_jax import synthetic
 from dcse_jax import tokenizer as tokenizer_lib
+from dcse_jax.objective import Objective
 
 SENTENCES = synthetic.sentences(300, seed=0)
 
@@ -91,3 +93,14 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
   """The rows of metrics.jsonl without what no two runs have in common."""
   rows = read_jsonl(path)
   return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+
+
+def language_model_loss(model: folder.Model) -> Objective:
+  """The objective of pretraining a model."""
+  return Objective(
+    losses.parse("masked_language_model"),
+    config=model.config,
+    pooling="mean",
+    mask_token_id=model.tokenizer.mask_token_id,
+    special_token_ids=tuple(model.tokenizer.all_special_ids),
+  )

@@ -73,13 +73,7 @@ def test_parts_may_be_packed_and_divided_among_devices():
 
 def test_pretraining_in_parts_gives_the_gradient_of_the_whole_batch():
   model = models.tiny_model(0)
-  loss_fn = Objective(
-    losses.parse("masked_language_model"),
-    config=model.config,
-    pooling="mean",
-    mask_token_id=4,
-    special_token_ids=(0, 1, 2, 3, 4),
-  )
+  loss_fn = models.language_model_loss(model)
   params = loss_fn.init_params(model.params, jax.random.key(0))
 
   def run(microbatches):

@@ -61,6 +61,14 @@ def contrast(logits, dropped=()):
   return np.log(np.sum(np.exp(kept))) - logits[0]
 
 
+def without_false_negatives(anchors, clusters, confidence, progress, **settings):
+  return losses.TERMS["incremental_false_negatives"].fn(
+    *(anchors, anchors, clusters, clusters, confidence, confidence, progress),
+    temperature=0.5,
+    **settings,
+  )
+
+
 @pytest.mark.parametrize("progress, dropped", [(0.0, ()), (0.5, (1,)), (1.0, (1, 2))])
 def test_more_of_the_anchors_like_are_no_negatives_as_training_goes_on(
   progress, dropped
@@ -69,16 +77,7 @@ def test_more_of_the_anchors_like_are_no_negatives_as_training_goes_on(
   anchors = directions([0, 30, 60, 90])
   clusters = np.asarray([[1], [1], [1], [2]])
   confidence = np.asarray([[0.9], [0.5], [0.1], [0.2]])
-  values = losses.TERMS["incremental_false_negatives"].fn(
-    anchors,
-    anchors,
-    clusters,
-    clusters,
-    confidence,
-    confidence,
-    progress,
-    temperature=0.5,
-  )
+  values = without_false_negatives(anchors, clusters, confidence, progress)
   logits = np.cos(np.radians([0, 30, 60, 90])) / 0.5
   # At 0 only what is surer than all others is sure: nothing here.
   assert float(values[0]) == pytest.approx(contrast(logits, dropped), rel=1e-5)
@@ -88,17 +87,7 @@ def test_attracted_false_negatives_are_positives_too():
   anchors = directions([0, 30, 60])
   clusters = np.asarray([[1], [1], [2]])
   confidence = np.ones((3, 1))
-  values = losses.TERMS["incremental_false_negatives"].fn(
-    anchors,
-    anchors,
-    clusters,
-    clusters,
-    confidence,
-    confidence,
-    1.0,
-    temperature=0.5,
-    mode="attract",
-  )
+  values = without_false_negatives(anchors, clusters, confidence, 1.0, mode="attract")
   logits = np.cos(np.radians([0, 30, 60])) / 0.5
   share = logits - np.log(np.sum(np.exp(logits)))
   assert float(values[0]) == pytest.approx(-(share[0] + share[1]) / 2, rel=1e-5)

@@ -41,13 +41,7 @@ def distilling(pooling):
 
 
 def pretraining():
-  loss_fn = Objective(
-    losses.parse("masked_language_model"),
-    config=STUDENT.config,
-    pooling="mean",
-    mask_token_id=STUDENT.tokenizer.mask_token_id,
-    special_token_ids=tuple(STUDENT.tokenizer.all_special_ids),
-  )
+  loss_fn = models.language_model_loss(STUDENT)
   return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), ()
 
 

@@ -244,13 +244,7 @@ def language_model(monkeypatch, batch, rng):
     return original(params, config, input_ids, *args, **kwargs)
 
   monkeypatch.setattr(encoder_lib, "states_at", spy)
-  loss_fn = Objective(
-    losses.parse("masked_language_model"),
-    config=model.config,
-    pooling="mean",
-    mask_token_id=4,
-    special_token_ids=(0, 1, 2, 3, 4),
-  )
+  loss_fn = models.language_model_loss(model)
   params = loss_fn.init_params(model.params, jax.random.key(0))
 
   # In one program: to compile every operation by itself takes longer.

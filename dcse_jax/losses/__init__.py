@@ -17,6 +17,7 @@ from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.terms import TERMS
 from dcse_jax.losses.terms import Term
 from dcse_jax.losses.terms import parse
+from dcse_jax.losses.terms import taken
 
 for _module in pkgutil.iter_modules(__path__):
   importlib.import_module(f"{__name__}.{_module.name}")
@@ -33,4 +34,5 @@ __all__ = (
   "masked_language_model",
   "parse",
   "similarity_divergence",
+  "taken",
 )

@@ -9,7 +9,7 @@ under the name of the term. It returns one loss an anchor, [b]. Row by row is al
 that a term may know of `x`: so a batch can be taken in blocks of rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import inspect
 import math
@@ -102,6 +102,11 @@ class Weighted:
   weight: float
   term: Term
   settings: Mapping[str, Any]
+
+
+def taken(terms: Iterable[Weighted]) -> frozenset[str]:
+  """What an objective asks for, without "all_"."""
+  return frozenset(n.removeprefix("all_") for each in terms for n in each.term.takes)
 
 
 def parse(
