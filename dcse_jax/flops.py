@@ -155,8 +155,9 @@ def step_flops(
     )
     generated += batch * slots * 2 * width * (width + start.config.vocab_size)
   views = 0
-  if takes & {"anchors", "replaced_logits"}:
-    views = max(2, columns) + len(takes & {"undropped", "retrieved"})
+  if "anchors" in takes or "replaced_logits" in takes:
+    more = [name for name in ("undropped", "retrieved") if name in takes]
+    views = max(2, columns) + len(more)
   trained += encode(start.config, start.pooling, batch * views)
   if start.pooling == "cls":
     trained += 2 * batch * views * width**2

@@ -193,7 +193,7 @@ class Inputs:
       )
     terms = config_lib.terms(round_config)
     takes = losses.taken(terms)
-    masks = takes & {"masked_logits", "replaced_logits"}
+    masks = "masked_logits" in takes or "replaced_logits" in takes
     if masks and self.start.tokenizer.mask_token_id is None:
       raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
     for each in terms:

@@ -61,11 +61,16 @@ from dcse_jax.packing import Packing
 
 Batch = Mapping[str, Any]
 
-_VIEWS = frozenset({"anchors", "positives", "negatives"})
-_PROJECTED = _VIEWS | {"undropped", "layers", "retrieved"}
+# These are sequences, as whatever a program is traced from must be: sets have another
+# order in each process, and the program would have, too.
+_VIEWS = ("anchors", "positives", "negatives")
+_PROJECTED = (*_VIEWS, "undropped", "layers", "retrieved")
 # What comes with the batch as terms take it.
-_OF_BATCH = frozenset({"sentence_id", "clusters", "confidence", "retrieved_id"})
-_MASKED = frozenset({"masked_logits", "masked_labels", "is_masked"})
+_FROM_BATCH = ("sentence_id", "clusters", "confidence", "retrieved_id")
+_MASKED = ("masked_logits", "masked_labels", "is_masked")
+_REPLACED = ("replaced_logits", "is_replaced", "is_token")
+# What needs the views.
+_EMBEDDED = (*_PROJECTED, *_REPLACED, "predictions", "queue")
 
 # Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
 # replaced by any token, 10 % left.
@@ -74,26 +79,21 @@ PREDICTED, _MASK, _REPLACE = 0.15, 0.8, 0.1
 _HEADS = ("projection", "language_model", "discriminator", "predictor")
 _ALWAYS = (1.0, 0.0)  # Every one is masked.
 
-
-_REPLACED = frozenset({"replaced_logits", "is_replaced", "is_token"})
-# What needs the views.
-_EMBEDDED = _PROJECTED | _REPLACED | {"predictions", "queue"}
-
 # Three kinds of terms. Some see tokens, which are gone when the batch is together;
 # some see rows and whatever else; some see the whole batch only, and at once.
 
 
 def _by_masked(term: losses.Term) -> bool:
-  return bool(_MASKED & set(term.takes))
+  return any(name in term.takes for name in _MASKED)
 
 
 def _by_replaced(term: losses.Term) -> bool:
-  return bool(_REPLACED & set(term.takes))
+  return any(name in term.takes for name in _REPLACED)
 
 
 def _whole(term: losses.Term) -> bool:
-  names = set(term.takes) - {"rng", "progress", "queue", "is_queued"}
-  return all(name.startswith("all_") for name in names)
+  of_step = ("rng", "progress", "queue", "is_queued")
+  return all(name.startswith("all_") or name in of_step for name in term.takes)
 
 
 def _by_row(term: losses.Term) -> bool:
@@ -128,8 +128,11 @@ class Objective:
   row_blocks: Blocks = Blocks()
 
   @functools.cached_property
-  def _takes(self) -> frozenset[str]:
+  def _takes(self) -> tuple[str, ...]:
     return losses.taken(self.terms)
+
+  def _takes_any(self, names: Sequence[str]) -> bool:
+    return any(name in self._takes for name in names)
 
   def init_params(
     self,
@@ -148,13 +151,13 @@ class Objective:
     init = lambda name, module: encoder_lib.init_params(
       self.config, jax.random.fold_in(rng, _HEADS.index(name)), module
     )
-    if self.pooling == "cls" and self._takes & _EMBEDDED:
+    if self.pooling == "cls" and self._takes_any(_EMBEDDED):
       params["projection"] = init("projection", encoder_lib.Projection)
-    if self._takes & _MASKED:
+    if self._takes_any(_MASKED):
       params["language_model"] = language_model or init(
         "language_model", encoder_lib.LanguageModelHead
       )
-    if self._takes & _REPLACED:
+    if self._takes_any(_REPLACED):
       head = init("discriminator", encoder_lib.TokenHead)
       params["discriminator"] = {"encoder": encoder, "head": head}
     if "predictions" in self._takes:
@@ -170,7 +173,7 @@ class Objective:
       encoder: that training starts from.
       language_model: its head.
     """
-    if not self._takes & _REPLACED:
+    if not self._takes_any(_REPLACED):
       return ()
     return ({"encoder": encoder, "language_model": language_model},)
 
@@ -196,10 +199,10 @@ class Objective:
 
   def _setting(self, name: str) -> Any:
     """Of the one term that has it."""
-    values = {each.settings[name] for each in self.terms if name in each.settings}
-    if len(values) != 1:
+    values = [each.settings[name] for each in self.terms if name in each.settings]
+    if any(value != values[0] for value in values):
       raise UserError(f"terms of one objective must have one {name}, not {values}")
-    return values.pop()
+    return values[0]
 
   def __call__(
     self,
@@ -233,9 +236,9 @@ class Objective:
     packing = self.microbatches.packing_of_block(packing)
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     generator = None
-    if self._takes & _MASKED:
+    if self._takes_any(_MASKED):
       rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1), PREDICTED)
-    if self._takes & _REPLACED:
+    if self._takes_any(_REPLACED):
       share = self._setting("mask_probability")
       edited = self._mask_tokens(batch, jax.random.fold_in(rng, 6), share, _ALWAYS)
       rows |= {f"edited_{name}": value for name, value in edited.items()}
@@ -251,10 +254,12 @@ class Objective:
       offered["predictions"] = encoder_lib.predict(
         params["predictor"], self.config, offered["anchors"]
       )
-    for name in {"input_ids", "attention_mask"} & self._takes:
-      offered[name] = batch[name][:, 0]
-    for name in _OF_BATCH & self._takes:
-      offered[name] = batch[name]
+    for name in ("input_ids", "attention_mask"):
+      if name in self._takes:
+        offered[name] = batch[name][:, 0]
+    for name in _FROM_BATCH:
+      if name in self._takes:
+        offered[name] = batch[name]
     if "teacher" in self._takes and self.stacks:
       offered["teacher"] = teachers_lib.teacher_embeddings(
         teacher_params,
@@ -292,7 +297,7 @@ class Objective:
   def _of_sentences(self, params, rows, numbers, rng, packing, generator):
     """Embeddings of sentences, and the terms that are of single ones."""
     offered, values, counts = {}, {}, ()
-    if self._takes & _EMBEDDED:
+    if self._takes_any(_EMBEDDED):
       views = self._views(params, rows, numbers, jax.random.fold_in(rng, 3), packing)
       embeddings, offered["layers"] = views
       for i, name in enumerate(("anchors", "positives", "negatives")):
@@ -322,16 +327,17 @@ class Objective:
         packing=packing,
       )
     if "projection" in params:
-      for name in _PROJECTED & offered.keys():
-        offered[name] = encoder_lib.project(
-          params["projection"], self.config, offered[name]
-        )
-    if self._takes & _REPLACED:
+      for name in _PROJECTED:
+        if name in offered:
+          offered[name] = encoder_lib.project(
+            params["projection"], self.config, offered[name]
+          )
+    if self._takes_any(_REPLACED):
       replaced = self._detect_replaced(
         params, rows, numbers, jax.random.fold_in(rng, 7), generator, offered["anchors"]
       )
       values |= _evaluate(self.terms, _by_replaced, replaced)
-    if self._takes & _MASKED:
+    if self._takes_any(_MASKED):
       masked = self._score_masked(
         params, rows, numbers, jax.random.fold_in(rng, 4), packing
       )
@@ -492,8 +498,8 @@ def compare(
   gather = sharding.whole if row_blocks.number > 1 else lambda x: x
   every = {f"all_{name}": gather(value) for name, value in offered.items()}
   every |= of_step or {}
-  names = {name for each in terms for name in each.term.takes}
-  rows = {name: offered[name] for name in names & offered.keys()}
+  asked = [name for each in terms for name in each.term.takes]
+  rows = {name: value for name, value in offered.items() if name in asked}
 
   def of_rows(rows, numbers):
     if numbers is None:
@@ -540,7 +546,7 @@ def make_objective(
     dtype=jnp.dtype(config.dtype),
     stacks=stacks,
     mask_token_id=tokenizer.mask_token_id,
-    special_token_ids=tuple(tokenizer.all_special_ids),
+    special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
     microbatches=Blocks(config.microbatches, groups),
     row_blocks=Blocks(config.row_blocks, groups),
   )

@@ -40,7 +40,7 @@ ENCODER = dict(recipes.TINY, num_heads=2)
 ONLINE, CACHED = "online teachers", "cached teachers, models together"
 VARIANTS = {
   ONLINE: {},
-  CACHED: dict(teacher_cache="float16", parallel_seeds=True),
+  CACHED: dict(teacher_cache="float16", parallel_seeds=True, pooling="cls"),
 }
 
 
@@ -116,8 +116,12 @@ def wait_for(process, condition):
 
 
 def kill_often(workdir, variant, times, rng, env):
-  """Starts the command, kills it, and so on; how often before it had finished."""
+  """Starts the command, kills it, and so on; how often before it had finished.
+
+  Each time Python's hash seed is another: nothing may depend on it.
+  """
   for kills in range(times):
+    env = env | {"PYTHONHASHSEED": str(1 + kills % 2)}
     with processes.start(*command(workdir, variant), env=env) as process:
       # Half of them while a checkpoint is written, the others at any moment.
       if rng.random() < 0.5:

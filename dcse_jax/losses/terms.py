@@ -104,9 +104,10 @@ class Weighted:
   settings: Mapping[str, Any]
 
 
-def taken(terms: Iterable[Weighted]) -> frozenset[str]:
-  """What an objective asks for, without "all_"."""
-  return frozenset(n.removeprefix("all_") for each in terms for n in each.term.takes)
+def taken(terms: Iterable[Weighted]) -> tuple[str, ...]:
+  """What an objective asks for, each name once and without "all_", sorted."""
+  names = (name for each in terms for name in each.term.takes)
+  return tuple(sorted({name.removeprefix("all_") for name in names}))
 
 
 def parse(
