@@ -24,6 +24,7 @@ from dcse_jax import sharding
 from dcse_jax import teachers as teachers_lib
 from dcse_jax import train
 from dcse_jax import train_step
+from dcse_jax.data import text
 from dcse_jax.errors import UserError
 
 # Which ids are special has no influence on the cost.
@@ -37,6 +38,7 @@ class AbstractStep:
   Attributes:
     step_fn: as `train.Trainer.step_fn`.
     arguments: of step_fn, shapes with shardings.
+    num_columns: of the text.
     start: the model that training starts from; its parameters are shapes.
     stacks: the teachers.
     num_models: trained together by one call.
@@ -44,6 +46,7 @@ class AbstractStep:
 
   step_fn: Any
   arguments: tuple[Any, ...]
+  num_columns: int
   start: folder.Model
   stacks: tuple[teachers_lib.TeacherStack | teachers_lib.CachedTeachers, ...]
   num_models: int
@@ -83,7 +86,8 @@ def make_abstract_step(
   state = jax.eval_shape(
     lambda p: train_step.init_state(p, tx, rng, loss_fn.init_memory()), params
   )
-  columns = max(1, len(round_config.columns), 2 * bool(round_config.switch_case))
+  columns = text.num_columns(round_config.text, round_config.columns)
+  columns = max(columns, 2 * bool(round_config.switch_case))
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {
     "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
@@ -111,6 +115,7 @@ def make_abstract_step(
       jax.tree.map(lambda x: _shape(x, sharding=over_batch), batch),
       sharding.abstract(teacher_params, mesh),
     ),
+    num_columns=columns,
     start=start,
     stacks=stacks,
     num_models=num_models,

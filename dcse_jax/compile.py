@@ -165,7 +165,7 @@ def _cost(compiled, step, config, devices) -> dict[str, Any]:
     config,
     step.start,
     step.stacks,
-    columns=max(1, len(config.columns)),
+    columns=step.num_columns,
     length=config.max_length,
     squared_length=config.max_length**2,
   )

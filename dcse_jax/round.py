@@ -35,6 +35,7 @@ from dcse_jax import train as train_lib
 from dcse_jax import workdir as workdir_lib
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.errors import UserError
+from dcse_jax.files import read_json
 from dcse_jax.files import write_json
 from dcse_jax.sentence_encoder import encode_tokens
 
@@ -315,24 +316,28 @@ class Round:
 
   def _measure_teachers(self, teachers) -> dict[int, monitor.Distillation]:
     """Writes how the teachers differ; returns what measures each seed by them."""
-    settings = (
-      self._terms["distillation"].settings if "distillation" in self._terms else {}
-    )
     names = [teacher.name for teacher in teachers]
     weights = [teacher.weight for teacher in teachers]
     embed = lambda probe, split: [probe.embed(t.model, split) for t in teachers]
+    # A round has one such file, of its first seed, whichever seeds are left to train.
+    first, on_train = self._config.seeds[0], {}
+    path = self._folder / "teachers.json"
+    is_known = path.exists() and read_json(path).get("teachers") == names
+    if len(teachers) > 1 and not hosts.agree(is_known):
+      probe = self._probes.get(first) or self._make_probe(self._inputs, first)
+      on_train[first] = embed(probe, "train")
+      spread = diagnostics.teacher_spread(on_train[first])
+      if hosts.is_first():
+        write_json(path, {"teachers": names, **spread})
+    if "distillation" not in self._terms:
+      return {}
+    settings = self._terms["distillation"].settings
     measures, held_out = {}, None
     for seed, probe in self._probes.items():
-      embedded = {"train": embed(probe, "train")}
+      embedded = {"train": on_train.pop(seed, None) or embed(probe, "train")}
       if probe.held_out:  # The same for every seed.
         held_out = held_out or embed(probe, "held_out")
         embedded["held_out"] = held_out
-      if not measures and len(teachers) > 1:
-        spread = diagnostics.teacher_spread(embedded["train"])
-        if hosts.is_first():
-          write_json(self._folder / "teachers.json", {"teachers": names, **spread})
-      if "distillation" not in self._terms:
-        continue
       targets = {
         split: diagnostics.average_similarities(embeddings, weights)
         for split, embeddings in embedded.items()

@@ -15,7 +15,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from dcse_jax import compilation
 from dcse_jax import config as config_lib
@@ -200,23 +199,20 @@ class Recipe:
     need = {}
     # Finished rounds, too: their files are among those that are there.
     for config in cached.values():
-      rows = len(self.inputs.tokens(config))
       for member in itertools.chain(*self._members(config)):
-        encoder = self.inputs.start.config
+        model, tokens = self.inputs.start, self.inputs.tokens(config)
         if member in config.teachers:
-          encoder = self.inputs.outside(member).config
+          model = self.inputs.outside(member)
+          tokens = self.inputs.teacher_tokens(model, config)
         # Rounds share the files of a teacher that they have in common.
-        key = (member, config.text, config.max_length, config.teacher_cache)
+        key = (member, tokens.key, config.teacher_cache, config.dtype)
         need[key] = teacher_cache.cache_bytes(
-          rows, encoder.hidden_size, config.teacher_cache
+          len(tokens), model.config.hidden_size, config.teacher_cache
         )
-    cache = self._place.cache
-    there = sum(
-      file.stat().st_blocks * 512 for file in cache.glob("*teacher-*/embeddings.bin")
-    )
-    total = sum(need.values())
+    cache, total = self._place.cache, sum(need.values())
     _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)
-    teacher_cache.check_disk(cache, total - there, "the teacher cache")
+    missing = total - teacher_cache.bytes_there(cache, need.values())
+    teacher_cache.check_disk(cache, missing, "the teacher cache")
 
   def run(self) -> list[dict[str, Any]]:
     """Trains what is not trained yet; writes results.json and export/."""
@@ -254,10 +250,8 @@ class Recipe:
 
   def _best(self, name: str) -> pathlib.Path:
     """The folder of a finished round's best model on dev."""
-    seeds = self.rounds[name].seeds
-    results = [self._result(name, seed) for seed in seeds]
-    scores = [result["dev"] or 0.0 for result in results]
-    return self._folder(name, seeds[int(np.argmax(scores))])
+    results = {seed: self._result(name, seed) for seed in self.rounds[name].seeds}
+    return self._folder(name, trained.best_seed(results))
 
   def _run_round(self, name: str, seeds: Sequence[int]) -> None:
     config = self.rounds[name]

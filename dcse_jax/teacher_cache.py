@@ -7,6 +7,8 @@ interrupted run goes on with the blocks that are missing, damaged ones are made
 anew, and several hosts that share the folder divide the blocks among them.
 """
 
+import collections
+from collections.abc import Iterable
 from collections.abc import Sequence
 import concurrent.futures
 import hashlib
@@ -75,6 +77,25 @@ def teacher_key(model: folder_lib.Model, tokens: TokenCache, *facts: str) -> str
 def cache_bytes(rows: int, width: int, dtype: str) -> int:
   """The disk that one teacher's embeddings take."""
   return rows * width * jnp.dtype(dtype).itemsize
+
+
+def bytes_there(folder: pathlib.Path, sizes: Iterable[int]) -> int:
+  """Counts the bytes on the disk of files that are as large as some that are needed.
+
+  A file of another size is of another text or teacher, and no help.
+
+  Args:
+    folder: holds the caches.
+    sizes: of the files that are needed, in bytes.
+  """
+  needed = collections.Counter(sizes)
+  there = 0
+  for file in folder.glob("*teacher-*/embeddings.bin"):
+    size = file.stat().st_size
+    if needed[size]:
+      needed[size] -= 1
+      there += min(file.stat().st_blocks * 512, size)
+  return there
 
 
 def check_disk(folder: pathlib.Path, need: int, what: str) -> None:

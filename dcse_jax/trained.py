@@ -1,7 +1,10 @@
 """The models of a workdir: WORKDIR/ROUND/SEED, finished or under way."""
 
+from collections.abc import Mapping
 import dataclasses
+import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -37,15 +40,38 @@ def find(source: pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
     source = source / config["recipe"][-1]
   elif not (source / "origin.json").exists():
     return None
-  results = [read_json(path) for path in source.glob("*/result.json")]
+  results = {}
+  for seed in _seeds(source):
+    if (path := source / str(seed) / "result.json").exists():
+      results[seed] = read_json(path)
   if not results:
     raise UserError(
       f"{source} holds no finished model yet: name one of its seeds, such as "
       f"{source}/42, for the best checkpoint so far"
     )
-  results.sort(key=lambda result: result["seed"])  # Of equal ones the first.
-  best = max(results, key=lambda result: result["dev"] or 0.0)
-  return source / str(best["seed"]), None
+  return source / str(best_seed(results)), None
+
+
+def best_seed(results: Mapping[int, Mapping[str, Any]]) -> int:
+  """Chooses the model that stands for a round: the best on dev.
+
+  Args:
+    results: by seed what `result.json` holds, in the order of the config.
+
+  Returns:
+    Its seed; the first one among equal scores, and where there are no dev sets.
+  """
+  score = lambda seed: -math.inf if results[seed]["dev"] is None else results[seed]["dev"]
+  return max(results, key=score)
+
+
+def _seeds(round_folder: pathlib.Path) -> list[int]:
+  """The seeds of a round in the order of the workdir's config, or as they lie there."""
+  path = round_folder.parent / "config.json"
+  rounds = read_json(path)["config"]["rounds"] if path.exists() else {}
+  if round_folder.name in rounds:
+    return rounds[round_folder.name]["seeds"]
+  return sorted(int(each.name) for each in round_folder.iterdir() if each.name.isdigit())
 
 
 def load(

@@ -219,6 +219,22 @@ def test_the_abstract_step_takes_what_the_real_one_takes(files):
   assert np.isfinite(jax.device_get(metrics["distillation"]))
 
 
+@pytest.mark.parametrize(
+  "fields, columns",
+  [
+    (dict(text="tfds:my_set:train:a,b,c"), 3),
+    (dict(text="tfds:my_set:train:a"), 1),
+    (dict(text="pairs.tsv", columns=("a", "b")), 2),
+    (dict(switch_case=0.2), 2),
+  ],
+)
+def test_the_abstract_batch_has_the_columns_of_the_text(files, fields, columns):
+  mesh = sharding.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(recipe(files, **fields), "base", mesh)
+  assert step.arguments[1]["input_ids"].shape == (8, columns, 16)
+  assert step.num_columns == columns
+
+
 def test_cached_teachers_come_with_the_abstract_batch(files):
   mesh = sharding.make_mesh(jax.devices()[:2])
   config = recipe(files, teacher_cache="float16")

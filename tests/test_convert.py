@@ -49,6 +49,16 @@ def best_seed(folder_of_round):
   return max(results, key=lambda result: (result["dev"], -result["seed"]))["seed"]
 
 
+def test_without_dev_sets_a_rounds_model_is_that_of_the_seed_named_first(files):
+  config = recipes.from_files(files, "simcse", sts="", dev=(), test=())
+  config.rounds.simcse.seeds = (42, 7)
+  rounds.run(config, str(files / "run"))
+  read = lambda path: (files / "run" / path / "model.safetensors").read_bytes()
+  assert read("export") == read("simcse/42/model") != read("simcse/7/model")
+  for source in (files / "run", files / "run" / "simcse"):
+    assert trained.find(source) == (files / "run" / "simcse" / "42", None)
+
+
 def test_a_workdir_a_round_and_a_seed_become_the_folder_of_their_model(
   workdir, tmp_path
 ):

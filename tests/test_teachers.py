@@ -289,6 +289,31 @@ def test_a_cache_that_does_not_fit_is_refused_before_training(files, monkeypatch
   rounds.run(config, str(files / "run"))
 
 
+def test_what_two_rounds_read_otherwise_takes_room_twice(files, monkeypatch):
+  # One teacher of a table's first column in one round, and of its second in another.
+  lines = ["a,b", *(f'"{a}","{b}"' for a, b in zip(*[iter(models.SENTENCES[:120])] * 2))]
+  (files / "pairs.csv").write_text("\n".join(lines) + "\n")
+  config = from_files(files, text=str(files / "pairs.csv"), recipe=("one", "other"))
+  with config.unlocked():
+    for name, column in (("one", "a"), ("other", "b")):
+      config.rounds[name] = {
+        **config.rounds.student,
+        "seeds": (1,),
+        "teachers": (str(files / "model"),),
+        "columns": (column,),
+        "teacher_cache": "float32",
+      }
+  usage = shutil.disk_usage(files)
+  need = 2 * 60 * 16 * 4
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need - 1))
+  # A file of another size, left by another config, is no help.
+  other = files / "run" / "cache" / "teacher-other" / "embeddings.bin"
+  other.parent.mkdir(parents=True)
+  other.write_bytes(bytes(need * 2))
+  with pytest.raises(UserError, match="the teacher cache needs 0.00 GB"):
+    rounds.run(config, str(files / "run"))
+
+
 # --- Whole recipes ------------------------------------------------------------
 
 
@@ -350,6 +375,41 @@ def test_a_recipe_goes_on_to_a_second_round_and_to_single_models(files):
   spread = json.loads((files / "run" / "second" / "teachers.json").read_text())
   assert spread["teachers"] == ["student-1", "student-2"]
   assert not (files / "run" / "one" / "teachers.json").exists()
+
+
+def test_how_teachers_differ_is_measured_once_a_round_by_its_first_seed(
+  files, monkeypatch
+):
+  models.write_tiny_folder(files / "other", seed=3, num_layers=1)
+  config = from_files(files, recipe=("student",))
+  config.rounds.student.update(
+    teachers=(str(files / "model"), str(files / "other")),
+    objective="info_nce + list_net",
+    seeds=(1, 2, 3),
+  )
+  embedded = []
+  original = monitor.Probe.embed
+
+  def embed(self, model, split):
+    embedded.append(split)
+    return original(self, model, split)
+
+  monkeypatch.setattr(monitor.Probe, "embed", embed)
+  rounds.run(config, str(files / "run"))
+  # By both teachers the first seed's sentences, and each model by itself when it is
+  # finished; no term is measured by held-out similarities of teachers.
+  assert embedded == ["train", "train"] + 3 * ["held_out", "train"]
+  path = files / "run" / "student" / "teachers.json"
+  before = path.read_bytes()
+  shutil.rmtree(files / "run" / "student" / "3")
+  written = path.stat().st_mtime_ns
+  rounds.run(config, str(files / "run"))
+  assert path.stat().st_mtime_ns == written
+  # Gone, it is made again from the same sentences, though another seed is trained.
+  path.unlink()
+  shutil.rmtree(files / "run" / "student" / "3")
+  rounds.run(config, str(files / "run"))
+  assert path.read_bytes() == before
 
 
 def test_a_teachers_own_tokens_are_of_the_students_rows(files):

@@ -97,6 +97,13 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
   return _collect(source, rows, len(columns))
 
 
+def num_columns(source: str, columns: Sequence[str]) -> int:
+  """Tells how many columns `read_text` would give, without reading anything."""
+  if source.startswith("tfds:"):
+    columns = _parse_tfds_spec(source)[-1]
+  return max(1, len(columns))
+
+
 def _collect(source: str, rows: Iterable[Sequence[str]], width: int) -> Text:
   columns = tuple([] for _ in range(width))
   empty_rows = cut_rows = 0
