@@ -1,5 +1,6 @@
 """How every command starts and how it ends: bad input with one line and status 2."""
 
+import ast
 from collections.abc import Callable
 import contextlib
 import functools
@@ -26,6 +27,13 @@ def _one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
+def _without_repr(message: str) -> str:
+  """A message in one line, though it may be what a KeyError prints: Python's repr."""
+  with contextlib.suppress(SyntaxError, ValueError):
+    message = str(ast.literal_eval(message))
+  return " ".join(message.split())
+
+
 def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
   """Parses flags; whatever a config file or an override raises is bad input."""
   try:
@@ -33,9 +41,9 @@ def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
   except flags.Error as error:
     raise UserError(f"{_one_line(error)}; --help lists the flags") from error
   except (AttributeError, KeyError) as error:
-    name = _one_line(error).strip("\"'")
+    message = _without_repr(str(error.args[0] if error.args else error))
     raise UserError(
-      f"unknown config field: {name}; dcse_jax/config.py lists them"
+      f"unknown config field: {message}; dcse_jax/config.py lists them"
     ) from error
   except Exception as error:
     raise UserError(_one_line(error)) from error

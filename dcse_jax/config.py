@@ -14,16 +14,13 @@ from dcse_jax import losses
 from dcse_jax import sts
 from dcse_jax.encoder import POOLINGS
 from dcse_jax.errors import UserError
+from dcse_jax.losses.terms import POSITIVE
+from dcse_jax.losses.terms import Choice
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import Weighted
 
 ConfigDict = ml_collections.ConfigDict
 
-_CHOICES = {
-  "pooling": POOLINGS,
-  "schedule": ("linear", "cosine"),
-  "dtype": ("float32", "bfloat16"),
-  "teacher_cache": ("", "float16", "bfloat16", "float32"),
-}
 # What a round cannot have for itself.
 _OF_RECIPE = (
   "model",
@@ -42,17 +39,62 @@ _OF_RECIPE = (
 )
 # What a workdir holds beside the rounds.
 _FOLDERS = ("cache", "data", "export", "report")
-_POSITIVE = (
-  "max_length",
-  "batch_size",
-  "microbatches",
-  "row_blocks",
-  "num_train_steps",
-  "log_every",
-  "eval_every",
-  "learning_rate",
-  "clip_norm",
-)
+_COUNT, _COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
+_SHARE_BELOW_1 = Range(0, 1, below=True)
+# What each number and each word of a few may be; the settings of terms have their
+# ranges beside the terms.
+_RANGES = {
+  "pooling": Choice(POOLINGS),
+  "schedule": Choice(("linear", "cosine")),
+  "dtype": Choice(("float32", "bfloat16")),
+  "teacher_cache": Choice(("", "float16", "bfloat16", "float32")),
+  "encoder.vocab_size": _COUNT,
+  "encoder.hidden_size": _COUNT,
+  "encoder.num_layers": _COUNT,
+  "encoder.num_heads": _COUNT,
+  "encoder.intermediate_size": _COUNT,
+  "encoder.initializer_range": POSITIVE,
+  "num_layers": _COUNT_OR_NONE,
+  "synthetic_sentences": _COUNT_OR_NONE,
+  "synthetic_pairs": _COUNT_OR_NONE,
+  "max_length": _COUNT,
+  "switch_case": _SHARE_BELOW_1,
+  "batch_size": Range(2, whole=True),
+  "microbatches": _COUNT,
+  "row_blocks": _COUNT,
+  "num_train_steps": _COUNT,
+  "learning_rate": POSITIVE,
+  "warmup_steps": _COUNT_OR_NONE,
+  "weight_decay": Range(0),
+  "clip_norm": POSITIVE,
+  "sparsity": _SHARE_BELOW_1,
+  "max_skipped_steps": _COUNT_OR_NONE,
+  "mesh.data": Range(-1, whole=True),
+  "mesh.fsdp": _COUNT,
+  # JAX keeps 32 bits of a seed: a larger one would be another's equal.
+  "seed": Range(0, 2**32 - 1, whole=True),
+  "log_every": _COUNT,
+  "eval_every": _COUNT,
+  # A round has these.
+  "seeds": Range(0, 2**32 - 1, whole=True, several=True),
+}
+
+
+def _tuple_complaint(field: str, value: Any) -> str:
+  if not isinstance(value, (tuple, list)):
+    return "must be a tuple"
+  # The others hold numbers, and are checked by what they are for.
+  if field in ("teacher_weights", "profile_steps"):
+    return ""
+  return "" if all(isinstance(each, str) for each in value) else "must hold strings"
+
+
+# What is wrong with a value of a field whose default has this type; "" if nothing is.
+_TYPES = {
+  str: lambda field, value: "" if isinstance(value, str) else "must be a string",
+  bool: lambda field, value: "" if isinstance(value, bool) else "must be True or False",
+  tuple: _tuple_complaint,
+}
 
 
 def choose(variant: str, variants: Mapping[str, Any]) -> Any:
@@ -290,6 +332,7 @@ def check(config: ConfigDict) -> None:
   for name in config:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
+  _check_fields(config, default(), "config")
   _check_encoder(config.encoder)
   _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):
@@ -322,14 +365,30 @@ def check(config: ConfigDict) -> None:
       members(config.rounds, teacher)
 
 
+def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
+  """Refuses a value that is outside of its field's range, or of another type."""
+  for field in config:
+    if field in losses.TERMS or field not in known:
+      continue
+    if isinstance(known[field], ConfigDict):
+      for name, value in config[field].items():
+        _check_range(f"{field}.{name}", value, where)
+    elif field in _RANGES:
+      _check_range(field, config[field], where)
+    elif problem := _TYPES[type(known[field])](field, config[field]):
+      raise UserError(f"{where}.{field}={config[field]!r}: {problem}")
+
+
+def _check_range(field: str, value: Any, where: str) -> None:
+  if field in _RANGES and (problem := _RANGES[field].complaint(value)):
+    raise UserError(f"{where}.{field}={value!r}: {problem}")
+
+
 def _check_mesh(mesh: ConfigDict) -> None:
   if set(mesh) != {"data", "fsdp"}:
     raise UserError(f"config.mesh has the axes {', '.join(mesh)}: name data and fsdp")
-  if mesh.fsdp < 1 or mesh.data < -1 or mesh.data == 0:
-    raise UserError(
-      f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}: sizes are above 0, and "
-      "data=-1 takes what fsdp leaves"
-    )
+  if mesh.data == 0:
+    raise UserError("config.mesh.data=0: name a number of devices, or -1 for the rest")
 
 
 def _check_encoder(encoder: ConfigDict) -> None:
@@ -339,9 +398,6 @@ def _check_encoder(encoder: ConfigDict) -> None:
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  for field, value in encoder.items():
-    if not value > 0:
-      raise UserError(f"config.encoder.{field}={value}: must be above 0")
   if encoder.hidden_size % encoder.num_heads:
     raise UserError(
       f"encoder.hidden_size={encoder.hidden_size} does not divide among "
@@ -352,17 +408,11 @@ def _check_encoder(encoder: ConfigDict) -> None:
 def _check_round(
   name: str, config: ConfigDict, earlier: Sequence[str], later: set[str]
 ) -> None:
-  for field, choices in _CHOICES.items():
-    if config[field] not in choices:
-      raise UserError(
-        f"{field}={config[field]!r} in round {name}: use one of " + ", ".join(choices)
-      )
-  for field in _POSITIVE:
-    if not config[field] > 0:
-      raise UserError(f"{field}={config[field]} in round {name}: must be above 0")
-  if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+  _check_fields(config, round_config((), **default()), f"rounds.{name}")
+  if config.warmup_steps >= config.num_train_steps:
     raise UserError(
-      f"rounds.{name}.seeds={config.seeds}: name one seed or more, each once"
+      f"rounds.{name}: warmup_steps={config.warmup_steps} of num_train_steps="
+      f"{config.num_train_steps} would never reach the learning rate: warm up for less"
     )
   if config.start and config.start not in earlier:
     raise UserError(
@@ -375,24 +425,23 @@ def _check_round(
       f"come before {name} in config.recipe={config.recipe}"
     )
   weights = config.teacher_weights
-  if weights and (len(weights) != len(config.teachers) or min(weights) <= 0):
+  if weights and (
+    len(weights) != len(config.teachers) or any(map(POSITIVE.complaint, weights))
+  ):
     raise UserError(
       f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
       f"the {len(config.teachers)} names in teachers"
     )
-  if config.batch_size < 2:
-    raise UserError(
-      f"batch_size={config.batch_size} in round {name}: must be 2 or more"
-    )
   profile = config.profile_steps
-  if profile and not (len(profile) == 2 and 0 <= profile[0] < profile[1]):
+  if profile and (
+    any(map(_COUNT_OR_NONE.complaint, profile))
+    or len(profile) != 2
+    or not profile[0] < profile[1]
+  ):
     raise UserError(
       f"profile_steps={profile} in round {name}: give the first step to trace and the "
       "first not to, as in (10, 20)"
     )
-  for field in ("switch_case", "sparsity"):
-    if not 0 <= config[field] < 1:
-      raise UserError(f"{field}={config[field]} in round {name}: must be in [0, 1)")
   _check_terms(name, config)
 
 
@@ -408,9 +457,11 @@ def _check_terms(name: str, config: ConfigDict) -> None:
     term, where = each.term.name, f"in round {name}"
     takes.update(each.term.takes)
     needs = {name.removeprefix("all_") for name in each.term.needs}
-    for field, value in each.settings.items():
-      if field.endswith("temperature") and not value > 0:
-        raise UserError(f"{term}.{field}={value} {where}: must be above 0")
+    if unknown := [n for n in each.term.takes if n not in losses.OFFERED]:
+      raise UserError(
+        f"{term} asks for {', '.join(unknown)}, which no step offers: it may ask for "
+        + ", ".join(losses.OFFERED)
+      )
     if complaint := each.term.complaint(each.settings, config.batch_size):
       raise UserError(f"{term}.{complaint} ({where})")
     if "teacher" in needs and not config.teachers:

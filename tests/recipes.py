@@ -28,7 +28,8 @@ def tiny(config):
   config.max_length = 16
   for name in config.rounds:
     values = config.rounds[name]
-    values.update(num_train_steps=4, eval_every=2, log_every=2)
+    warmup = min(values.get("warmup_steps", config.warmup_steps), 2)
+    values.update(num_train_steps=4, eval_every=2, log_every=2, warmup_steps=warmup)
   return config
 
 

@@ -9,14 +9,14 @@ import optax
 from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
-from dcse_jax.losses.terms import within
 
 # The root's slope is infinite where the cosine is -1.
 _SMALLEST_SQUARED_SINE = 1e-6
 
 
-@term(complaint=within(margin=(0, math.pi / 2), similarity_threshold=(-1, 1)))
+@term(margin=Range(0, math.pi / 2), similarity_threshold=Range(-1, 1))
 def adap_acse(
   anchors: jax.Array,
   all_positives: jax.Array,

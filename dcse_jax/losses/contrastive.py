@@ -6,10 +6,11 @@ import optax
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-@term()
+@term(negative_weight=Range())
 def info_nce(
   anchors: jax.Array,
   all_positives: jax.Array,
@@ -45,7 +46,7 @@ def info_nce(
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
 
 
-@term()
+@term(margin=Range(0, 2))
 def focal_info_nce(
   anchors: jax.Array,
   all_positives: jax.Array,

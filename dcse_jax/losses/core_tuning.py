@@ -9,11 +9,11 @@ from dcse_jax.losses.similarity import normalize
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.similarity import pair_cosine
 from dcse_jax.losses.similarity import row_keys
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
-from dcse_jax.losses.terms import within
 
 
-@term(complaint=within(alpha=(1e-3, 1e3)))
+@term(alpha=Range(1e-3, 1e3))
 def core_tuning(
   anchors: jax.Array,
   all_positives: jax.Array,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
-from dcse_jax.losses.terms import within
 
 # A pair of less weight counts as one of this: its logarithm stays finite.
 _LEAST_WEIGHT = 1e-6
@@ -29,7 +29,7 @@ def _overlap(ids, mask, all_ids, all_mask):
   return both / jnp.maximum(either, 1)
 
 
-@term(complaint=within(least_propensity=(1e-3, 1)))
+@term(least_propensity=Range(1e-3, 1))
 def debcse(
   anchors: jax.Array,
   all_anchors: jax.Array,

@@ -17,6 +17,9 @@ from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import normalize
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.similarity import row_keys
+from dcse_jax.losses.terms import SHARE
+from dcse_jax.losses.terms import Choice
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 DIVERGENCES = ("cross_entropy", "kl", "js")
@@ -74,7 +77,7 @@ def join_teachers(
   return jnp.concatenate(parts, axis=1)
 
 
-def _complaint(settings, batch_size: int) -> str:
+def _check_groups(settings, batch_size: int) -> str:
   shuffles = {
     name: settings[name]
     for name in ("group_probability", "group_size", "group_top")
@@ -85,20 +88,18 @@ def _complaint(settings, batch_size: int) -> str:
       f"{list(shuffles)[0]}: group_probability, group_size and group_top exclude each "
       "other; set one"
     )
-  if settings["divergence"] not in DIVERGENCES:
-    return f"divergence={settings['divergence']!r}: use one of " + ", ".join(
-      DIVERGENCES
-    )
-  if not 0 <= settings["group_probability"] <= 1:
-    return f"group_probability={settings['group_probability']}: must be in [0, 1]"
-  if not 0 <= settings["group_top"] < batch_size:
+  if settings["group_top"] >= batch_size:
     return f"group_top={settings['group_top']}: must be below batch_size={batch_size}"
-  if settings["group_size"] < 0:
-    return f"group_size={settings['group_size']}: must be 0 or more"
   return ""
 
 
-@term(complaint=_complaint)
+@term(
+  check=_check_groups,
+  divergence=Choice(DIVERGENCES),
+  group_probability=SHARE,
+  group_size=Range(0, whole=True),
+  group_top=Range(0, whole=True),
+)
 def distillation(
   anchors: jax.Array,
   all_anchors: jax.Array,

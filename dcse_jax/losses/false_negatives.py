@@ -5,23 +5,16 @@ import jax.numpy as jnp
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Choice
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
-_MODES = ("eliminate", "attract")
 
-
-def _complaint(settings, batch_size: int) -> str:
-  del batch_size
-  if settings["mode"] not in _MODES:
-    return f"mode={settings['mode']!r}: use one of {', '.join(_MODES)}"
-  if not settings["num_clusters"] or min(settings["num_clusters"]) < 2:
-    return f"num_clusters={settings['num_clusters']}: give numbers of 2 or more"
-  if settings["refresh_every"] < 1:
-    return f"refresh_every={settings['refresh_every']}: must be above 0"
-  return ""
-
-
-@term(complaint=_complaint)
+@term(
+  mode=Choice(("eliminate", "attract")),
+  num_clusters=Range(2, whole=True, several=True),
+  refresh_every=Range(1, whole=True),
+)
 def incremental_false_negatives(
   anchors: jax.Array,
   all_positives: jax.Array,

@@ -8,11 +8,11 @@ from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.similarity import pair_cosine
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
-from dcse_jax.losses.terms import within
 
 
-@term(complaint=within(margin=(0, 2), queue_size=(1, 1 << 20)))
+@term(margin=Range(0, 2), queue_size=Range(1, 1 << 20, whole=True))
 def fraternal_twins(
   anchors: jax.Array,
   positives: jax.Array,

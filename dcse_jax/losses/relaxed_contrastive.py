@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
-from dcse_jax.losses.terms import within
 
 
-@term(complaint=within(similarity_threshold=(-1, 1), teacher_threshold=(-1, 1)))
+@term(similarity_threshold=Range(-1, 1), teacher_threshold=Range(-1, 1))
 def relaxed_contrastive(
   anchors: jax.Array,
   all_positives: jax.Array,

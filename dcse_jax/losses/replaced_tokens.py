@@ -4,17 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-def _complaint(settings, batch_size: int) -> str:
-  del batch_size
-  if not 0 < settings["mask_probability"] < 1:
-    return f"mask_probability={settings['mask_probability']}: must be in (0, 1)"
-  return ""
-
-
-@term(complaint=_complaint)
+@term(mask_probability=Range(0, 1, above=True, below=True))
 def replaced_token_detection(
   replaced_logits: jax.Array,
   is_replaced: jax.Array,

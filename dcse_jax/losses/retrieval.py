@@ -6,17 +6,11 @@ import optax
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-def _complaint(settings, batch_size: int) -> str:
-  del batch_size
-  if settings["num_neighbours"] < 1:
-    return f"num_neighbours={settings['num_neighbours']}: must be above 0"
-  return ""
-
-
-@term(complaint=_complaint)
+@term(num_neighbours=Range(1, whole=True))
 def retrieved_negatives(
   anchors: jax.Array,
   all_positives: jax.Array,

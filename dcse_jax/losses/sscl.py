@@ -6,18 +6,11 @@ import optax
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-def _complaint(settings, batch_size):
-  del batch_size
-  layers = tuple(settings["layers"])
-  if not layers or len(set(layers)) < len(layers) or min(layers) < 1:
-    return f"layers={layers}: name one layer or more, from 1, each once"
-  return ""
-
-
-@term(complaint=_complaint)
+@term(layers=Range(1, whole=True, several=True))
 def sscl(
   anchors: jax.Array,
   all_positives: jax.Array,

@@ -17,6 +17,73 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """The numbers that a setting may be; the defaults allow every finite one.
+
+  Attributes:
+    low: the least.
+    high: the largest.
+    above: leaves `low` itself out.
+    below: leaves `high` itself out.
+    whole: allows integers alone.
+    several: the setting is a sequence of one number or more, each once.
+  """
+
+  low: float = -math.inf
+  high: float = math.inf
+  above: bool = False
+  below: bool = False
+  whole: bool = False
+  several: bool = False
+
+  def complaint(self, value: Any) -> str:
+    """Says what a value must be; "" if it is that."""
+    values = [value]
+    if self.several:
+      values = value if isinstance(value, (tuple, list)) else []
+      if not values or len(set(map(str, values))) < len(values):
+        return f"must be a tuple of numbers, each {self} and once"
+    return "" if all(map(self._holds, values)) else f"must be {self}"
+
+  def _holds(self, value: Any) -> bool:
+    kinds = (int, np.integer) if self.whole else (int, float, np.integer, np.floating)
+    # Python's True is an int; and infinity is no range's own word for "no bound".
+    if isinstance(value, bool) or not isinstance(value, kinds):
+      return False
+    if not math.isfinite(value):
+      return False
+    over = value > self.low if self.above else value >= self.low
+    under = value < self.high if self.below else value <= self.high
+    return over and under
+
+  def __str__(self) -> str:
+    kind = "whole" if self.whole else "finite" if math.inf in (-self.low, self.high) else ""
+    kind = f"a {kind} number" if kind else "a number"
+    if self.low == -math.inf and self.high == math.inf:
+      return kind
+    if self.high == math.inf:
+      return f"{kind} above {self.low:g}" if self.above else f"{kind}, {self.low:g} or more"
+    opens, closes = "(" if self.above else "[", ")" if self.below else "]"
+    return f"{kind} in {opens}{self.low:.12g}, {self.high:.12g}{closes}"
+
+
+POSITIVE = Range(0, above=True)
+SHARE = Range(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """The words that a setting may be."""
+
+  words: tuple[str, ...]
+
+  def complaint(self, value: Any) -> str:
+    """Says what a value must be; "" if it is that."""
+    return "" if value in self.words else f"use one of {', '.join(self.words)}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +95,9 @@ class Term:
     needs: names of parameters that a step must offer.
     welcomes: names of parameters that are None where a step has no such.
     settings: defaults by name.
-    complaint: settings by name, and the batch size, to what is wrong with them, or
-      to "".
+    ranges: what each setting may be, by its name.
+    check: settings by name, and the batch size, to what is wrong with them
+      together, or to "".
   """
 
   name: str
@@ -37,12 +105,20 @@ class Term:
   needs: tuple[str, ...]
   welcomes: tuple[str, ...]
   settings: Mapping[str, Any]
-  complaint: Callable[[Mapping[str, Any], int], str]
+  ranges: Mapping[str, Range | Choice]
+  check: Callable[[Mapping[str, Any], int], str]
 
   @property
   def takes(self) -> tuple[str, ...]:
     """Every offered parameter."""
     return self.needs + self.welcomes
+
+  def complaint(self, settings: Mapping[str, Any], batch_size: int) -> str:
+    """Says what is wrong with settings by name; "" if nothing is."""
+    for name, value in settings.items():
+      if problem := self.ranges[name].complaint(value):
+        return f"{name}={value!r}: {problem}"
+    return self.check(settings, batch_size)
 
   @property
   def summary(self) -> str:
@@ -57,26 +133,49 @@ class Term:
 
 TERMS: dict[str, Term] = {}
 
+# What a step offers: with a row for each sentence, which may be asked for as "all_x",
+# too; for each sentence's tokens, which are gone when the batch is together; and what
+# the step has for all rows alike. `objective` says what each is.
+_ROWS = (
+  "anchors",
+  "positives",
+  "negatives",
+  "undropped",
+  "layers",
+  "predictions",
+  "teacher",
+  "input_ids",
+  "attention_mask",
+  "clusters",
+  "confidence",
+  "sentence_id",
+  "retrieved",
+  "retrieved_id",
+)
+OFFERED = (
+  *_ROWS,
+  *(f"all_{name}" for name in _ROWS),
+  *("masked_logits", "masked_labels", "is_masked"),
+  *("replaced_logits", "is_replaced", "is_token"),
+  *("own", "rng", "progress", "queue", "is_queued"),
+)
 
-def within(**ranges: tuple[float, float]) -> Callable[..., str]:
-  """A complaint about settings that are outside of their ranges.
+# The sign of an exponent, as in 1e+0, adds no terms.
+_PLUS = re.compile(r"(?<![\d.][eE])\+")
+
+
+def term(
+  *,
+  check: Callable[..., str] = lambda settings, batch_size: "",
+  **ranges: Range | Choice,
+):
+  """Registers a function as the term of its name.
 
   Args:
-    **ranges: the least and the largest value of each, both allowed.
+    check: as `Term.check`.
+    **ranges: what each setting may be; every one needs its own but temperatures,
+      which are above 0.
   """
-
-  def complaint(settings, batch_size):
-    del batch_size
-    for name, (low, high) in ranges.items():
-      if not low <= settings[name] <= high:
-        return f"{name}={settings[name]}: must be in [{low:g}, {high:g}]"
-    return ""
-
-  return complaint
-
-
-def term(*, complaint: Callable[..., str] = lambda settings, batch_size: ""):
-  """Registers a function as the term of its name."""
 
   def register(fn):
     needs, welcomes, settings = [], [], {}
@@ -87,8 +186,11 @@ def term(*, complaint: Callable[..., str] = lambda settings, batch_size: ""):
         needs.append(name)
       else:
         welcomes.append(name)
+    own = {name: POSITIVE for name in settings if name.endswith("temperature")} | ranges
+    if own.keys() != settings.keys():
+      raise TypeError(f"{fn.__name__}: give the range of each of {', '.join(settings)}")
     TERMS[fn.__name__] = Term(
-      fn.__name__, fn, tuple(needs), tuple(welcomes), settings, complaint
+      fn.__name__, fn, tuple(needs), tuple(welcomes), settings, own, check
     )
     return fn
 
@@ -123,7 +225,7 @@ def parse(
     ValueError: it is not a sum of known terms, each once.
   """
   found = []
-  for part in objective.split("+"):
+  for part in _PLUS.split(objective):
     weight, _, name = part.rpartition("*")
     name = name.strip()
     if name not in TERMS:
