@@ -8,9 +8,9 @@ leaves open how many students teach the second round; here it is all four.
 Published averages of seven STS sets, round 1 and 2: BERT-base 79.09 and 79.42,
 BERT-large 80.68 and 81.13, RoBERTa-base 78.26 and -, RoBERTa-large 80.95 and 81.15.
 
-The variant is a model, and ",script" after it takes the temperatures and the
-5,000 steps of the authors' published script in place of the paper's 0.02 and 0.01
-and one epoch of a million sentences.
+The variant is a model, and ",script" after it takes the temperatures of the authors'
+published script in place of the paper's 0.02 and 0.01, and stops after 5,000 steps of
+the same schedule, as that does, in place of one epoch of a million sentences.
 
 python -m dcse_jax.main --config configs/distillcse.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/distillcse
@@ -42,6 +42,7 @@ def get_config(variant="bert-base"):
   config.model, config.learning_rate = config_lib.choose(model, _VARIANTS)
   sources = {"": (0.02, 0.01, 15_625), "script": (0.025, 0.0125, 5_000)}
   student, teacher, config.num_train_steps = config_lib.choose(source, sources)
+  config.schedule_steps = 15_625
   config.distillation.student_temperature = student
   config.distillation.teacher_temperature = teacher
   config.distillation.group_probability = 0.1

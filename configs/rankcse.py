@@ -2,9 +2,11 @@
 
 Liu et al., RankCSE, ACL 2023 (arXiv:2305.16726): InfoNCE, ranking consistency and
 ranking distillation from two teachers, weighed 0.33 and 0.67, by ListMLE; ",list_net"
-after the model distils by ListNet. Batch 128, learning rate 3e-5 and BERT-base's
-teachers are of a public reproduction. Where the settings were not at hand (the other
-models), teachers are the SimCSE models of both sizes, and the learning rate SimCSE's.
+after the model distils by ListNet. Batch 128, learning rate 3e-5, BERT-base's teachers
+and the weight of ListMLE are of a public reproduction: there it is the sum over the 128
+ranks of a list that the sentence itself heads, which is InfoNCE and 127 times the mean
+over the others. Where the settings were not at hand (the other models), teachers are
+the SimCSE models of both sizes, and the learning rate SimCSE's.
 
 python -m dcse_jax.main --config configs/rankcse.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/rankcse
@@ -28,12 +30,15 @@ def get_config(variant="bert-base"):
   config = config_lib.simcse(model)
   config.batch_size = 128
   config.num_train_steps = 1_000_000 // config.batch_size
-  term = config_lib.choose(ranking, {"": "list_mle", "list_net": "list_net"})
+  objectives = {
+    "": f"2 * info_nce + rank_consistency + {config.batch_size - 1} * list_mle",
+    "list_net": "info_nce + rank_consistency + list_net",
+  }
   config.recipe = ("rank",)
   config.rounds.rank = config_lib.round_config(
     seeds=(42,),
     teachers=_ROBERTA if model.startswith("roberta") else _BERT,
     teacher_weights=(0.33, 0.67),
-    objective=f"info_nce + rank_consistency + {term}",
+    objective=config_lib.choose(ranking, objectives),
   )
   return config

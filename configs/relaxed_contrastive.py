@@ -5,7 +5,8 @@ Seo et al., Relaxed Contrastive Learning for Federated Learning, CVPR 2024
 code's, whose data are images; batch and learning rate are SimCSE's. Without teachers a
 sentence and itself under another dropout mask are the only pair of one meaning; with
 --config.rounds.relaxed.teachers="('DIR_OR_ID',)" so are sentences that these find
-alike.
+alike. Of several pairs the published code takes the least alike alone
+(--config.relaxed_contrastive.pairs=least_alike).
 
 python -m dcse_jax.main --config configs/relaxed_contrastive.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/relaxed_contrastive

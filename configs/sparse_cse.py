@@ -1,8 +1,9 @@
 """SparseCSE: SimCSE without the weights that do least for it.
 
 After An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a SimCSE model, then a
-model from it whose least useful weights are zero. The share is chosen here; so are
-SimCSE's batch and learning rate in both rounds.
+model from it whose least useful weights are zero, by alignment and uniformity of
+embeddings before any projection. The share is chosen here; so are SimCSE's batch and
+learning rate in both rounds.
 
 python -m dcse_jax.main --config configs/sparse_cse.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/sparse_cse

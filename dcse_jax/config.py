@@ -64,6 +64,7 @@ _RANGES = {
   "row_blocks": _COUNT,
   "num_train_steps": _COUNT,
   "learning_rate": POSITIVE,
+  "schedule_steps": _COUNT_OR_NONE,
   "warmup_steps": _COUNT_OR_NONE,
   "weight_decay": Range(0),
   "clip_norm": POSITIVE,
@@ -132,6 +133,8 @@ def default() -> ConfigDict:
   # How states become an embedding, where the model's folder does not say
   # itself. "cls" trains through a projection that evaluation drops.
   config.pooling = "cls"
+  # Keeps that projection in what is evaluated and exported, as a dense layer.
+  config.keep_head = False
   config.num_layers = 0  # Keeps only the first so many layers; 0 keeps all.
 
   # Text: .txt, .csv, .tsv or .jsonl, also .gz, or tfds:NAME:SPLIT:FEATURE.
@@ -176,6 +179,9 @@ def default() -> ConfigDict:
   config.num_train_steps = 15_625
   config.learning_rate = 3e-5
   config.schedule = "linear"
+  # Steps after which the learning rate would be 0; 0 is num_train_steps. More of them
+  # stop a longer training before its end.
+  config.schedule_steps = 0
   config.warmup_steps = 0
   config.weight_decay = 0.0
   config.clip_norm = 1.0
@@ -298,6 +304,15 @@ def used(config: ConfigDict) -> dict[str, Any]:
   return fields
 
 
+def defaults() -> dict[str, Any]:
+  """Every field at its default, JSON, named as `used` names them."""
+  fields = json.loads(default().to_json_best_effort())
+  for name in losses.TERMS:
+    settings = fields.pop(name)
+    fields |= {f"{name}.{key}": value for key, value in settings.items()}
+  return fields
+
+
 def members(rounds: Mapping[str, ConfigDict], name: str) -> list[tuple[str, int]]:
   """The models of a recipe that the name of a teacher stands for.
 
@@ -362,7 +377,12 @@ def check(config: ConfigDict) -> None:
     later = set(config.rounds) - set(config.recipe[:i])
     _check_round(name, of_round(config, name), config.recipe[:i], later)
     for teacher in of_round(config, name).teachers:
-      members(config.rounds, teacher)
+      for member, _ in members(config.rounds, teacher):
+        if of_round(config, member).keep_head:
+          raise UserError(
+            f"rounds.{name}.teachers: {teacher} keeps its head (keep_head=True), which "
+            "a teacher may not have: train it without"
+          )
 
 
 def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
@@ -409,6 +429,11 @@ def _check_round(
   name: str, config: ConfigDict, earlier: Sequence[str], later: set[str]
 ) -> None:
   _check_fields(config, round_config((), **default()), f"rounds.{name}")
+  if 0 < config.schedule_steps < config.num_train_steps:
+    raise UserError(
+      f"rounds.{name}: schedule_steps={config.schedule_steps} is below num_train_steps="
+      f"{config.num_train_steps}: the rate would be 0 before the end; set it to 0"
+    )
   if config.warmup_steps >= config.num_train_steps:
     raise UserError(
       f"rounds.{name}: warmup_steps={config.warmup_steps} of num_train_steps="

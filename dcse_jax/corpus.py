@@ -107,7 +107,8 @@ class Corpus:
   Attributes:
     folder: of the run.
     tokens: the corpus.
-    embed: encoder parameters to embeddings of the whole corpus, [n, D].
+    embed: encoder parameters, and a pooling or None for the model's own, to embeddings
+      of the whole corpus, [n, D].
     settings: of the terms that ask, by what is asked for: `clusters`, `retrieved`.
     share: brings what the first process wrote in the folder to all.
     seed: of what is drawn.
@@ -115,7 +116,7 @@ class Corpus:
 
   folder: pathlib.Path
   tokens: TokenCache
-  embed: Callable[[Any], np.ndarray]
+  embed: Callable[[Any, str | None], np.ndarray]
   settings: Mapping[str, Mapping[str, Any]]
   share: Callable[[], None]
   seed: int
@@ -138,12 +139,14 @@ class Corpus:
       every = self.settings["clusters"]["refresh_every"]
       sizes = self.settings["clusters"]["num_clusters"]
       make = functools.partial(cluster, num_clusters=sizes, seed=self.seed)
-      known = self._at("clusters", step - step % every, step, params, make)
+      known = self._at("clusters", step - step % every, step, params, None, make)
       joined |= {name: values[rows] for name, values in known.items()}
     if "retrieved" in self.settings:
       number = self.settings["retrieved"]["num_neighbours"]
+      pooling = self.settings["retrieved"]["search_pooling"]
+      pooling = None if pooling == "model" else pooling
       make = functools.partial(neighbours, number=number)
-      near = self._at("retrieved", 0, step, params, make)["neighbours"]
+      near = self._at("retrieved", 0, step, params, pooling, make)["neighbours"]
       rng = np.random.default_rng([self.seed, step])
       drawn = rng.integers(near.shape[1], size=len(near))[rows]
       tokens = self.tokens.gather(near[rows, drawn])
@@ -154,7 +157,9 @@ class Corpus:
       joined["retrieved_mask"] = tokens["attention_mask"][:, 0]
     return joined
 
-  def _at(self, kind, step: int, now: int, params, make) -> dict[str, np.ndarray]:
+  def _at(
+    self, kind, step: int, now: int, params, pooling, make
+  ) -> dict[str, np.ndarray]:
     """What was made at a step, or is made now."""
     if kind in self._known and self._known[kind][0] == step:
       return self._known[kind][1]
@@ -169,7 +174,7 @@ class Corpus:
         )
       model = params()
       if hosts.is_first():
-        _write(path, make(self.embed(model)))
+        _write(path, make(self.embed(model, pooling)))
       self.share()
     self._known[kind] = (step, _read(path))
     return self._known[kind][1]

@@ -133,6 +133,9 @@ def step_flops(
   takes = losses.taken(terms)
   trained = generated = 0.0
 
+  def setting(name):
+    return next(each.settings[name] for each in terms if name in each.settings)
+
   def encode(shape, pooling, sentences):
     # The poolings that read more than one token need all of them.
     positions = 1 if pooling in ("cls", "cls_before_pooler") else 0
@@ -140,20 +143,19 @@ def step_flops(
 
   if "masked_logits" in takes:
     slots = max(1, round(objective.PREDICTED * config.max_length))
-    trained += encoder_flops(start.config, sentences=batch, positions=slots, **lengths)
-    trained += batch * slots * 2 * width * (width + start.config.vocab_size)
+    masked = batch * setting("masked_views")
+    trained += encoder_flops(start.config, sentences=masked, positions=slots, **lengths)
+    trained += masked * slots * 2 * width * (width + start.config.vocab_size)
   if "replaced_logits" in takes:
-    trained += encoder_flops(start.config, sentences=batch, **lengths)
-    (share,) = (
-      each.settings["mask_probability"]
-      for each in terms
-      if "replaced_logits" in each.term.takes
-    )
-    slots = share * length
+    edited, slots = batch, setting("mask_probability") * length
+    positions = round(slots)
+    if setting("edits") == "published":
+      edited, slots, positions = 2 * batch, length, 0
+    trained += encoder_flops(start.config, sentences=edited, **lengths)
     generated = encoder_flops(
-      start.config, sentences=batch, positions=round(slots), **lengths
+      start.config, sentences=edited, positions=positions, **lengths
     )
-    generated += batch * slots * 2 * width * (width + start.config.vocab_size)
+    generated += edited * slots * 2 * width * (width + start.config.vocab_size)
   views = 0
   if "anchors" in takes or "replaced_logits" in takes:
     more = [name for name in ("undropped", "retrieved") if name in takes]

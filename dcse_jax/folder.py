@@ -64,6 +64,18 @@ class Head:
     return self.ACTIVATIONS[self.activation](embeddings @ self.kernel + self.bias)
 
 
+def projection_head(params: encoder_lib.Params) -> Head | None:
+  """The training-only projection as a head that a folder keeps.
+
+  Args:
+    params: trained, with `projection`; None is returned where there is none.
+  """
+  if "projection" not in params:
+    return None
+  dense = params["projection"]["dense"]
+  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
   """An encoder with all that turns text into embeddings.

@@ -38,7 +38,7 @@ class Probe:
     # As when it teaches: a teacher may take fewer tokens than the student.
     max_length = min(self.max_length, model.config.max_tokens)
     embed = embedder(model, getattr(self, split), max_length)
-    return self.batches(embed(model.params))
+    return self.batches(embed({"encoder": model.params}))
 
   def batches(self, embeddings: np.ndarray) -> np.ndarray:
     """[n * B, D] to [n, B, D]."""
@@ -64,33 +64,55 @@ def dev_sentences(sets: dict[str, sts.StsSet], names: Sequence[str]) -> list[str
 
 
 def embedder(
-  model: folder.Model, sentences: Sequence[str], max_length: int
+  model: folder.Model,
+  sentences: Sequence[str],
+  max_length: int,
+  *,
+  projected: bool = False,
 ) -> Callable[[Any], np.ndarray]:
-  """Encoder parameters to embeddings [n, D] of these sentences; tokenises once."""
+  """Makes a function from trained parameters to embeddings [n, D] of sentences.
+
+  Args:
+    model: whose tokenizer, shape, pooling and head the parameters have.
+    sentences: tokenised once, at the first call.
+    max_length: cuts them, in tokens.
+    projected: applies the training-only projection where there is one.
+  """
   tokens: list[list[int]] = []
 
   def embed(params):
     if not tokens and sentences:
       tokens.extend(folder.tokenize(model.tokenizer, sentences, max_length))
     # Once, not with every batch.
-    on_device = jax.device_put(params)
-    return encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
+    on_device = jax.device_put(params["encoder"])
+    embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
+    if projected and "projection" in params:
+      projection = params["projection"]
+      return np.asarray(encoder_lib.project(projection, model.config, embeddings))
+    return model.head(embeddings) if model.head else embeddings
 
   return embed
 
 
 class Scorer:
-  """Spearman, alignment and uniformity of encoder parameters on STS sets.
+  """Spearman, alignment and uniformity of trained parameters on STS sets.
 
   Args:
     model: whose tokenizer, shape and pooling the parameters have.
     sets: by name; may be none.
+    projected: scores what comes out of the training-only projection.
   """
 
-  def __init__(self, model: folder.Model, sets: dict[str, sts.StsSet]):
+  def __init__(
+    self,
+    model: folder.Model,
+    sets: dict[str, sts.StsSet],
+    *,
+    projected: bool = False,
+  ):
     self._sets = sets
     sentences, self._rows = sts.index_sentences(sets)
-    self._embed = embedder(model, sentences, model.max_length)
+    self._embed = embedder(model, sentences, model.max_length, projected=projected)
 
   def spearman(self, params: Any) -> dict[str, float]:
     """Spearman in percent by set."""
@@ -134,10 +156,12 @@ class Distillation:
     targets: dict[str, np.ndarray],
     **settings: Any,
   ):
-    self._config, self._probe = student.config, probe
-    self._targets, self._settings = targets, settings
+    self._probe, self._targets, self._settings = probe, targets, settings
     self._embed = {
-      split: embedder(student, getattr(probe, split), probe.max_length)
+      # As trained: the loss sees the projection.
+      split: embedder(
+        student, getattr(probe, split), probe.max_length, projected=True
+      )
       for split in targets
     }
 
@@ -145,12 +169,7 @@ class Distillation:
     """In nats, "eval/distillation_train" and "..._held_out" if there is such."""
     result = {}
     for split, embed in self._embed.items():
-      embeddings = embed(params["encoder"])
-      if "projection" in params:  # As trained: the loss sees the projection.
-        embeddings = np.asarray(
-          encoder_lib.project(params["projection"], self._config, embeddings)
-        )
       result[f"eval/distillation_{split}"] = diagnostics.distillation_loss(
-        self._probe.batches(embeddings), self._targets[split], **self._settings
+        self._probe.batches(embed(params)), self._targets[split], **self._settings
       )
     return result

@@ -24,10 +24,11 @@ What a step offers, each with a row for each sentence of the batch:
                          numbers of both, [B], equal for equal sentences; see
                          `corpus`
   masked_logits, masked_labels, is_masked
-                         of the first column's masked tokens, [B, K, V] and [B, K]
+                         of masked tokens, [B, K, V] and [B, K]: of the first view, or
+                         of two side by side as the term's `masked_views` says
   replaced_logits, is_replaced, is_token
-                         of the first column with words that a frozen language model
-                         filled in, [B, S]; the term's `mask_probability` of them
+                         of the first view with words that a frozen language model
+                         filled in, [B, S]; or of two side by side: see the term
 
 and of the step itself
 
@@ -237,10 +238,14 @@ class Objective:
     rows = {name: batch[name] for name in ("input_ids", "attention_mask")}
     generator = None
     if self._takes_any(_MASKED):
-      rows |= self._mask_tokens(batch, jax.random.fold_in(rng, 1), PREDICTED)
+      views = self._setting("masked_views")
+      rows |= self._mask_views(batch, jax.random.fold_in(rng, 1), PREDICTED, views)
     if self._takes_any(_REPLACED):
-      share = self._setting("mask_probability")
-      edited = self._mask_tokens(batch, jax.random.fold_in(rng, 6), share, _ALWAYS)
+      share, key = self._setting("mask_probability"), jax.random.fold_in(rng, 6)
+      if self._setting("edits") == "published":
+        edited = self._mask_views(batch, key, share, 2)
+      else:
+        edited = self._mask_views(batch, key, share, 1, _ALWAYS)
       rows |= {f"edited_{name}": value for name, value in edited.items()}
       generator = jax.lax.stop_gradient(teacher_params[-1])
     if "retrieved" in self._takes:
@@ -334,7 +339,7 @@ class Objective:
           )
     if self._takes_any(_REPLACED):
       replaced = self._detect_replaced(
-        params, rows, numbers, jax.random.fold_in(rng, 7), generator, offered["anchors"]
+        params, rows, numbers, jax.random.fold_in(rng, 7), generator, offered
       )
       values |= _evaluate(self.terms, _by_replaced, replaced)
     if self._takes_any(_MASKED):
@@ -373,21 +378,31 @@ class Objective:
     )
     return by_view(embeddings), by_view(layers)[:, 0]
 
-  def _mask_tokens(
+  def _mask_views(
     self,
     batch: Batch,
     rng: jax.Array,
     share: float,
+    views: int,
     shown_as: tuple[float, float] = (_MASK, _REPLACE),
   ) -> dict[str, jax.Array]:
-    """The first column with a share of its tokens to guess, others at every step.
+    """Views with a share of their tokens to guess, [B, views, ...], others each step.
 
-    A fixed number of slots a row, so that only these meet the vocabulary.
+    Views are the columns of the text, or a single column as often, masked otherwise.
     """
+    masked = []
+    for view in range(views):
+      column = view if batch["input_ids"].shape[1] > 1 else 0
+      key = jax.random.fold_in(rng, view) if view else rng
+      ids, mask = (batch[n][:, column] for n in ("input_ids", "attention_mask"))
+      masked.append(self._mask_tokens(ids, mask, key, share, shown_as))
+    return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *masked)
+
+  def _mask_tokens(self, input_ids, attention_mask, rng, share, shown_as):
+    """Masks one view: a few slots a row, so that only these meet the vocabulary."""
     choice_rng, kind_rng, token_rng = jax.random.split(rng, 3)
-    input_ids = batch["input_ids"][:, 0]
     special = jnp.isin(input_ids, jnp.asarray(self.special_token_ids))
-    is_word = batch["attention_mask"][:, 0] & ~special
+    is_word = attention_mask & ~special
     slots = max(1, round(share * input_ids.shape[1]))
     score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
     _, position = jax.lax.top_k(score, slots)
@@ -404,73 +419,128 @@ class Objective:
     shown = jnp.where(is_masked, shown, labels)
     return {
       "masked_ids": input_ids.at[row, position].set(shown),
+      "masked_mask": attention_mask,
       "position": position,
       "masked_labels": labels,
       "is_masked": is_masked,
     }
 
-  def _detect_replaced(self, params, rows, numbers, rng, generator, embeddings):
+  def _detect_replaced(self, params, rows, numbers, rng, generator, offered):
     """Logits of the tokens' being replaced, in sentences that are filled in now."""
-    mask = rows["attention_mask"][:, 0]
-    position, labels = rows["edited_position"], rows["edited_masked_labels"]
-    states = encoder_lib.states_at(
-      generator["encoder"],
-      self.config,
-      rows["edited_masked_ids"],
-      mask,
-      position,
-      dtype=self.dtype,
-    )
-    logits = encoder_lib.score_tokens(
-      generator["language_model"],
-      generator["encoder"],
-      self.config,
-      states,
-      dtype=self.dtype,
-    )
-    guess = jnp.argmax(logits, axis=-1).astype(labels.dtype)
-    guess = jnp.where(rows["edited_is_masked"], guess, labels)
-    original = rows["input_ids"][:, 0]
-    row = jnp.arange(len(original))[:, None]
-    edited = original.at[row, position].set(guess)
+    edited = {
+      name.removeprefix("edited_"): value
+      for name, value in rows.items()
+      if name.startswith("edited_")
+    }
+    views = edited["masked_ids"].shape[1]
+    embeddings = [offered["anchors"], offered.get("positives")][:views]
+    embeddings = jnp.stack(embeddings, axis=1).reshape(-1, self.config.hidden_size)
+    edited, numbers = _flat_views(edited, numbers)
+    mask = edited["masked_mask"]
+    row = jnp.arange(len(mask))[:, None]
+    labels, position = edited["masked_labels"], edited["position"]
+    if self._setting("edits") == "published":
+      original = rows["input_ids"][:, :2]
+      original = jnp.broadcast_to(original, (len(original), 2, original.shape[2]))
+      original = original.reshape(mask.shape)
+      generator_rng, rng = jax.random.split(rng)
+      guess = self._fill_in_all(generator, edited, numbers, generator_rng)
+      guess = guess.astype(original.dtype).at[:, 0].set(original[:, 0])
+      ids = jnp.where(mask, guess, self.config.pad_token_id)
+      is_replaced, is_token = (ids != original) & mask, jnp.ones_like(mask)
+    else:
+      # The slots that are not masked hold the words that stand there.
+      original = rows["input_ids"][:, 0]
+      guess = self._fill_in_masked(generator, edited).astype(labels.dtype)
+      guess = jnp.where(edited["is_masked"], guess, labels)
+      ids = original.at[row, position].set(guess)
+      is_replaced, is_token = ids != original, mask
     found = encoder_lib.detect_replaced(
       params["discriminator"],
       self.config,
-      edited,
+      ids,
       mask,
       embeddings,
       rng=rng,
       dtype=self.dtype,
       numbers=numbers,
     )
+    side_by_side = lambda x: x.reshape(-1, views * x.shape[1])
     return {
-      "replaced_logits": found,
-      "is_replaced": edited != original,
-      "is_token": mask,
+      "replaced_logits": side_by_side(found),
+      "is_replaced": side_by_side(is_replaced),
+      "is_token": side_by_side(is_token),
     }
 
-  def _score_masked(self, params, rows, numbers, rng, packing):
-    """The language model's logits of masked tokens, with their labels."""
+  def _fill_in_masked(self, generator, edited):
+    """The language model's best guesses of masked tokens, [n, K]."""
     states = encoder_lib.states_at(
-      params["encoder"],
+      generator["encoder"],
       self.config,
-      rows["masked_ids"],
-      rows["attention_mask"][:, 0],
-      rows["position"],
+      edited["masked_ids"],
+      edited["masked_mask"],
+      edited["position"],
+      dtype=self.dtype,
+    )
+    return jnp.argmax(self._score_tokens(generator, states), axis=-1)
+
+  def _fill_in_all(self, generator, edited, numbers, rng):
+    """The language model's best guess of every token, under dropout, [n, S]."""
+    states = encoder_lib.hidden_states(
+      generator["encoder"],
+      self.config,
+      edited["masked_ids"],
+      edited["masked_mask"],
       rng=rng,
       dtype=self.dtype,
-      packing=packing,
       numbers=numbers,
-    )
-    logits = encoder_lib.score_tokens(
+    )[-1]
+    # One position after the other: all together would meet the vocabulary at once.
+    guess = lambda states: jnp.argmax(self._score_tokens(generator, states), axis=-1)
+    return jax.lax.map(guess, states.swapaxes(0, 1)).swapaxes(0, 1)
+
+  def _score_tokens(self, params, states):
+    return encoder_lib.score_tokens(
       params["language_model"],
       params["encoder"],
       self.config,
       states,
       dtype=self.dtype,
     )
-    names = ("masked_labels", "is_masked")
-    return {"masked_logits": logits, **{name: rows[name] for name in names}}
+
+  def _score_masked(self, params, rows, numbers, rng, packing):
+    """The language model's logits of masked tokens, with their labels."""
+    names = ("masked_ids", "masked_mask", "position", "masked_labels", "is_masked")
+    masked = {name: rows[name] for name in names}
+    views = masked["position"].shape[1]
+    if rows["input_ids"].shape[1] == 1:
+      packing = packing and packing.times(views)
+    masked, numbers = _flat_views(masked, numbers)
+    states = encoder_lib.states_at(
+      params["encoder"],
+      self.config,
+      masked["masked_ids"],
+      masked["masked_mask"],
+      masked["position"],
+      rng=rng,
+      dtype=self.dtype,
+      packing=packing,
+      numbers=numbers,
+    )
+    side_by_side = lambda x: x.reshape(-1, views * x.shape[1], *x.shape[2:])
+    return {
+      "masked_logits": side_by_side(self._score_tokens(params, states)),
+      "masked_labels": side_by_side(masked["masked_labels"]),
+      "is_masked": side_by_side(masked["is_masked"]),
+    }
+
+
+def _flat_views(rows, numbers):
+  """Arrays [n, views, ...] as [n * views, ...], with the numbers of the new rows."""
+  views = jax.tree.leaves(rows)[0].shape[1]
+  if numbers is not None:
+    numbers = (numbers[:, None] * views + np.arange(views)).reshape(-1)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), numbers
 
 
 def compare(

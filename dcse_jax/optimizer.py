@@ -13,7 +13,7 @@ def make_schedule(
     learning_rate: the peak.
     schedule: "linear" or "cosine".
     warmup_steps: from 0 up to the peak.
-    num_steps: of the whole training.
+    num_steps: where it is 0; a training may end before.
   """
   rest = max(num_steps - warmup_steps, 1)
   decays = {

@@ -32,7 +32,7 @@ def contributions(
     loss_fn: of `losses.alignment_uniformity`.
     encoder: parameters.
     batches: of tokens, on the host.
-    rng: draws the dropout, and the projection if there is one.
+    rng: draws the dropout.
   """
   params = loss_fn.init_params(encoder, rng)
 

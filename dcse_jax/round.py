@@ -75,7 +75,7 @@ def make_optimizer(
     learning_rate=config.learning_rate,
     schedule=config.schedule,
     warmup_steps=config.warmup_steps,
-    num_steps=config.num_train_steps,
+    num_steps=config.schedule_steps or config.num_train_steps,
   )
   tx = optimizer.make_optimizer(
     schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
@@ -116,9 +116,10 @@ class Round:
     self._start, self._mesh, self._inputs = start, mesh, inputs
     self._terms = {each.term.name: each for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
-    self._scorer = monitor.Scorer(start, inputs.sets)
+    score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
+    self._scorer = score(inputs.sets)
     names = [name for name in config.dev if name in inputs.sets]
-    self._dev = monitor.Scorer(start, {name: inputs.sets[name] for name in names})
+    self._dev = score({name: inputs.sets[name] for name in names})
     self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
     self._teaching = teaching_lib.Teaching()
     self._distillation: dict[int, monitor.Distillation] = {}
@@ -167,8 +168,13 @@ class Round:
   def _prune(self, seed: int) -> folder_lib.Model:
     """The start without the weights that do least on a seed's first batches."""
     batches = itertools.islice(self._batches(seed), _PRUNING_BATCHES)
+    # A new projection is random, and would say which weights it likes.
+    pooling = self._start.pooling
     loss_fn = dataclasses.replace(
-      self._loss_fn, terms=losses.parse("alignment_uniformity"), stacks=()
+      self._loss_fn,
+      terms=losses.parse("alignment_uniformity"),
+      stacks=(),
+      pooling="cls_before_pooler" if pooling == "cls" else pooling,
     )
     rng = jax.random.key(self._config.seed)
     params = self._start.params
@@ -275,12 +281,12 @@ class Round:
   def _checkpoints(self, seed: int) -> epath.Path:
     return self._workdir.checkpoints(self._folder / str(seed))
 
-  def _embed_corpus(self, params: Any) -> np.ndarray:
+  def _embed_corpus(self, params: Any, pooling: str | None = None) -> np.ndarray:
     return encode_tokens(
       jax.device_put(params),
       self._start.config,
       self._tokens.sentences(0, len(self._tokens)),
-      pooling=self._start.pooling,
+      pooling=pooling or self._start.pooling,
       dtype=jnp.dtype(self._config.dtype),
       mesh=sharding.make_mesh(jax.local_devices()),
     )
@@ -295,7 +301,7 @@ class Round:
     )
 
   def _evaluate(self, seed: int, params: Any) -> dict[str, float]:
-    metrics = self._dev.metrics(params["encoder"])
+    metrics = self._dev.metrics(params)
     if seed in self._distillation:
       metrics = self._distillation[seed].metrics(params) | metrics
     return metrics
@@ -357,8 +363,8 @@ class Round:
     share = diagnostics.share_one_hot(targets, temperature)
     if share > 0.5:
       _log.warning(
-        "round %s: at distillation.teacher_temperature=%g one sentence has all the probability in "
-        "%.0f %% of rows, and the others teach nothing: raise it",
+        "round %s: at distillation.teacher_temperature=%g one sentence has all the "
+        "probability in %.0f %% of rows, and the others teach nothing: raise it",
         self._name,
         temperature,
         100 * share,
@@ -391,7 +397,7 @@ class Round:
     return teaching_lib.online(teachers, self._tokens, config.dtype)
 
   def _finish(self, seed: int, params: Any) -> None:
-    scores = self._scorer.spearman(params["encoder"])
+    scores = self._scorer.spearman(params)
     result = dict(
       round=self._name,
       seed=seed,
@@ -404,6 +410,7 @@ class Round:
       self._start,
       params=params["encoder"],
       language_model=params.get("language_model"),
+      head=folder_lib.projection_head(params) if self._config.keep_head else None,
     )
     if hosts.is_first():
       write_json(path / "diagnostics.json", self._probes[seed].histograms(model))

@@ -7,6 +7,7 @@ command run again goes on where it was.
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -170,12 +171,18 @@ class Recipe:
     return json.loads(json.dumps(content))
 
   def _check_workdir(self, part: str, accept_changes: bool) -> None:
-    """Refuses a workdir where something else made a round, or says so."""
+    """Refuses a workdir where something else made a round, or says so.
+
+    A field that is newer than the workdir had its default there.
+    """
+    defaults = json.loads(json.dumps(config_lib.defaults()))
     for name, origin in self._origins.items():
       path = self.workdir / name / "origin.json"
       if not path.exists():
         continue
       ours, theirs = origin[part], read_json(path).get(part, {})
+      if part == "material":
+        theirs = {k: v for k, v in defaults.items() if k in ours} | theirs
       changes = [
         _change(field, theirs.get(field), ours.get(field))
         for field in sorted(ours.keys() | theirs.keys())
@@ -262,6 +269,7 @@ class Recipe:
       start = folder.load(
         str(self._best(config.start) / "model"), default_pooling=config.pooling
       )
+      start = dataclasses.replace(start, head=None)
     round_lib.Round(
       name,
       config,

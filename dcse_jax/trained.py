@@ -6,8 +6,6 @@ import math
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from dcse_jax import checkpoint
 from dcse_jax import folder
 from dcse_jax.errors import UserError
@@ -61,8 +59,8 @@ def best_seed(results: Mapping[int, Mapping[str, Any]]) -> int:
   Returns:
     Its seed; the first one among equal scores, and where there are no dev sets.
   """
-  score = lambda seed: -math.inf if results[seed]["dev"] is None else results[seed]["dev"]
-  return max(results, key=score)
+  dev = {seed: result["dev"] for seed, result in results.items()}
+  return max(dev, key=lambda seed: -math.inf if dev[seed] is None else dev[seed])
 
 
 def _seeds(round_folder: pathlib.Path) -> list[int]:
@@ -71,7 +69,8 @@ def _seeds(round_folder: pathlib.Path) -> list[int]:
   rounds = read_json(path)["config"]["rounds"] if path.exists() else {}
   if round_folder.name in rounds:
     return rounds[round_folder.name]["seeds"]
-  return sorted(int(each.name) for each in round_folder.iterdir() if each.name.isdigit())
+  names = (each.name for each in round_folder.iterdir())
+  return sorted(int(name) for name in names if name.isdigit())
 
 
 def load(
@@ -82,11 +81,13 @@ def load(
   Args:
     seed_folder: WORKDIR/ROUND/SEED.
     step: of the checkpoint; None takes the finished model or, before, the best.
-    keep_head: makes the training-only projection a head of the model.
+    keep_head: makes the training-only projection a head of the model, as
+      `config.keep_head` does.
 
   Raises:
     UserError: there is no such checkpoint, or no projection to keep.
   """
+  config = read_json(seed_folder.parent / "origin.json")["config"]
   result, progress = seed_folder / "result.json", {}
   is_finished = result.exists() and step is None
   if is_finished:
@@ -97,19 +98,18 @@ def load(
     model = folder.load(str(seed_folder.parent / "start"), weights=False)
     shape = dataclasses.replace(model.config, has_pooler="pooler" in params["encoder"])
     model = dataclasses.replace(model, config=shape, params=params["encoder"])
-  if keep_head:
-    if "projection" not in params:
+  # A finished model has what its config keeps already.
+  if keep_head or (config.get("keep_head") and not is_finished):
+    if (head := folder.projection_head(params)) is None:
       raise UserError(
         f"{seed_folder} was trained without a projection (config.pooling is not "
         '"cls"): leave out --keep_head'
       )
-    dense = params["projection"]["dense"]
-    head = folder.Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
     model = dataclasses.replace(model, head=head)
   scores = read_json(result)["sets"] if is_finished and not keep_head else {}
   training = Training(
     name=f"{seed_folder.parent.name}/{seed_folder.name}",
-    config=read_json(seed_folder.parent / "origin.json")["config"],
+    config=config,
     seed=int(seed_folder.name),
     scores=scores,
     step=None if is_finished else progress["step"],

@@ -58,6 +58,7 @@ OUTSIDE = {
   "switch_case": (-0.1, 1.0),
   "batch_size": (1,),
   "learning_rate": (0.0, -1.0),
+  "schedule_steps": (-1, 15_624),
   "warmup_steps": (-5, 15_625, 20_000),
   "weight_decay": (-0.1,),
   "clip_norm": (0.0,),

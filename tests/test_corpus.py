@@ -219,9 +219,12 @@ def test_alignment_and_uniformity_of_a_square():
   anchors = directions([0, 90, 180, 270])
   positives = directions([60, 90, 180, 270])
   values = losses.TERMS["alignment_uniformity"].fn(anchors, positives)
-  uniformity = np.log((2 * np.exp(-2 * 2) + np.exp(-2 * 4)) / 3)
+  # A turn by t is a squared distance of 2 - 2 cos t: of 2 for a quarter, 4 for a half.
+  of_anchors = np.log((2 * np.exp(-2 * 2) + np.exp(-2 * 4)) / 3)
+  turns = np.radians([30, 120, 150, 90, 180, 90])
+  of_positives = np.log(np.exp(-2 * (2 - 2 * np.cos(turns))).mean())
   # 60 degrees apart is a distance of 1.
-  expected = np.asarray([1.0, 0, 0, 0]) + uniformity
+  expected = np.asarray([1.0, 0, 0, 0]) + (of_anchors + of_positives) / 2
   np.testing.assert_allclose(values, expected, atol=1e-5)
 
 

@@ -356,7 +356,7 @@ CONFIGS = {
   "debcse": "debcse",
   "fraternal_twins": "fraternal_twins",
   "pnr": "pnr",
-  "rankcse": "info_nce + rank_consistency + list_mle",
+  "rankcse": "2 * info_nce + rank_consistency + 127 * list_mle",
   "relaxed_contrastive": "info_nce + 1.0 * relaxed_contrastive",
   "simcse_plus_plus": "undropped_negatives + 0.1 * dimension_contrast",
   "sscl": "sscl",

@@ -47,8 +47,8 @@ def adap_acse(
     own: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     margin: m, in radians.
-    similarity_threshold: of the teacher's cosines; 1 keeps every negative. The
-      paper's are 0.85 to 0.9.
+    similarity_threshold: of the teacher's cosines; 1 keeps every negative, as the
+      published run does. The paper's are 0.85 to 0.9.
 
   Returns:
     The loss of each anchor, [b], in nats. The teacher gets no gradient.

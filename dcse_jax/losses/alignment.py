@@ -12,8 +12,8 @@ from dcse_jax.losses.terms import term
 def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> jax.Array:
   """Alignment of pairs plus uniformity of sentences, on the unit sphere.
 
-  With unit embeddings it is |a_i - p_i|^2 plus log E exp(-2 |a_i - a_j|^2), the mean
-  over every two sentences of the batch.
+  With unit embeddings it is |a_i - p_i|^2 plus the mean over both views x of
+  log E exp(-2 |x_i - x_j|^2), E the mean over every two sentences of the batch.
 
   Args:
     all_anchors: embeddings of the first view, [B, D].
@@ -25,13 +25,16 @@ def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> ja
   References:
     Wang and Isola, Understanding Contrastive Representation Learning through
     Alignment and Uniformity on the Hypersphere, 2020 (arXiv:2005.10242); each of
-    weight 1, t = 2.
+    weight 1, t = 2, and the uniformity of both views, as in their training.
   """
   anchors, positives = normalize(all_anchors), normalize(all_positives)
   alignment = jnp.sum((anchors - positives) ** 2, axis=1)
+  return alignment + 0.5 * (_uniformity(all_anchors) + _uniformity(all_positives))
+
+
+def _uniformity(embeddings: jax.Array) -> jax.Array:
   # |a - b|^2 = 2 - 2 cos of unit vectors.
-  distance = 2.0 - 2.0 * cosine_similarity(all_anchors, all_anchors)
-  size = len(anchors)
+  distance = 2.0 - 2.0 * cosine_similarity(embeddings, embeddings)
+  size = len(embeddings)
   others = jnp.where(jnp.eye(size, dtype=bool), -jnp.inf, -2.0 * distance)
-  uniformity = jax.nn.logsumexp(others) - jnp.log(size * (size - 1.0))
-  return alignment + uniformity
+  return jax.nn.logsumexp(others) - jnp.log(size * (size - 1.0))

@@ -57,7 +57,8 @@ def debcse(
 
   After the paper, which samples pairs by such weights from candidates that it
   retrieves. Its propensities were not at hand; chosen: the above, on the pairs of
-  the batch; special tokens count as words that all share. u_ii is 1, as a step offers the tokens of the first column alone.
+  the batch; special tokens count as words that all share. u_ii is 1, as a step offers
+  the tokens of the first column alone.
 
   Args:
     anchors: embeddings of the first view, [b, D].

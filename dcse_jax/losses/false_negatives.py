@@ -64,7 +64,7 @@ def incremental_false_negatives(
     Chen et al., Incremental False Negative Detection for Contrastive Learning, 2021
     (arXiv:2106.03719).
   """
-  del num_clusters, refresh_every  # Of those who cluster.
+  del num_clusters, refresh_every  # The clustering reads them, in `corpus`.
   logits = cosine_similarity(anchors, all_positives) / temperature
   _, is_own = own_columns(logits, own)
   is_sure = lambda x: x >= 1.0 - progress

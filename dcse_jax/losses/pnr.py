@@ -38,9 +38,13 @@ def pnr(
   pseudo-negatives s(z_i, f_j), and of s(g(z_i), f_i) among all s(g(z_i), f_j) and the
   pseudo-negatives s(g(z_i), v_j), j other than i for both kinds of pseudo-negatives.
 
-  After the paper's form for MoCo, with the batch in place of queues. f is without
-  dropout, and the teacher before any projection. Chosen for several teachers: the
-  mean of the cosines with each, by their weights.
+  After the paper's form for MoCo, with the batch in place of queues. It differs from
+  the published code in this: v are of the model itself, and not of a momentum encoder;
+  anchors are of one view alone, where the code adds the loss with the views exchanged;
+  the predictor is as wide as the model and has no batch normalisation, where the code's
+  has 2,048 hidden units with it. f is without dropout, and the teacher before any
+  projection. Chosen for several teachers: the mean of the cosines with each, by their
+  weights.
 
   Args:
     anchors: embeddings of the first view, [b, D].

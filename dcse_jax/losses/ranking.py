@@ -69,7 +69,9 @@ def list_mle(
   s the student's cosines of its first view with their second over the temperature,
   -1/N times the sum over k of log(e^s(r_k) / sum over l >= k of e^s(r_l)). Chosen: a
   sentence is not in its own list; the mean over ranks and not their sum, so that a
-  batch of another size needs no other weight; ties go by the order of the batch.
+  batch of another size needs no other weight; ties go by the order of the batch. The
+  public reproduction sums over the ranks of a list that the sentence itself heads:
+  that is InfoNCE plus N times this.
 
   Args:
     anchors: embeddings of the first view, [b, D].

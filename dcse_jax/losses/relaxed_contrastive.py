@@ -6,11 +6,16 @@ import jax.numpy as jnp
 from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-@term(similarity_threshold=Range(-1, 1), teacher_threshold=Range(-1, 1))
+@term(
+  similarity_threshold=Range(-1, 1),
+  teacher_threshold=Range(-1, 1),
+  pairs=Choice(("all", "least_alike")),
+)
 def relaxed_contrastive(
   anchors: jax.Array,
   all_positives: jax.Array,
@@ -21,6 +26,7 @@ def relaxed_contrastive(
   temperature: float = 0.05,
   similarity_threshold: float = 0.7,
   teacher_threshold: float = 0.9,
+  pairs: str = "all",
 ) -> jax.Array:
   """FedRCL's divergence penalty: pairs of one meaning must not collapse into one.
 
@@ -41,6 +47,8 @@ def relaxed_contrastive(
     similarity_threshold: the paper's lambda; pairs below it are free.
     teacher_threshold: two sentences whose cosine by the teacher is above it are of
       one meaning; chosen, not the paper's.
+    pairs: "all" sums over all of them, as the paper's formula does; "least_alike"
+      takes the anchor's pair of the lowest cosine alone, as the published code does.
 
   Returns:
     The penalty of each anchor, [b], in nats; 0 where no pair is above the threshold.
@@ -55,6 +63,9 @@ def relaxed_contrastive(
   if teacher is not None:
     alike = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
     is_pair |= alike > teacher_threshold
+  if pairs == "least_alike":
+    lowest = jnp.where(is_pair, similarity, jnp.inf).min(axis=1, keepdims=True)
+    is_pair &= similarity == lowest
   is_pair &= similarity > similarity_threshold
   logits = jnp.where(is_pair, (similarity - 1) / temperature, MASKED)
   with_one = jnp.pad(logits, ((0, 0), (1, 0)))

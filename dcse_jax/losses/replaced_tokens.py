@@ -4,17 +4,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-@term(mask_probability=Range(0, 1, above=True, below=True))
+@term(
+  mask_probability=Range(0, 1, above=True, below=True),
+  edits=Choice(("masked", "published")),
+)
 def replaced_token_detection(
   replaced_logits: jax.Array,
   is_replaced: jax.Array,
   is_token: jax.Array,
   *,
   mask_probability: float = 0.3,
+  edits: str = "masked",
 ) -> jax.Array:
   """Which tokens of an edited sentence differ, told by the original's embedding.
 
@@ -23,14 +28,20 @@ def replaced_token_detection(
   edited sentence with the original's embedding, projected, in the place of [CLS], and
   says of each token whether it was replaced.
 
-  Padding is left out, which the published code counts. Published is a smaller
-  generator than the model, and a weight of 0.005.
+  There are two ways to edit. "masked" is the cheaper one: of the first view, masked
+  words alone are filled in, without dropout. "published" does as the authors' code: of
+  both views, with 80 % of the chosen words masked, 10 % replaced and 10 % left, the
+  language model under dropout fills in every token but the first, and padding counts
+  as not replaced. Either way the language model is the one that training starts from;
+  published is a smaller one than the model, and a weight of 0.005.
 
   Args:
-    replaced_logits: of each token's being replaced, [b, S].
+    replaced_logits: of each token's being replaced, [b, S]; of both views side by
+      side where both are edited.
     is_replaced: whether it was, [b, S] boolean.
-    is_token: true for tokens, false for padding, [b, S].
-    mask_probability: the share of words that the generator fills in.
+    is_token: which of them count, [b, S] boolean.
+    mask_probability: the share of words that are chosen.
+    edits: "masked" or "published".
 
   Returns:
     The mean over each sentence's tokens of the binary cross entropy, [b], in nats.
@@ -38,7 +49,7 @@ def replaced_token_detection(
   References:
     Chuang et al., DiffCSE, 2022, Eq. 3 (arXiv:2204.10298).
   """
-  del mask_probability  # Of those who mask.
+  del mask_probability, edits  # The objective reads them, which edits the sentences.
   loss = optax.losses.sigmoid_binary_cross_entropy(
     replaced_logits.astype(jnp.float32), is_replaced
   )

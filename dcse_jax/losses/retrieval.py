@@ -6,11 +6,12 @@ import optax
 
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 
-@term(num_neighbours=Range(1, whole=True))
+@term(num_neighbours=Range(1, whole=True), search_pooling=Choice(("model", "mean")))
 def retrieved_negatives(
   anchors: jax.Array,
   all_positives: jax.Array,
@@ -21,6 +22,7 @@ def retrieved_negatives(
   *,
   temperature: float = 0.05,
   num_neighbours: int = 8,
+  search_pooling: str = "model",
 ) -> jax.Array:
   """InfoNCE with a near neighbour of each anchor as one more negative of all.
 
@@ -28,8 +30,7 @@ def retrieved_negatives(
   training starts from, is drawn at each step and encoded; all anchors share these
   negatives, but for those that are the anchor's own sentence.
 
-  After Wang et al.: their number of neighbours and of drawn sentences are
-  hyperparameters of a search; here one is drawn of num_neighbours.
+  As Wang et al. publish it, one sentence is drawn of num_neighbours.
 
   Args:
     anchors: embeddings of the first view, [b, D].
@@ -41,6 +42,8 @@ def retrieved_negatives(
     own: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     num_neighbours: how many nearest sentences there are to draw from.
+    search_pooling: what neighbours are near by: "model", the model's own pooling, or
+      "mean", the mean over tokens, as published.
 
   Returns:
     The loss of each anchor, [b], in nats.
@@ -49,7 +52,7 @@ def retrieved_negatives(
     Wang et al., Improving Contrastive Learning of Sentence Embeddings with
     Case-Augmented Positives and Retrieved Negatives, 2022 (arXiv:2206.02457).
   """
-  del num_neighbours  # Of those who retrieve.
+  del num_neighbours, search_pooling  # The search reads them, in `corpus`.
   logits = cosine_similarity(anchors, all_positives) / temperature
   own, _ = own_columns(logits, own)
   more = cosine_similarity(anchors, all_retrieved) / temperature

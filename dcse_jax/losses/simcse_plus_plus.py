@@ -7,13 +7,14 @@ import optax
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.similarity import pair_cosine
+from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
 # What batch normalisation adds to a variance.
 _SMALLEST_VARIANCE = 1e-5
 
 
-@term()
+@term(positive_ratio=Range(0, 1, above=True))
 def undropped_negatives(
   anchors: jax.Array,
   positives: jax.Array,
@@ -22,11 +23,13 @@ def undropped_negatives(
   own: jax.Array | None = None,
   *,
   temperature: float = 0.05,
+  positive_ratio: float = 1.0,
 ) -> jax.Array:
   """InfoNCE whose positive pair has dropout and whose negative pairs have none.
 
-  -log(e^s(z_i, v_i) / (e^s(z_i, v_i) + sum over j != i of e^s(x_i, x_j))), z and v
-  the two views, x the first without dropout and s the cosines over the temperature.
+  -log(e^p_i / (e^p_i + sum over j != i of e^s(x_i, x_j))) with p_i = r s(z_i, v_i),
+  z and v the two views, x the first without dropout, s the cosines over the
+  temperature and r the positive ratio.
 
   Args:
     anchors: embeddings of the first view, [b, D].
@@ -35,6 +38,8 @@ def undropped_negatives(
     all_undropped: the same of the whole batch, [B, D].
     own: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
+    positive_ratio: r; below 1 no pair can be so alike that it has no gradient. The
+      paper has none of it, and the published run takes 0.9.
 
   Returns:
     The loss of each anchor, [b], in nats.
@@ -45,7 +50,7 @@ def undropped_negatives(
   """
   negatives = cosine_similarity(undropped, all_undropped)
   own, is_own = own_columns(negatives, own)
-  positive = pair_cosine(anchors, positives)[:, None]
+  positive = positive_ratio * pair_cosine(anchors, positives)[:, None]
   logits = jnp.where(is_own, positive, negatives) / temperature
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
 

@@ -35,7 +35,7 @@ def sscl(
     own: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     layers: which layers a step embeds, the first being 1. The paper's are the last
-      but one, or that and the one before.
+      but one, or that and the one before; the published run takes layer 2.
 
   Returns:
     The loss of each anchor, [b], in nats.

@@ -61,12 +61,13 @@ class Range:
     return over and under
 
   def __str__(self) -> str:
-    kind = "whole" if self.whole else "finite" if math.inf in (-self.low, self.high) else ""
-    kind = f"a {kind} number" if kind else "a number"
-    if self.low == -math.inf and self.high == math.inf:
-      return kind
+    kind = "a whole number" if self.whole else "a number"
+    if self.low == -math.inf:
+      return "a finite number"
+    if self.high == math.inf and self.above:
+      return f"a finite number above {self.low:g}"
     if self.high == math.inf:
-      return f"{kind} above {self.low:g}" if self.above else f"{kind}, {self.low:g} or more"
+      return f"{kind}, {self.low:g} or more"
     opens, closes = "(" if self.above else "[", ")" if self.below else "]"
     return f"{kind} in {opens}{self.low:.12g}, {self.high:.12g}{closes}"
 
