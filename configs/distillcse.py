@@ -40,9 +40,12 @@ def get_config(variant="bert-base"):
   config = config_lib.default()
   model, _, source = variant.partition(",")
   config.model, config.learning_rate = config_lib.choose(model, _VARIANTS)
-  sources = {"": (0.02, 0.01, 15_625), "script": (0.025, 0.0125, 5_000)}
-  student, teacher, config.num_train_steps = config_lib.choose(source, sources)
-  config.schedule_steps = 15_625
+  config.num_train_steps = 15_625
+  student, teacher = config_lib.choose(
+    source, {"": (0.02, 0.01), "script": (0.025, 0.0125)}
+  )
+  if source:
+    config.num_train_steps, config.schedule_steps = 5_000, 15_625
   config.distillation.student_temperature = student
   config.distillation.teacher_temperature = teacher
   config.distillation.group_probability = 0.1

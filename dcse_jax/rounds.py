@@ -140,8 +140,7 @@ class Recipe:
       material["start"] = fields["start"]
       members += fields["start"]
     for parent, _ in members:
-      digest = hashlib.sha256(json.dumps(self._origins[parent]["material"]).encode())
-      material[f"round {parent}"] = digest.hexdigest()
+      material[f"round {parent}"] = _digest(self._origins[parent]["material"])
     del fields["recipe"], fields["seeds"]
     # Tuples are lists when they come back from the file.
     return json.loads(
@@ -175,14 +174,14 @@ class Recipe:
 
     A field that is newer than the workdir had its default there.
     """
-    defaults = json.loads(json.dumps(config_lib.defaults()))
     for name, origin in self._origins.items():
       path = self.workdir / name / "origin.json"
       if not path.exists():
         continue
       ours, theirs = origin[part], read_json(path).get(part, {})
       if part == "material":
-        theirs = {k: v for k, v in defaults.items() if k in ours} | theirs
+        defaults = {k: v for k, v in config_lib.defaults().items() if k in ours}
+        theirs = defaults | theirs | self._parents(theirs)
       changes = [
         _change(field, theirs.get(field), ours.get(field))
         for field in sorted(ours.keys() | theirs.keys())
@@ -197,6 +196,21 @@ class Recipe:
           "--accept_changes"
         )
       _log.warning("%s; going on with the change", what)
+
+  def _parents(self, material: dict[str, Any]) -> dict[str, str]:
+    """The digests of parents in a material that an earlier version wrote, as now.
+
+    They were of all fields, and so of those alone that there were.
+    """
+    renewed = {}
+    for name in self._origins:
+      path = self.workdir / name / "origin.json"
+      if f"round {name}" in material and path.exists():
+        parent = read_json(path).get("material", {})
+        before = hashlib.sha256(json.dumps(parent).encode()).hexdigest()
+        if material[f"round {name}"] == before:
+          renewed[f"round {name}"] = _digest(parent)
+    return renewed
 
   def _check_disk(self) -> None:
     """Refuses teacher caches that the disk has no room for."""
@@ -311,6 +325,13 @@ class Recipe:
       self.workdir / "export",
       lambda path: path.joinpath("README.md").write_text(card, encoding="utf-8"),
     )
+
+
+def _digest(material: dict[str, Any]) -> str:
+  """A name for what a round comes from: fields at their defaults have no part in it."""
+  defaults = config_lib.defaults()
+  changed = {k: v for k, v in material.items() if k not in defaults or v != defaults[k]}
+  return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 
 def _change(field: str, before: Any, now: Any) -> str:

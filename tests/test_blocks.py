@@ -109,7 +109,13 @@ def every_term(mesh=None, **blocks):
     losses.parse(
       # So different a weight that none hides behind another.
       " + ".join(f"{i + 1} * {name}" for i, name in enumerate(names)),
-      {"sscl": {"layers": (1,)}, "fraternal_twins": {"queue_size": 24}},
+      {
+        "sscl": {"layers": (1,)},
+        "fraternal_twins": {"queue_size": 24},
+        # The forms that do more: two views are masked, and two are edited throughout.
+        "masked_language_model": {"masked_views": 2},
+        "replaced_token_detection": {"edits": "published"},
+      },
     ),
     config=student.config,
     pooling="cls",

@@ -1,5 +1,6 @@
 """Clusters, neighbours, switched case and sparsity: what a run does beside losses."""
 
+import dataclasses
 import logging
 
 import jax
@@ -16,8 +17,10 @@ from dcse_jax import huggingface
 from dcse_jax import losses
 from dcse_jax import pruning
 from dcse_jax import rounds
+from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.data.switch_case import switch_case
 from dcse_jax.errors import UserError
+from dcse_jax.objective import Objective
 from tests import models
 from tests.recipes import from_files
 
@@ -263,6 +266,111 @@ def test_words_are_filled_in_by_the_pretrained_round_and_detected(files):
   assert model.language_model is None
   words = folder.load(str(files / "run/words/0/model"))
   assert words.language_model["bias"].shape == (words.config.vocab_size,)
+
+
+def test_the_published_form_edits_both_views_wherever_the_language_model_errs(
+  monkeypatch,
+):
+  model = models.tiny_model(0)
+  loss_fn = Objective(
+    losses.parse(
+      "info_nce + replaced_token_detection",
+      {"replaced_token_detection": {"edits": "published"}},
+    ),
+    config=model.config,
+    pooling="cls",
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
+  )
+  head = encoder_lib.init_params(
+    model.config, jax.random.key(1), encoder_lib.LanguageModelHead
+  )
+  params = loss_fn.init_params(model.params, jax.random.key(0))
+  frozen = loss_fn.frozen_params(model.params, head)
+  shown, told = {}, {}
+  detect = encoder_lib.detect_replaced
+
+  def spy(params, config, ids, mask, embeddings, **kwargs):
+    shown.update(ids=ids, mask=mask, embeddings=embeddings)
+    return detect(params, config, ids, mask, embeddings, **kwargs)
+
+  monkeypatch.setattr(encoder_lib, "detect_replaced", spy)
+  term = losses.TERMS["replaced_token_detection"]
+
+  def listen(**arguments):
+    told.update(arguments)
+    return term.fn(**arguments)
+
+  weighted = dataclasses.replace(
+    loss_fn.terms[1], term=dataclasses.replace(term, fn=listen)
+  )
+  loss_fn = dataclasses.replace(loss_fn, terms=(loss_fn.terms[0], weighted))
+  batch = models.random_batch(0)
+
+  @jax.jit
+  def run(params, batch):
+    loss_fn(params, batch, jax.random.key(2), frozen)
+    return shown, told
+
+  shown, told = jax.device_get(run(params, batch))
+  words, mask = (np.repeat(batch[n], 2, axis=1) for n in ("input_ids", "attention_mask"))
+  ids = shown["ids"].reshape(words.shape)
+  np.testing.assert_array_equal(shown["mask"].reshape(words.shape), mask)
+  # The first token stays, padding is padding, and what a random head says is seldom
+  # the word, in all other places and not at the chosen 30 % alone.
+  np.testing.assert_array_equal(ids[:, :, 0], words[:, :, 0])
+  assert (ids[~mask] == 0).all()
+  changed = (ids != words) & mask
+  assert changed[:, :, 1:].sum() > 0.9 * mask[:, :, 1:].sum()
+  assert (ids[:, 0] != ids[:, 1]).any()  # The views are masked otherwise.
+  # Both views side by side, and padding counts as not replaced.
+  np.testing.assert_array_equal(told["is_replaced"], changed.reshape(8, -1))
+  assert told["is_token"].all() and told["is_token"].shape == (8, 2 * 12)
+  assert shown["embeddings"].shape == (16, 16)
+
+
+@pytest.mark.parametrize("search_pooling, pooling", [("model", None), ("mean", "mean")])
+def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
+  tmp_path, search_pooling, pooling
+):
+  tokens = tokens_lib.build_token_cache(
+    tmp_path / "cache",
+    [models.SENTENCES[:9]],
+    tokenize=lambda s: folder.tokenize(models.tiny_model().tokenizer, s, 12),
+    tokenizer_state="",
+    max_length=12,
+    pad_token_id=0,
+    vocab_size=200,
+  )
+  asked = []
+
+  def embed(params, pooling):
+    asked.append((params, pooling))
+    return directions(range(0, 90, 10))
+
+  settings = {"num_neighbours": 2, "search_pooling": search_pooling}
+  corpus = corpus_lib.Corpus(
+    tmp_path, tokens, embed, {"retrieved": settings}, lambda: None, seed=0
+  )
+  joined = corpus.join({"example_id": np.arange(9)}, 0, lambda: "parameters")
+  assert asked == [("parameters", pooling)]
+  assert joined["retrieved_input_ids"].shape == (9, 12)
+
+
+def test_weights_are_judged_before_a_projection_that_is_new(files, monkeypatch):
+  models.write_tiny_folder(files / "cls", num_layers=1, pooling="cls")
+  config = from_files(files, "simcse", model=str(files / "cls"), sparsity=0.3)
+  config.rounds.simcse.seeds = (1,)
+  judged = []
+  original = pruning.contributions
+
+  def contributions(loss_fn, encoder, batches, rng):
+    judged.append(sorted(loss_fn.init_params(encoder, rng)))
+    return original(loss_fn, encoder, batches, rng)
+
+  monkeypatch.setattr(pruning, "contributions", contributions)
+  rounds.run(config, str(files / "run"))
+  assert judged == [["encoder"]]
 
 
 @pytest.mark.parametrize("kind", ["Bert", "Roberta"])

@@ -1,5 +1,6 @@
 """Whole recipes through the real loop, and every way that bad input ends."""
 
+import hashlib
 import json
 import logging
 import re
@@ -8,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import sentence_transformers
 import transformers
 
 from dcse_jax import SentenceEncoder
@@ -135,6 +137,28 @@ def test_a_change_that_is_accepted_leaves_what_is_finished_and_trains_the_rest(
   assert rounds.run(config, str(files / "run")) == trained
 
 
+def test_a_workdir_that_is_older_than_a_field_goes_on(files):
+  config = from_files(files, recipe=("base", "student"))
+  config.rounds.base.seeds = config.rounds.student.seeds = (1,)
+  trained = rounds.run(config, str(files / "run"))
+  # As an earlier version wrote it: without the field, a parent named by all its fields.
+  for name in ("base", "student"):
+    path = files / "run" / name / "origin.json"
+    origin = json.loads(path.read_text())
+    for field in ("keep_head", "schedule_steps", "info_nce.negative_weight"):
+      del origin["material"][field]
+    if name == "base":
+      parent = hashlib.sha256(json.dumps(origin["material"]).encode()).hexdigest()
+    else:
+      origin["material"]["round base"] = parent
+    path.write_text(json.dumps(origin, indent=2))
+  assert rounds.run(config, str(files / "run")) == trained
+  with config.unlocked():
+    config.rounds.base.info_nce = dict(negative_weight=1.0)
+  with pytest.raises(UserError, match="info_nce.negative_weight was 0.0 and is 1.0"):
+    rounds.run(config, str(files / "run"))
+
+
 def test_what_has_no_influence_on_a_model_may_change(files):
   config = from_files(files, "simcse")
   trained = rounds.run(config, str(files / "run"))
@@ -224,6 +248,47 @@ def test_pairs_with_hard_negatives_train_from_a_table(files):
   config = from_files(files, "simcse", text=str(files / "nli.tsv"))
   config.columns = ("a", "b", "c")
   rounds.run(config, str(files / "run"))
+
+
+def test_a_supervised_model_keeps_its_head_in_scores_and_in_the_export(files):
+  rows = zip(models.SENTENCES[:40], models.SENTENCES[40:], models.SENTENCES[80:])
+  lines = ["sent0,sent1,hard_neg", *(",".join(f'"{s}"' for s in row) for row in rows)]
+  (files / "nli.csv").write_text("\n".join(lines) + "\n")
+  config = tiny(load_config("simcse", "bert-base,supervised"))
+  models.write_tiny_folder(files / "cls", num_layers=1, pooling="cls")
+  config.model, config.text = str(files / "cls"), str(files / "nli.csv")
+  config.sts, config.test = str(files / "sts"), ("X-test",)
+  config.recipe = ("simcse", "again")
+  config.rounds.again = {**config.rounds.simcse, "start": "simcse"}
+  model, again = rounds.run(config, str(files / "run"))
+  head = folder.load(str(files / "run/simcse/42/model")).head
+  assert head.kernel.shape == (16, 16) and head.activation == "Tanh"
+  # What is exported scores as reported, also in PyTorch; without its head otherwise.
+  sets = sts.read_sts(str(files / "sts"))
+  theirs = sentence_transformers.SentenceTransformer(
+    str(files / "run/export"), device="cpu"
+  )
+  scores = sts.score_sts(lambda s: theirs.encode(list(s)), sets)
+  assert scores["STSB-dev"] == pytest.approx(again["dev"], abs=0.01)
+  assert scores["X-test"] == pytest.approx(again["test"], abs=0.01)
+  # A model that starts from it begins without that head, and has its own.
+  start = folder.load(str(files / "run/again/start"), weights=False)
+  assert start.head is None
+  config.rounds.again.teachers = ("simcse",)
+  with config.unlocked():
+    config.rounds.again.objective = "info_nce + distillation"
+  with pytest.raises(UserError, match="simcse keeps its head .*teacher may not have"):
+    rounds.run(config, str(files / "other"))
+
+
+def test_a_schedule_may_be_longer_than_the_training(files):
+  config = from_files(files, "simcse", schedule_steps=16, learning_rate=1e-3)
+  config.rounds.simcse.log_every = 1
+  rounds.run(config, str(files / "run"))
+  lines = models.read_jsonl(files / "run/simcse/42/metrics.jsonl")
+  rates = [x["train/learning_rate"] for x in lines if "train/learning_rate" in x]
+  # Down a sixteenth a step, and not to 0 by the fourth.
+  np.testing.assert_allclose(rates, [1e-3 * (1 - i / 16) for i in range(4)], rtol=1e-5)
 
 
 def test_without_sts_sets_the_last_parameters_are_exported(files):
