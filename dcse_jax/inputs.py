@@ -319,6 +319,17 @@ class Inputs:
         source,
         cache.dropped,
       )
+    if cache.contradicting:
+      _log.info(
+        "%s: %d rows left out whose hard negative is their own anchor or positive",
+        source,
+        cache.contradicting,
+      )
+    if not len(cache):
+      raise UserError(
+        f"{source}: the hard negative of every row is its own anchor or positive: name "
+        "other columns"
+      )
     if twins := cache.num_twins:
       _log.info(
         "%s: %d rows share a sentence with another; never in one batch",

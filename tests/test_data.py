@@ -6,6 +6,7 @@ import grain
 import numpy as np
 import pytest
 
+from dcse_jax import manifest
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.data import tokens as tokens_lib
 
@@ -98,6 +99,36 @@ def test_rows_that_repeat_in_tokens_are_dropped_and_counted(tmp_path):
   # Cut to six tokens, the last two are one sentence to the model.
   cache = build(tmp_path, [["4", "5", "4", "1 2 3 4 5 6", "1 2 3 4 5 7"]])
   assert (len(cache), cache.dropped) == (3, 2)
+
+
+def test_a_row_that_is_its_own_hard_negative_is_left_out_and_counted(tmp_path):
+  anchors = ["1", "2", "3", "1 2 3 4 5 6"]
+  positives = ["11", "12", "13", "14"]
+  # Of the second the positive, of the third the anchor; cut to six tokens, the last is
+  # its anchor, too.
+  negatives = ["21", "12", "3", "1 2 3 4 5 7"]
+  cache = build(tmp_path, [anchors, positives, negatives])
+  assert (len(cache), cache.dropped, cache.contradicting) == (1, 0, 3)
+  assert cache.source_rows.tolist() == [0]
+  # The same pairs without negatives are all there, and so is a pair of equals.
+  pairs = build(tmp_path, [anchors, ["11", "12", "3", "14"]])
+  assert (len(pairs), pairs.contradicting) == (4, 0)
+
+
+def test_a_cache_of_an_earlier_version_loses_its_contradictions_and_its_name(tmp_path):
+  rows = [["1", "2"], ["11", "12"], ["21", "22"]]
+  key = build(tmp_path, rows).key
+  rows[2][1] = "12"
+  cache = build(tmp_path, rows)
+  folder = next(p for p in tmp_path.iterdir() if p.name != f"tokens-{key}")
+  # As it was: with the row, and nothing said of it.
+  (folder / "meta.json").write_text('{"dropped": 0}')
+  np.save(folder / "sentence_ids.npy", np.asarray([[0, 1, 2], [3, 4, 4]]))
+  manifest.write(folder)
+  again = build(tmp_path, rows)
+  assert (len(again), again.contradicting, again.key) == (1, 1, cache.key)
+  # Where nothing was left out the name is what it was.
+  assert folder.name != f"tokens-{cache.key}"
 
 
 def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(tmp_path):

@@ -384,6 +384,12 @@ def layers_that_are_not_there(files, config):
   config.rounds.base.objective = "sscl"
 
 
+def negatives_that_are_positives(files, config):
+  lines = ["a\tb\tc\n", *(f"{s}\tx{s}\tx{s}\n" for s in models.SENTENCES[:40])]
+  (files / "nli.tsv").write_text("".join(lines))
+  config.text, config.columns = str(files / "nli.tsv"), ("a", "b", "c")
+
+
 def focal_with_negatives(files, config):
   rows = zip(models.SENTENCES[:40], models.SENTENCES[40:], models.SENTENCES[80:])
   lines = ["a\tb\tc\n", *("\t".join(row) + "\n" for row in rows)]
@@ -419,6 +425,7 @@ BAD_INPUT = {
   recipe_field_in_a_round: r"rounds\.student\.num_layers.*config\.num_layers",
   unwritable_workdir: r"cannot make the folder .*run",
   layers_that_are_not_there: r"round base: sscl.layers=\(11,\), but .* 1 layers",
+  negatives_that_are_positives: r"hard negative of every row is its own",
   focal_with_negatives: r"no term of .*focal_info_nce.* takes hard",
   round_named_like_a_folder: r"no round can be called 'report'",
   unknown_round_field: r"rounds\.student: unknown field 'temprature'",

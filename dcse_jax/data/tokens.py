@@ -44,6 +44,8 @@ class TokenCache:
     max_length: tokens that a row may have, special tokens included.
     pad_token_id: fills `gather`'s rows.
     dropped: rows that repeated an earlier row and were left out.
+    contradicting: rows whose hard negative was their own anchor or positive, and which
+      were left out.
   """
 
   key: str
@@ -54,6 +56,7 @@ class TokenCache:
   max_length: int
   pad_token_id: int
   dropped: int
+  contradicting: int
 
   def __len__(self) -> int:
     return len(self.sentence_ids)
@@ -158,7 +161,8 @@ def build_token_cache(
   Of several processes that share the folder one makes it.
 
   A row whose tokens all repeat an earlier row's is left out: met in one batch
-  the two would be each other's false negatives.
+  the two would be each other's false negatives. So is one whose hard negative, the
+  third column, has the tokens of its own anchor or positive.
 
   Args:
     folder: holds the caches, one folder each.
@@ -180,6 +184,9 @@ def build_token_cache(
 
   def make():
     damage = manifest.find_damage(path) if path.exists() else None
+    # An earlier version kept rows whose negative is their own sentence.
+    if path.exists() and not damage and _has_contradictions(path):
+      damage = "rows are their own negatives"
     if damage:
       _log.warning("%s is damaged (%s): tokenising the text anew", path, damage)
     if damage or not path.exists():
@@ -194,6 +201,9 @@ def build_token_cache(
   load = lambda name: tuple(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))
   )
+  contradicting = meta.get("contradicting", 0)
+  if contradicting:  # A cache of the same name once held these rows, too.
+    key = hashlib.blake2b(f"{key} apart".encode(), digest_size=16).hexdigest()
   return TokenCache(
     key=key,
     tokens=load("tokens"),
@@ -203,7 +213,13 @@ def build_token_cache(
     max_length=max_length,
     pad_token_id=pad_token_id,
     dropped=meta["dropped"],
+    contradicting=contradicting,
   )
+
+
+def _has_contradictions(path: pathlib.Path) -> bool:
+  ids = np.load(path / "sentence_ids.npy")
+  return bool((ids[:, 2:] == ids[:, :2]).any()) if ids.shape[1] == 3 else False
 
 
 def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
@@ -211,7 +227,7 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
   num_rows = len(columns[0])
   seen_sentences: dict[bytes, int] = {}
   seen_rows: set[tuple[int, ...]] = set()
-  kept_ids, source_rows = [], []
+  kept_ids, source_rows, dropped, contradicting = [], [], 0, 0
   lengths = [[] for _ in columns]
   chunks = [[] for _ in columns]
   bar = tqdm.tqdm(
@@ -236,6 +252,10 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
         for ids in row
       )
       if sentence_ids in seen_rows and not keep_repeats:
+        dropped += 1
+        continue
+      if sentence_ids[2:] and sentence_ids[2] in sentence_ids[:2]:
+        contradicting += 1
         continue
       seen_rows.add(sentence_ids)
       kept_ids.append(sentence_ids)
@@ -246,8 +266,9 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
     bar.update(len(encoded[0]))
   bar.close()
   for c in range(len(columns)):
-    np.save(path / f"tokens_{c}.npy", np.concatenate(chunks[c]))
+    np.save(path / f"tokens_{c}.npy", np.concatenate([*chunks[c], np.zeros(0, dtype)]))
     np.save(path / f"offsets_{c}.npy", np.cumsum([0] + lengths[c]))
   np.save(path / "sentence_ids.npy", np.asarray(kept_ids, np.int64))
   np.save(path / "source_rows.npy", np.asarray(source_rows, np.int64))
-  (path / "meta.json").write_text(json.dumps({"dropped": num_rows - len(kept_ids)}))
+  meta = {"dropped": dropped, "contradicting": contradicting}
+  (path / "meta.json").write_text(json.dumps(meta))
