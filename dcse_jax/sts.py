@@ -292,8 +292,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   """Cosine of row i with row i, [n, D] and [n, D] to [n]; 0 for zero rows."""
-  norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-  return np.sum(first * second, axis=1) / np.maximum(norms, 1e-12)
+  return np.sum(unit_length(first) * unit_length(second), axis=1)
 
 
 Rows = dict[str, tuple[np.ndarray, np.ndarray]]
