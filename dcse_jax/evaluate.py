@@ -113,6 +113,7 @@ def score(
   tasks: dict[str, transfer.Task],
   *,
   dev: bool = False,
+  classifier: str = "sklearn",
 ) -> dict[str, dict[str, float]]:
   """Scores one model; each distinct sentence is encoded once.
 
@@ -121,6 +122,7 @@ def score(
     sets: STS sets by name.
     tasks: transfer tasks by name.
     dev: see `transfer.score_task`.
+    classifier: one of `transfer.CLASSIFIERS`.
 
   Returns:
     "sts", where there are sets: Spearman in percent by set, "avg", and
@@ -152,7 +154,7 @@ def score(
   if tasks:
     scores["transfer"], f1 = {}, {}
     for name, task in tasks.items():
-      result = transfer.score_task(embed, task, dev=dev)
+      result = transfer.score_task(embed, task, dev=dev, classifier=classifier)
       scores["transfer"][name] = result["accuracy"]
       if "f1" in result:
         f1[f"{name}_f1"] = result["f1"]
@@ -204,6 +206,13 @@ def define_flags() -> None:
     list(evaluation_report.CONVENTIONS),
     "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
   )
+  flags.DEFINE_enum(
+    "transfer_classifier",
+    "sklearn",
+    list(transfer.CLASSIFIERS),
+    "What transfer tasks are scored by: scikit-learn's logistic regression, or "
+    "SentEval's own classifier, the papers' and many times slower.",
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
@@ -215,7 +224,7 @@ def main() -> None:
   """Scores every model on every set and task."""
   if not _FLAGS.model or not (_FLAGS.sts or _FLAGS.transfer):
     raise UserError("give --model DIR_or_id and --sts DIR or --transfer DIR")
-  dev = _FLAGS.dev
+  dev, classifier = _FLAGS.dev, _FLAGS.transfer_classifier
   # All that can be wrong, before the first of many sentences is encoded.
   sets = read_sets(_FLAGS.sts, convention=_FLAGS.convention, dev=dev)
   tasks = {}
@@ -238,11 +247,14 @@ def main() -> None:
     for place in places:
       start = time.monotonic()
       encoder = SentenceEncoder(place, **options)
-      runs.append({"model": place, **score(encoder.encode, sets, tasks, dev=dev)})
+      scores = score(encoder.encode, sets, tasks, dev=dev, classifier=classifier)
+      runs.append({"model": place, **scores})
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     pooled[name] = pool(runs)
   results = {
-    **evaluation_report.describe(sets, tasks, convention=_FLAGS.convention, dev=dev),
+    **evaluation_report.describe(
+      sets, tasks, convention=_FLAGS.convention, dev=dev, classifier=classifier
+    ),
     "options": {key: value for key, value in options.items() if value is not None},
     "models": pooled,
   }

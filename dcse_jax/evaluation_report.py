@@ -22,6 +22,7 @@ def describe(
   *,
   convention: str,
   dev: bool,
+  classifier: str = "sklearn",
 ) -> dict[str, Any]:
   """What an evaluation measures: all of its results but the figures.
 
@@ -30,10 +31,12 @@ def describe(
     tasks: the transfer tasks that are scored.
     convention: one of `CONVENTIONS`.
     dev: whether only what one may choose by is scored.
+    classifier: one of `transfer.CLASSIFIERS`.
 
   Returns:
     "convention" and "dev"; and "sts" and "transfer" as far as there, each with a
-    "title", the names that are "averaged" and, of STS sets, their "pairs".
+    "title", the names that are "averaged" and, of STS sets, their "pairs", of
+    transfer tasks the "classifier".
   """
   description: dict[str, Any] = {"convention": convention, "dev": dev}
   if sets:
@@ -53,9 +56,10 @@ def describe(
     of = "validation accuracy" if dev else "accuracy"
     description["transfer"] = {
       "title": (
-        f"SentEval's transfer tasks: {of} x 100 of scikit-learn's logistic "
-        "regression on frozen embeddings (not SentEval's torch classifier)"
+        f"SentEval's transfer tasks: {of} x 100 on frozen embeddings by "
+        f"{transfer.CLASSIFIERS[classifier]}"
       ),
+      "classifier": classifier,
       "averaged": list(tasks),
     }
   return description

@@ -343,20 +343,47 @@ def score_sts(
   return score_pairs(embed(sentences), rows, sets)
 
 
-def alignment(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> float:
+def paraphrases(scores: np.ndarray, *, strictly_above: float | None = None):
+  """Which pairs of an STS set count as paraphrases, [n] bools.
+
+  Args:
+    scores: human scores of the pairs, [n], of any scale.
+    strictly_above: takes the pairs above this score. SimCSE's analysis has 4 (of 5),
+      and all of STS-B for its pairs. None takes ours: those in the upper fifth of the
+      range from the lowest score, or 0 if that is lower, to the highest, its lower end
+      included: 4 and above of STS-B's 0 to 5.
+  """
+  if strictly_above is not None:
+    return scores > strictly_above
+  lowest = min(scores.min(), 0.0)
+  return scores >= lowest + 0.8 * (scores.max() - lowest)
+
+
+def alignment(
+  first: np.ndarray,
+  second: np.ndarray,
+  scores: np.ndarray,
+  *,
+  strictly_above: float | None = None,
+) -> float | None:
   """Mean squared distance of paraphrases on the unit sphere, in [0, 4].
 
   Args:
     first: embeddings, [n, D].
     second: embeddings, [n, D]; row i pairs with row i of first.
-    scores: of the pairs, [n]; paraphrases are those with four fifths of the best
-      score or more: 4 and above of STS-B's 5.
+    scores: human scores of the pairs, [n].
+    strictly_above: which pairs are paraphrases; see `paraphrases`.
+
+  Returns:
+    The mean; None where no pair is a paraphrase.
 
   References:
-    Wang and Isola, 2020, Eq. 3 (arXiv:2005.10242); the pairs as in Gao et al.,
-    SimCSE, 2021, section 6.
+    Wang and Isola, 2020, Eq. 3 (arXiv:2005.10242); Gao et al., SimCSE, 2021,
+    section 6.
   """
-  alike = scores >= 0.8 * scores.max()
+  alike = paraphrases(scores, strictly_above=strictly_above)
+  if not alike.any():
+    return None
   gaps = unit_length(first[alike]) - unit_length(second[alike])
   return float(np.mean(np.sum(gaps**2, axis=1)))
 
