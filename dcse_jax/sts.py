@@ -25,8 +25,8 @@ SEVEN_TEST_SETS = (
   "SICKR-test",
 )
 
-# What MTEB scores in place of SICKR-test.
-SICKR_ALL = "SICKR-all"
+# What MTEB scores in place of SICKR-test, and what SimCSE's analysis takes pairs from.
+SICKR_ALL, STSB_ALL = "SICKR-all", "STSB-all"
 
 # By year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
 _SENTEVAL_SUBSETS = {
@@ -235,6 +235,25 @@ def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSe
   return {name: files[name][0](files[name][1]) for name in chosen}
 
 
+def all_splits(sets: dict[str, StsSet], name: str) -> StsSet:
+  """Joins the train, dev and test pairs of NAME-all.
+
+  Raises:
+    UserError: one of the three is not there.
+  """
+  parts = [f"{name.removesuffix('-all')}-{split}" for split in ("train", "dev", "test")]
+  for part in parts:
+    if part not in sets:
+      raise UserError(
+        f"{name} is train, dev and test together, and {part} is not there: add it"
+      )
+  return StsSet(
+    np.concatenate([sets[part].scores for part in parts]),
+    [sentence for part in parts for sentence in sets[part].first],
+    [sentence for part in parts for sentence in sets[part].second],
+  )
+
+
 def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
   """MTEB's SICK-R: in place of SICKR-test, SICKR-all with train and dev pairs too.
 
@@ -245,18 +264,10 @@ def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
   """
   if "SICKR-test" not in sets:
     return sets
-  parts = [f"SICKR-{split}" for split in ("train", "dev", "test")]
-  for part in parts:
-    if part not in sets:
-      raise UserError(
-        f"MTEB's SICK-R is train, dev and test together, and {part} is not there: "
-        "add it, or choose the SentEval convention"
-      )
-  whole = StsSet(
-    np.concatenate([sets[part].scores for part in parts]),
-    [sentence for part in parts for sentence in sets[part].first],
-    [sentence for part in parts for sentence in sets[part].second],
-  )
+  try:
+    whole = all_splits(sets, SICKR_ALL)
+  except UserError as error:
+    raise UserError(f"MTEB's SICK-R: {error}, or choose the SentEval convention") from error
   renamed = {"SICKR-test": SICKR_ALL}
   return {
     renamed.get(name, name): whole if name in renamed else pairs
@@ -392,14 +403,17 @@ def uniformity(embeddings: np.ndarray) -> float:
   """Log mean Gaussian potential of every two embeddings on the unit sphere.
 
   Args:
-    embeddings: [n, D] with n > 1; each pair of rows counts once.
+    embeddings: [n, D]; each pair of rows counts once.
 
   Returns:
-    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread.
+    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. Of one row it
+    is 0, as of any that all lie on one point.
 
   References:
     Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).
   """
+  if len(embeddings) < 2:
+    return 0.0
   unit = unit_length(embeddings)
   total, block = 0.0, 1024
   for start in range(0, len(unit), block):
