@@ -264,7 +264,7 @@ def define_flags() -> None:
     "sklearn",
     list(transfer.CLASSIFIERS),
     "What transfer tasks are scored by: scikit-learn's logistic regression, or "
-    "SentEval's own classifier, the papers' and many times slower.",
+    "SentEval's own classifier, which the papers' figures are by.",
   )
   flags.DEFINE_string(
     "alignment_set",

@@ -91,7 +91,7 @@ def test_nested_folds_score_as_in_pytorch(monkeypatch):
 
 @pytest.mark.slow
 def test_nested_folds_score_as_in_pytorch_with_ten_of_them():
-  check_cross_validation(10, 400)
+  check_cross_validation(10, 64)
 
 
 def check_six_classes(number):
