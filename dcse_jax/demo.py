@@ -21,6 +21,7 @@ from dcse_jax import cli
 from dcse_jax import synthetic
 from dcse_jax.data.text import read_text
 from dcse_jax.errors import UserError
+from dcse_jax.index import is_finite
 from dcse_jax.index import unit_length
 from dcse_jax.sentence_encoder import SentenceEncoder
 
@@ -87,9 +88,17 @@ class _Models:
     self._embeddings = self._encode(corpus)
 
   def _encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
-    """Of each model, embeddings [n, D] of unit length."""
+    """Embeds sentences with each model: [n, D] of unit length.
+
+    Raises:
+      UserError: a model yields NaN or infinity.
+    """
     with self._lock:
-      return [unit_length(encoder.encode(sentences)) for encoder in self._encoders]
+      found = [encoder.encode(sentences) for encoder in self._encoders]
+    for name, embeddings in zip(self._names, found):
+      if not is_finite(embeddings).all():
+        raise UserError(f"{name} yields NaN or infinity: check its weights")
+    return [unit_length(embeddings) for embeddings in found]
 
   def _nearest(self, scores: np.ndarray, count: int) -> list[dict[str, Any]]:
     return [
@@ -191,6 +200,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._send_json(200, {"models": answer})
     except _Refusal as refusal:
       self.send_error(refusal.status, str(refusal))
+    except UserError as error:
+      self.send_error(500, str(error))
 
   do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _answer
 

@@ -12,6 +12,7 @@ transfer tasks only what the classifier's C is chosen by: no test set is looked 
 """
 
 from collections.abc import Callable, Sequence
+import math
 import pathlib
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from dcse_jax import transfer
 from dcse_jax.errors import UserError
 from dcse_jax.files import make_folder
 from dcse_jax.files import write_json
+from dcse_jax.index import is_finite
 from dcse_jax.sentence_encoder import SentenceEncoder
 
 _FLAGS = flags.FLAGS
@@ -66,6 +68,44 @@ def read_sets(
     sets = {name: pairs for name, pairs in sets.items() if name not in trained_on}
   order = (*sts.SEVEN_TEST_SETS, sts.SICKR_ALL, *sets)
   return {name: sets[name] for name in dict.fromkeys(order) if name in sets}
+
+
+def read_sphere(
+  paths: Sequence[str],
+  name: str | None,
+  *,
+  dev: bool = False,
+  strictly_above: float | None = None,
+) -> sts.StsSet | None:
+  """Reads the set that alignment and uniformity are measured on.
+
+  Args:
+    paths: each as `sts.read_sts` takes it.
+    name: one of their sets, or STSB-all, its train, dev and test pairs together; None
+      stands for `evaluation_report.sphere_set`.
+    dev: whether only a dev or train set will do.
+    strictly_above: see `sts.paraphrases`.
+
+  Returns:
+    The set; None where there is none of the name that None stands for.
+
+  Raises:
+    UserError: there is no such set, or none of its pairs is a paraphrase.
+  """
+  sets = {n: pairs for path in paths for n, pairs in sts.read_sts(path).items()}
+  chosen = name or evaluation_report.sphere_set(dev)
+  if dev and sts.is_test(chosen):
+    raise UserError(f"--alignment_set {chosen}: --dev looks at no test set")
+  if chosen == sts.STSB_ALL and chosen not in sets:
+    sets[chosen] = sts.all_splits(sets, chosen)
+  if chosen not in sets:
+    if name is None:
+      return None
+    raise UserError(f"--alignment_set {name}: --sts holds {', '.join(sets) or 'none'}")
+  alike = sts.paraphrases(sets[chosen].scores, strictly_above=strictly_above)
+  if not alike.any():
+    raise UserError(f"no pair of {chosen} has a score above {strictly_above:g}: lower it")
+  return sets[chosen]
 
 
 def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -113,6 +153,9 @@ def score(
   tasks: dict[str, transfer.Task],
   *,
   dev: bool = False,
+  classifier: str = "sklearn",
+  sphere: sts.StsSet | None = None,
+  strictly_above: float | None = None,
 ) -> dict[str, dict[str, float]]:
   """Scores one model; each distinct sentence is encoded once.
 
@@ -121,12 +164,19 @@ def score(
     sets: STS sets by name.
     tasks: transfer tasks by name.
     dev: see `transfer.score_task`.
+    classifier: one of `transfer.CLASSIFIERS`.
+    sphere: what alignment and uniformity are measured on; by default STSB-test or, with
+      dev, STSB-dev, if it is there.
+    strictly_above: see `sts.paraphrases`.
 
   Returns:
     "sts", where there are sets: Spearman in percent by set, "avg", and
-    "alignment" and "uniformity" if STSB-test, or with dev STSB-dev, is there.
+    "alignment" and "uniformity" where there is a set for them.
     "transfer", where there are tasks: accuracy in percent by task, "avg", and
     "TASK_f1" where `transfer.score_task` gives one.
+
+  Raises:
+    UserError: an embedding holds NaN or infinity.
   """
   splits = [
     rows
@@ -134,25 +184,30 @@ def score(
     for split, rows in task.items()
     if not (dev and split == "test")
   ]
+  sphere = sphere or sets.get(evaluation_report.sphere_set(dev))
   lists = [column for rows in splits for column in rows.sentences]
   lists += [column for pairs in sets.values() for column in (pairs.first, pairs.second)]
+  lists += [sphere.first, sphere.second] if sphere else []
   sentences = list(dict.fromkeys(sentence for column in lists for sentence in column))
   row = {sentence: i for i, sentence in enumerate(sentences)}
   embeddings = encode(sentences)
+  if not is_finite(embeddings).all():
+    raise UserError("the model yields NaN or infinity, which nothing can be scored by")
   embed = lambda wanted: embeddings[[row[sentence] for sentence in wanted]]
   scores: dict[str, dict[str, float]] = {}
   if sets:
     scores["sts"] = sts.score_sts(embed, sets)
-    if pairs := sets.get(evaluation_report.sphere_set(dev)):
+    if sphere:
+      first, second = embed(sphere.first), embed(sphere.second)
       scores["sts"]["alignment"] = sts.alignment(
-        embed(pairs.first), embed(pairs.second), pairs.scores
+        first, second, sphere.scores, strictly_above=strictly_above
       )
-      distinct = list(dict.fromkeys((*pairs.first, *pairs.second)))
+      distinct = list(dict.fromkeys((*sphere.first, *sphere.second)))
       scores["sts"]["uniformity"] = sts.uniformity(embed(distinct))
   if tasks:
     scores["transfer"], f1 = {}, {}
     for name, task in tasks.items():
-      result = transfer.score_task(embed, task, dev=dev)
+      result = transfer.score_task(embed, task, dev=dev, classifier=classifier)
       scores["transfer"][name] = result["accuracy"]
       if "f1" in result:
         f1[f"{name}_f1"] = result["f1"]
@@ -204,6 +259,30 @@ def define_flags() -> None:
     list(evaluation_report.CONVENTIONS),
     "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
   )
+  flags.DEFINE_enum(
+    "transfer_classifier",
+    "sklearn",
+    list(transfer.CLASSIFIERS),
+    "What transfer tasks are scored by: scikit-learn's logistic regression, or "
+    "SentEval's own classifier, which the papers' figures are by.",
+  )
+  flags.DEFINE_string(
+    "alignment_set",
+    None,
+    "The STS set that alignment and uniformity are measured on; STSB-all is its train, "
+    "dev and test pairs together. STSB-test (or -dev) unless told.",
+  )
+  flags.DEFINE_float(
+    "alignment_above",
+    None,
+    "Alignment is of pairs with a score strictly above this, in place of those in the "
+    "upper fifth of the scores. SimCSE's analysis: STSB-all, above 4.",
+  )
+  flags.register_validator(
+    "alignment_above",
+    lambda above: above is None or math.isfinite(above),
+    "must be a finite number",
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
@@ -215,9 +294,11 @@ def main() -> None:
   """Scores every model on every set and task."""
   if not _FLAGS.model or not (_FLAGS.sts or _FLAGS.transfer):
     raise UserError("give --model DIR_or_id and --sts DIR or --transfer DIR")
-  dev = _FLAGS.dev
+  dev, classifier = _FLAGS.dev, _FLAGS.transfer_classifier
   # All that can be wrong, before the first of many sentences is encoded.
   sets = read_sets(_FLAGS.sts, convention=_FLAGS.convention, dev=dev)
+  sphere_name, above = _FLAGS.alignment_set, _FLAGS.alignment_above
+  sphere = read_sphere(_FLAGS.sts, sphere_name, dev=dev, strictly_above=above)
   tasks = {}
   if _FLAGS.transfer:
     tasks = transfer.read_transfer(_FLAGS.transfer)
@@ -238,11 +319,28 @@ def main() -> None:
     for place in places:
       start = time.monotonic()
       encoder = SentenceEncoder(place, **options)
-      runs.append({"model": place, **score(encoder.encode, sets, tasks, dev=dev)})
+      scores = score(
+        encoder.encode,
+        sets,
+        tasks,
+        dev=dev,
+        classifier=classifier,
+        sphere=sphere,
+        strictly_above=above,
+      )
+      runs.append({"model": place, **scores})
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     pooled[name] = pool(runs)
   results = {
-    **evaluation_report.describe(sets, tasks, convention=_FLAGS.convention, dev=dev),
+    **evaluation_report.describe(
+      sets,
+      tasks,
+      convention=_FLAGS.convention,
+      dev=dev,
+      classifier=classifier,
+      sphere=sphere_name,
+      strictly_above=above,
+    ),
     "options": {key: value for key, value in options.items() if value is not None},
     "models": pooled,
   }

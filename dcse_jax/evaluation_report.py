@@ -12,7 +12,7 @@ CONVENTIONS = {"senteval": "SentEval", "mteb": "MTEB"}
 
 
 def sphere_set(dev: bool) -> str:
-  """The set that alignment and uniformity are measured on, as in SimCSE."""
+  """Names the set that alignment and uniformity are measured on unless told."""
   return "STSB-dev" if dev else "STSB-test"
 
 
@@ -22,6 +22,9 @@ def describe(
   *,
   convention: str,
   dev: bool,
+  classifier: str = "sklearn",
+  sphere: str | None = None,
+  strictly_above: float | None = None,
 ) -> dict[str, Any]:
   """What an evaluation measures: all of its results but the figures.
 
@@ -30,10 +33,14 @@ def describe(
     tasks: the transfer tasks that are scored.
     convention: one of `CONVENTIONS`.
     dev: whether only what one may choose by is scored.
+    classifier: one of `transfer.CLASSIFIERS`.
+    sphere: the set that alignment and uniformity are measured on, if not `sphere_set`.
+    strictly_above: see `sts.paraphrases`.
 
   Returns:
     "convention" and "dev"; and "sts" and "transfer" as far as there, each with a
-    "title", the names that are "averaged" and, of STS sets, their "pairs".
+    "title", the names that are "averaged" and, of STS sets, their "pairs" and what
+    "alignment" is of, of transfer tasks the "classifier".
   """
   description: dict[str, Any] = {"convention": convention, "dev": dev}
   if sets:
@@ -48,14 +55,16 @@ def describe(
       "title": title + (", dev sets only" if dev else ""),
       "averaged": sts.averaged_sets(list(sets)),
       "pairs": {name: len(pairs.scores) for name, pairs in sets.items()},
+      "alignment": {"set": sphere or sphere_set(dev), "strictly_above": strictly_above},
     }
   if tasks:
     of = "validation accuracy" if dev else "accuracy"
     description["transfer"] = {
       "title": (
-        f"SentEval's transfer tasks: {of} x 100 of scikit-learn's logistic "
-        "regression on frozen embeddings (not SentEval's torch classifier)"
+        f"SentEval's transfer tasks: {of} x 100 on frozen embeddings by "
+        f"{transfer.CLASSIFIERS[classifier]}"
       ),
+      "classifier": classifier,
       "averaged": list(tasks),
     }
   return description
@@ -84,8 +93,12 @@ def _table(part: str, results: dict[str, Any]) -> _Table:
     rows.append([name + seeds, *cells])
   notes = [f"avg: mean of {', '.join(averaged)}"]
   if "alignment" in columns:
-    where = sphere_set(results["dev"])
-    notes.append(f"alignment, uniformity: on {where}; less is better")
+    of = results[part]["alignment"]
+    above = of["strictly_above"]
+    pairs = "in the upper fifth of the scores" if above is None else f"above {above:g}"
+    notes.append(
+      f"alignment, uniformity: on {of['set']}, alignment of pairs {pairs}; less is better"
+    )
   if any(model["n"] > 1 for model in models.values()):
     notes.append("±: sample standard deviation over n seeds")
   if results.get("options"):

@@ -48,7 +48,13 @@ def define_flags() -> None:
   flags.DEFINE_string("sentences", None, "The text that it embedded.")
   flags.DEFINE_multi_string("query", [], "May be repeated; none reads stdin.")
   flags.DEFINE_integer("top_k", 5, "Answers to a query, at most.", 1)
-  flags.DEFINE_float("threshold", 0.6, "The least cosine.", -1.0, 1.0)
+  flags.DEFINE_float("threshold", None, "The least cosine; none leaves none out.")
+  flags.register_validator(
+    "threshold",
+    # Bounds of absl's own would let NaN through.
+    lambda threshold: threshold is None or -1.0 <= threshold <= 1.0,
+    "must be a cosine, from -1 to 1",
+  )
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
@@ -80,7 +86,8 @@ def main() -> None:
     for sentence, cosine in found:
       print(f"  {cosine:.4f}\t{sentence}")
     if not found:
-      print(f"  nothing with a cosine of {_FLAGS.threshold:g} or more")
+      least = _FLAGS.threshold
+      print("  nothing" + (f" with a cosine of {least:g} or more" if least is not None else ""))
     sys.stdout.flush()
 
 

@@ -279,7 +279,8 @@ class SentenceEncoder:
       sentences: what to search in; with embeddings read only as they are found,
         such as `data.lines.Lines`.
       embeddings: theirs, [n, D], where they are at hand, memory-mapped or not;
-        None encodes them.
+        None encodes them. Rows with NaN or infinity are never found; a warning
+        counts them.
       batch_size: sentences in a compiled batch.
       use_faiss: hands them to faiss, for a fast approximate search among
         millions. Without, the search is exact.
@@ -304,24 +305,29 @@ class SentenceEncoder:
     queries: str | Sequence[str],
     *,
     top_k: int = 5,
-    threshold: float = 0.6,
+    threshold: float | None = None,
   ) -> list[Any]:
     """The sentences of the index that are most similar to each query.
 
     Args:
       queries: sentences, or one.
       top_k: at most so many.
-      threshold: the least cosine.
+      threshold: the least cosine, from -1 to 1; None leaves none out.
 
     Returns:
       A list for each query of (sentence, cosine), the most similar first; of one
       string that list alone.
 
     Raises:
-      UserError: there is no index yet.
+      UserError: there is no index yet, or top_k or threshold is out of its range,
+        or the model yields NaN or infinity for a query.
     """
     if self._index is None:
       raise UserError("there is nothing to search in: call build_index first")
+    # NaN is in no range.
+    if threshold is not None and not -1.0 <= threshold <= 1.0:
+      raise UserError(f"threshold={threshold}: must be a cosine, from -1 to 1, or None")
+    least = -1.0 if threshold is None else threshold
     if isinstance(queries, str):
       return self.search([queries], top_k=top_k, threshold=threshold)[0]
     cosines, rows = self._index.search(self.encode(queries), top_k)
@@ -329,7 +335,7 @@ class SentenceEncoder:
       [
         (self._sentences[int(row)], float(cosine))
         for cosine, row in zip(*found)
-        if cosine >= threshold
+        if cosine >= least
       ]
       for found in zip(cosines, rows)
     ]

@@ -25,8 +25,8 @@ SEVEN_TEST_SETS = (
   "SICKR-test",
 )
 
-# What MTEB scores in place of SICKR-test.
-SICKR_ALL = "SICKR-all"
+# What MTEB scores in place of SICKR-test, and what SimCSE's analysis takes pairs from.
+SICKR_ALL, STSB_ALL = "SICKR-all", "STSB-all"
 
 # By year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
 _SENTEVAL_SUBSETS = {
@@ -235,6 +235,25 @@ def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSe
   return {name: files[name][0](files[name][1]) for name in chosen}
 
 
+def all_splits(sets: dict[str, StsSet], name: str) -> StsSet:
+  """Joins the train, dev and test pairs of NAME-all.
+
+  Raises:
+    UserError: one of the three is not there.
+  """
+  parts = [f"{name.removesuffix('-all')}-{split}" for split in ("train", "dev", "test")]
+  for part in parts:
+    if part not in sets:
+      raise UserError(
+        f"{name} is train, dev and test together, and {part} is not there: add it"
+      )
+  return StsSet(
+    np.concatenate([sets[part].scores for part in parts]),
+    [sentence for part in parts for sentence in sets[part].first],
+    [sentence for part in parts for sentence in sets[part].second],
+  )
+
+
 def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
   """MTEB's SICK-R: in place of SICKR-test, SICKR-all with train and dev pairs too.
 
@@ -245,18 +264,10 @@ def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
   """
   if "SICKR-test" not in sets:
     return sets
-  parts = [f"SICKR-{split}" for split in ("train", "dev", "test")]
-  for part in parts:
-    if part not in sets:
-      raise UserError(
-        f"MTEB's SICK-R is train, dev and test together, and {part} is not there: "
-        "add it, or choose the SentEval convention"
-      )
-  whole = StsSet(
-    np.concatenate([sets[part].scores for part in parts]),
-    [sentence for part in parts for sentence in sets[part].first],
-    [sentence for part in parts for sentence in sets[part].second],
-  )
+  try:
+    whole = all_splits(sets, SICKR_ALL)
+  except UserError as error:
+    raise UserError(f"MTEB's SICK-R: {error}, or choose the SentEval convention") from error
   renamed = {"SICKR-test": SICKR_ALL}
   return {
     renamed.get(name, name): whole if name in renamed else pairs
@@ -292,8 +303,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   """Cosine of row i with row i, [n, D] and [n, D] to [n]; 0 for zero rows."""
-  norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-  return np.sum(first * second, axis=1) / np.maximum(norms, 1e-12)
+  return np.sum(unit_length(first) * unit_length(second), axis=1)
 
 
 Rows = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -344,20 +354,47 @@ def score_sts(
   return score_pairs(embed(sentences), rows, sets)
 
 
-def alignment(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> float:
+def paraphrases(scores: np.ndarray, *, strictly_above: float | None = None):
+  """Which pairs of an STS set count as paraphrases, [n] bools.
+
+  Args:
+    scores: human scores of the pairs, [n], of any scale.
+    strictly_above: takes the pairs above this score. SimCSE's analysis has 4 (of 5),
+      and all of STS-B for its pairs. None takes ours: those in the upper fifth of the
+      range from the lowest score, or 0 if that is lower, to the highest, its lower end
+      included: 4 and above of STS-B's 0 to 5.
+  """
+  if strictly_above is not None:
+    return scores > strictly_above
+  lowest = min(scores.min(), 0.0)
+  return scores >= lowest + 0.8 * (scores.max() - lowest)
+
+
+def alignment(
+  first: np.ndarray,
+  second: np.ndarray,
+  scores: np.ndarray,
+  *,
+  strictly_above: float | None = None,
+) -> float | None:
   """Mean squared distance of paraphrases on the unit sphere, in [0, 4].
 
   Args:
     first: embeddings, [n, D].
     second: embeddings, [n, D]; row i pairs with row i of first.
-    scores: of the pairs, [n]; paraphrases are those with four fifths of the best
-      score or more: 4 and above of STS-B's 5.
+    scores: human scores of the pairs, [n].
+    strictly_above: which pairs are paraphrases; see `paraphrases`.
+
+  Returns:
+    The mean; None where no pair is a paraphrase.
 
   References:
-    Wang and Isola, 2020, Eq. 3 (arXiv:2005.10242); the pairs as in Gao et al.,
-    SimCSE, 2021, section 6.
+    Wang and Isola, 2020, Eq. 3 (arXiv:2005.10242); Gao et al., SimCSE, 2021,
+    section 6.
   """
-  alike = scores >= 0.8 * scores.max()
+  alike = paraphrases(scores, strictly_above=strictly_above)
+  if not alike.any():
+    return None
   gaps = unit_length(first[alike]) - unit_length(second[alike])
   return float(np.mean(np.sum(gaps**2, axis=1)))
 
@@ -366,14 +403,17 @@ def uniformity(embeddings: np.ndarray) -> float:
   """Log mean Gaussian potential of every two embeddings on the unit sphere.
 
   Args:
-    embeddings: [n, D] with n > 1; each pair of rows counts once.
+    embeddings: [n, D]; each pair of rows counts once.
 
   Returns:
-    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread.
+    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. Of one row it
+    is 0, as of any that all lie on one point.
 
   References:
     Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).
   """
+  if len(embeddings) < 2:
+    return 0.0
   unit = unit_length(embeddings)
   total, block = 0.0, 1024
   for start in range(0, len(unit), block):

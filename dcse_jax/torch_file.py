@@ -39,6 +39,11 @@ _DTYPES = {
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _MAX_DIMS = 64  # NumPy's own limit.
+# No file is as long: products of larger numbers, of a million digits say, take minutes.
+_MAX_COUNT = 2**62
+# How often the tensors of a file may share its numbers, on average. Tied weights share
+# them once or twice; each tensor is copied when a model is made from the file.
+_MAX_SHARING = 8
 
 # Instructions whose argument is the value itself.
 _CONSTANTS = frozenset(
@@ -71,9 +76,13 @@ class _Tensor(NamedTuple):
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.storage.dtype.itemsize
+
 
 def _is_count(value: Any) -> bool:
-  return type(value) is int and value >= 0
+  return type(value) is int and 0 <= value <= _MAX_COUNT
 
 
 def _storage(name: Any) -> _Storage:
@@ -235,9 +244,15 @@ def _state_dict(content: Any) -> dict[str, _Tensor]:
   return content
 
 
-def _check_sizes(storages: Mapping[str, _Storage], file_size: int) -> None:
+def _check_sizes(
+  storages: Mapping[str, _Storage], tensors: Mapping[str, _Tensor], file_size: int
+) -> None:
   if sum(storage.nbytes for storage in storages.values()) > file_size:
     raise _Unreadable("is cut off, or damaged: it promises more than it holds")
+  if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * file_size:
+    raise _Unreadable(
+      f"holds tensors that share its numbers more than {_MAX_SHARING} times over"
+    )
 
 
 def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
@@ -271,7 +286,7 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
       raise _Unreadable("was written by a big-endian machine")
     tensors = _state_dict(_run(io.BytesIO(read("data.pkl")), {}))
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    _check_sizes(storages, file_size)
+    _check_sizes(storages, tensors, file_size)
     data = {key: read(f"data/{key}", s.nbytes) for key, s in storages.items()}
   return {name: _array(t, data[t.storage.key]) for name, t in tensors.items()}
 
@@ -289,7 +304,7 @@ def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
     _run(m, {})  # What machine wrote it; the numbers are little-endian on any.
     tensors = _state_dict(_run(m, storages))
     keys = _run(m, {})
-    _check_sizes(storages, len(m))
+    _check_sizes(storages, tensors, len(m))
     data = {}
     for key in keys:
       storage = storages.get(key) if type(key) is str else None
@@ -308,6 +323,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   Args:
     path: a file of either of torch.save's forms. It holds a mapping of names to
       tensors, or a mapping with one such under "state_dict".
+
+  All shapes and strides are checked against their storages, and the sums of both
+  against the file, before any array is made.
 
   Returns:
     The tensors by name, in the file's types (bfloat16 is ml_dtypes' own). They

@@ -89,6 +89,34 @@ def test_without_stsb_there_is_no_alignment(folder):
   assert set(evaluate.score(embed, sets, {})["sts"]) == {"mine", "avg"}
 
 
+def test_simcses_alignment_is_of_all_of_stsb_strictly_above_four(folder):
+  paths = [str(folder / "sts")]
+  splits = [sts.read_sts(paths[0])[f"STSB-{s}"] for s in ("train", "dev", "test")]
+  sphere = evaluate.read_sphere(paths, "STSB-all", strictly_above=4.0)
+  scores = evaluate.score(
+    embed, evaluate.read_sets(paths), {}, sphere=sphere, strictly_above=4.0
+  )["sts"]
+  rows = [row for p in splits for row in zip(p.scores, p.first, p.second)]
+  unit = lambda s: embed([s])[0] / np.linalg.norm(embed([s])[0])
+  gaps = [np.sum((unit(a) - unit(b)) ** 2) for score, a, b in rows if score > 4]
+  assert scores["alignment"] == pytest.approx(np.mean(gaps))
+  distinct = sorted({s for _, a, b in rows for s in (a, b)})
+  assert scores["uniformity"] == pytest.approx(sts.uniformity(embed(distinct)))
+  for name, wanted, message in (
+    ("STSB-all", {"dev": True}, "--dev looks at no test set"),
+    ("nowhere", {}, "--sts holds .*STSB-test"),
+    ("STSB-dev", {"strictly_above": 9.0}, "no pair of STSB-dev has a score above 9"),
+  ):
+    with pytest.raises(UserError, match=message):
+      evaluate.read_sphere(paths, name, **wanted)
+
+
+def test_a_model_that_yields_nan_gets_no_score(folder):
+  sets = evaluate.read_sets([str(folder / "own")])
+  with pytest.raises(UserError, match="yields NaN"):
+    evaluate.score(lambda s: np.full((len(s), 3), np.nan), sets, {})
+
+
 def test_seeds_are_pooled_to_mean_and_sample_standard_deviation():
   figures = [70.0, 71.0, 75.0]
   pooled = evaluate.pool([{"model": "m", "sts": {"X": x}} for x in figures])
@@ -193,6 +221,8 @@ def test_the_command_writes_json_and_markdown_of_all_models(folder):
     (("--model={0}/m", "--sts={0}/nowhere"), "holds no .tsv file"),
     (("--model={0}/m", "--transfer={0}/own"), "too few rows"),
     (("--model={0}/m", "--sts={0}/own", "--convention=x"), "convention"),
+    (("--model={0}/m", "--sts={0}/own", "--alignment_above=nan"), "finite number"),
+    (("--model={0}/m", "--sts={0}/own", "--num_layers=nan"), "num_layers"),
   ],
   ids=lambda value: "",
 )

@@ -1,6 +1,7 @@
 """Encoding of streams and files, and search."""
 
 import gzip
+import importlib.util
 import os
 
 import numpy as np
@@ -14,6 +15,7 @@ from dcse_jax.data.lines import Lines
 from dcse_jax.errors import UserError
 from dcse_jax.index import ExactIndex
 from dcse_jax.index import FaissIndex
+from dcse_jax.index import unit_length
 from tests import models
 from tests import processes
 
@@ -121,6 +123,104 @@ def test_faiss_finds_what_exact_search_finds_among_few():
   exact, theirs = ExactIndex(rows), FaissIndex(rows)
   for mine, other in zip(exact.search(rows[:9], 4), theirs.search(rows[:9], 4)):
     np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+INDEXES = [
+  ExactIndex,
+  pytest.param(
+    FaissIndex,
+    marks=pytest.mark.skipif(
+      not importlib.util.find_spec("faiss"), reason="needs faiss-cpu"
+    ),
+  ),
+]
+
+
+@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize("scale, dtype", [(1e25, "f4"), (1e-25, "f4"), (1e200, "f8")])
+def test_embeddings_of_any_length_give_the_same_answers(index, scale, dtype):
+  rng = np.random.default_rng(0)
+  rows, queries = rng.standard_normal((50, 8)), rng.standard_normal((3, 8))
+  cosines, numbers = index(rows.astype(np.float32)).search(queries, 5)
+  found = index((scale * rows).astype(dtype)).search(scale * queries, 5)
+  np.testing.assert_array_equal(found[1], numbers)
+  np.testing.assert_allclose(found[0], cosines, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_unit_length_holds_at_both_ends_of_a_type_and_zeros_stay(dtype):
+  ends = np.finfo(dtype)
+  rows = np.asarray(
+    [[3, 4], [3 * ends.tiny, 4 * ends.tiny], [ends.max, -ends.max], [0, 0]], dtype
+  )
+  expected = [[0.6, 0.8], [0.6, 0.8], [0.5**0.5, -(0.5**0.5)], [0, 0]]
+  np.testing.assert_allclose(unit_length(rows), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_rows_that_are_not_finite_are_counted_and_hide_none_in_arrays_and_files(
+  index, dtype, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr("dcse_jax.index._BLOCK", 3)
+  rng = np.random.default_rng(0)
+  rows, queries = rng.standard_normal((12, 4)).astype(dtype), rng.standard_normal((2, 4))
+  intact = np.delete(np.arange(12), [3, 4, 8])
+  cosines, numbers = index(rows[intact]).search(queries, 12)
+  rows[3] = np.nan
+  rows[4, 1], rows[8, 0] = np.inf, -np.inf
+  np.save(tmp_path / "rows.npy", rows)
+  assert not caplog.messages
+  for embeddings in (rows, search.read_embeddings(str(tmp_path / "rows.npy"))):
+    found = index(embeddings).search(queries, 12)
+    np.testing.assert_array_equal(found[1], intact[numbers])
+    np.testing.assert_allclose(found[0], cosines, atol=1e-6)
+    (message,) = caplog.messages
+    assert message.startswith("3 of 12 embeddings") and "row 3 (from 0)" in message
+    caplog.clear()
+
+
+def test_a_query_that_is_not_finite_is_refused():
+  queries = np.asarray([[1.0, 0.0], [0.0, np.nan]])
+  with pytest.raises(UserError, match="query 1 .* NaN or infinity"):
+    ExactIndex(np.eye(2, dtype=np.float32)).search(queries, 2)
+
+
+def test_copies_of_a_row_do_not_hide_others_from_faiss_and_are_all_found():
+  pytest.importorskip("faiss")
+  rng = np.random.default_rng(0)
+  rows = rng.standard_normal((500, 32)).astype(np.float32)
+  copies = np.repeat(rng.standard_normal((1, 32)).astype(np.float32), 700, axis=0)
+  corpus = rng.permutation(np.concatenate([copies, rows]))
+  exact, theirs = ExactIndex(corpus), FaissIndex(corpus)
+  queries = rows[:100] + 0.1 * rng.standard_normal((100, 32)).astype(np.float32)
+  wanted, found = (index.search(queries, 5)[1] for index in (exact, theirs))
+  recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(wanted, found)])
+  assert recall > 0.99
+  cosines, numbers = theirs.search(copies[:1], 1000)
+  where = np.flatnonzero((corpus == copies[0]).all(axis=1))
+  np.testing.assert_array_equal(numbers[0, :700], where)
+  np.testing.assert_allclose(cosines[0, :700], 1.0, atol=1e-6)
+
+
+def test_search_leaves_nothing_out_by_default_and_refuses_what_is_no_threshold(encoder):
+  corpus = models.SENTENCES[:6]
+  encoder.build_index(corpus)
+  found = encoder.search(models.SENTENCES[9], top_k=6)
+  assert {sentence for sentence, _ in found} == set(corpus)
+  for threshold in (np.nan, np.inf, -1.1, 1.1):
+    with pytest.raises(UserError, match="must be a cosine"):
+      encoder.search("A cat.", threshold=threshold)
+  with pytest.raises(UserError, match="top_k=0"):
+    encoder.search("A cat.", top_k=0)
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "1.5", "-2"])
+def test_the_command_refuses_a_threshold_that_is_no_cosine(threshold):
+  result = processes.run("dcse_jax.search", f"--threshold={threshold}")
+  assert result.returncode == 2, result.stderr
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith("error: ") and "must be a cosine" in line
 
 
 def test_lines_are_numbered_as_in_the_file_plain_or_gzipped(tmp_path):

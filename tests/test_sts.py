@@ -98,6 +98,39 @@ def test_alignment_is_the_mean_squared_distance_of_paraphrases():
   assert sts.alignment(first, second, np.asarray([5.0, 4.0, 3.9])) == pytest.approx(1)
 
 
+def test_paraphrases_are_told_in_any_scale_and_theirs_are_strictly_above():
+  told = lambda scores, **kwargs: sts.paraphrases(np.asarray(scores), **kwargs).tolist()
+  assert told([0.0, 3.9, 4.0, 5.0]) == [False, False, True, True]
+  # SICK-R's scores begin at 1: four fifths of 5 all the same.
+  assert told([1.0, 3.9, 4.0, 5.0]) == [False, False, True, True]
+  # From -5 to -1 the upper fifth begins at -1.8, from -1 to 1 at 0.6.
+  assert told([-5.0, -2.0, -1.5, -1.0]) == [False, False, True, True]
+  assert told([-1.0, 0.5, 0.7, 1.0]) == [False, False, True, True]
+  assert told([-3.0, -3.0]) == [True, True]
+  assert told([3.9, 4.0, 4.1], strictly_above=4.0) == [False, False, True]
+
+
+def test_what_alignment_and_uniformity_cannot_be_taken_of_is_no_nan():
+  one = np.ones((1, 3))
+  assert sts.alignment(one, one, np.asarray([3.0]), strictly_above=4.0) is None
+  assert sts.uniformity(one) == 0.0
+  # Equal rows lie on one point, too: exp(0) = 1.
+  assert sts.uniformity(np.ones((4, 3))) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_cosines_and_distances_do_not_depend_on_length(scale):
+  first, second = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+  long = (first * scale).astype(np.float32), (second * scale).astype(np.float32)
+  scores = np.arange(6.0)
+  np.testing.assert_allclose(
+    sts.paired_cosine(*long), sts.paired_cosine(first, second), atol=1e-6
+  )
+  expected = sts.alignment(first, second, scores), sts.uniformity(first)
+  assert sts.alignment(*long, scores) == pytest.approx(expected[0], rel=1e-5)
+  assert sts.uniformity(long[0]) == pytest.approx(expected[1], rel=1e-5)
+
+
 def test_uniformity_is_the_log_mean_potential_of_all_pairs():
   # Squared distances 2, 2 and 4 on the unit circle.
   embeddings = np.asarray([[1.0, 0.0], [0.0, 5.0], [-2.0, 0.0]])

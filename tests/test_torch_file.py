@@ -174,6 +174,39 @@ def test_a_tensor_beyond_its_storage_of_four_is_refused(save, offset, shape, str
     torch_file.read_tensors(save({"x": call}))
 
 
+@pytest.mark.parametrize("place", ["offset", "shape", "strides", "numel"])
+def test_numbers_of_a_million_digits_are_refused_before_they_are_multiplied(
+  tmp_path, place
+):
+  # To multiply two of them takes a moment, 64 of them minutes.
+  huge = 1 << 8 * 400_000
+  call = {"offset": 0, "shape": (1,) * 64, "strides": (1,) * 64, "numel": 1}
+  call[place] = (huge,) * 64 if isinstance(call[place], tuple) else huge
+  storage = pickle.dumps(call["numel"], protocol=2)[2:-1]
+  rest = [
+    pickle.dumps(call[name], protocol=2)[2:-1] for name in ("offset", "shape", "strides")
+  ]
+  pickled = (
+    b"\x80\x02}X\x01\x00\x00\x00xctorch._utils\n_rebuild_tensor_v2\n"
+    b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    b"X\x03\x00\x00\x00cpu" + storage + b"tQ" + b"".join(rest) + b"\x89}tRs."
+  )
+  path = legacy_file(tmp_path / "x.bin", pickled, pickle.dumps([], protocol=2))
+  with pytest.raises(UserError, match="is damaged: it describes a (tensor|storage)"):
+    torch_file.read_tensors(path)
+
+
+def test_views_that_add_up_to_many_times_the_file_are_refused(save):
+  # 20,000 layers that share the numbers of one would fill the memory once copied.
+  storage = torch.arange(1000.0)
+  tied = {f"layer.{i}": storage[i:] for i in range(7)}
+  tensors = torch_file.read_tensors(save(tied))
+  assert tensors["layer.6"][0] == 6
+  many = {f"layer.{i}": storage[i % 7 :] for i in range(2000)}
+  with pytest.raises(UserError, match="share its numbers more than 8 times over"):
+    torch_file.read_tensors(save(many))
+
+
 def legacy_file(path, *pickles):
   """A legacy file with these for the state dict and the list of its storages."""
   head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
