@@ -19,6 +19,7 @@ import numpy as np
 
 from dcse_jax import compilation
 from dcse_jax import config as config_lib
+from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
@@ -135,6 +136,8 @@ class Recipe:
     members = [
       m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)
     ]
+    if "pooling" in material:
+      material["pooling"] = encoder_lib.recorded_pooling(material["pooling"])
     if config.start:
       fields["start"] = config_lib.members(self.rounds, config.start)
       material["start"] = fields["start"]
@@ -202,13 +205,13 @@ class Recipe:
     for config in cached.values():
       rows = len(self.inputs.tokens(config))
       for member in itertools.chain(*self._members(config)):
-        encoder = self.inputs.start.config
+        model = self.inputs.start
         if member in config.teachers:
-          encoder = self.inputs.outside(member).config
+          model = self.inputs.outside(member)
         # Rounds share the files of a teacher that they have in common.
         key = (member, config.text, config.max_length, config.teacher_cache)
         need[key] = teacher_cache.cache_bytes(
-          rows, encoder.hidden_size, config.teacher_cache
+          rows, model.pooled_size, config.teacher_cache
         )
     cache = self._place.cache
     there = sum(
