@@ -345,6 +345,12 @@ def load(
     config = dataclasses.replace(
       config, has_pooler=any("pooler.dense." in key for key in tensors)
     )
+    if any(key.startswith("classifier.") for key in tensors):
+      _log.warning(
+        "%s was trained to classify or to score pairs: embeddings of single sentences "
+        "may mean little",
+        name,
+      )
     try:
       params = huggingface.from_tensors(tensors, config)
       language_model = huggingface.language_model_from_tensors(tensors, config)

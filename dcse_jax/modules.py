@@ -382,10 +382,15 @@ def _read_layers(path, encoder, config) -> str:
       "output_hidden_states: add it there, or remove the module from modules.json"
     )
   weights = huggingface.read_tensors(path).get("layer_weights")
+  if np.shape(weights) != (config.num_layers + 1,):
+    raise UserError(
+      f"{path}: layer_weights has shape {np.shape(weights)}, which does not fit the "
+      f"{config.num_layers} layers of config.json: fetch the folder again"
+    )
   start = settings.get("layer_start", 4)  # Its default.
   for pooling in encoder_lib.LAYER_POOLINGS:
     expected = _layer_weights(pooling, config.num_layers)
-    if start == 0 and weights is not None and np.array_equal(weights, expected):
+    if start == 0 and np.array_equal(weights, expected):
       return pooling
   raise UserError(
     f"{path}: WeightedLayerPooling is supported as a mean of the top two layers, or of "
