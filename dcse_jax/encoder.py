@@ -491,7 +491,8 @@ def _pool_one(state, attention_mask, pooling):
     last = attention_mask.astype(jnp.int32).sum(axis=1) - 1
     last = jnp.maximum(last, 0)[:, None, None]
     return jnp.take_along_axis(state, last, axis=1)[:, 0].astype(jnp.float32)
-  state, mask = state.astype(jnp.float32), attention_mask.astype(jnp.float32)[:, :, None]
+  state = state.astype(jnp.float32)
+  mask = attention_mask.astype(jnp.float32)[:, :, None]
   if pooling == "max":
     # A finite mask: a row of padding alone must not become infinite.
     return jnp.where(mask > 0, state, -1e30).max(axis=1)

@@ -179,8 +179,8 @@ def check_settings(
     right = value == defaults[key] if key in defaults else not value
     if not right:
       raise UserError(
-        f"{path}: {key} is {value!r:.80}, which is not supported: use another model, or "
-        f"remove {key} if embeddings are the same without"
+        f"{path}: {key} is {value!r:.80}, which is not supported: use another model, "
+        f"or remove {key} if embeddings are the same without"
       )
 
 

@@ -216,6 +216,12 @@ class Inputs:
       raise UserError(
         f"round {name}: clusters need scikit-learn: pip install 'dcse_jax[eval]'"
       )
+    needs = [x for x in ("predictions", "queue", "replaced_logits") if x in takes]
+    if needs and self.start.pooled_size != self.start.config.hidden_size:
+      raise UserError(
+        f"round {name}: {needs[0]} are of embeddings as wide as the encoder's states, and "
+        f"{model} is pooled by {self.start.pooling}: use a model with one pooling"
+      )
     tokens = self.tokens(round_config)
     if len(tokens.tokens) > 2 and "negatives" not in takes:
       raise UserError(

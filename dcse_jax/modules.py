@@ -136,7 +136,7 @@ def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
   A folder without modules.json is an encoder alone.
 
   Raises:
-    UserError: modules.json is damaged, or names code that is not sentence-transformers'.
+    UserError: modules.json is damaged, or names the code of others.
   """
   path = folder / "modules.json"
   if not path.exists():
@@ -205,8 +205,8 @@ def read(
         _check_names(path / "config.json", settings)
   if layers and fields["pooling"] != "mean":
     raise UserError(
-      f"{folder}: WeightedLayerPooling is supported before a Pooling by mean alone, not "
-      f"by {fields['pooling']}: use another model"
+      f"{folder}: WeightedLayerPooling is supported before a Pooling by mean alone, "
+      f"not by {fields['pooling']}: use another model"
     )
   if layers:
     fields["pooling"] = layers
@@ -480,7 +480,7 @@ def write_json(
 
 def _pooling_settings(pooling: str, width: int) -> dict[str, Any]:
   """The config.json of a Pooling: flags, where these can say the same."""
-  modes = ["cls" if mode == "cls_before_pooler" else mode for mode in pooling.split("+")]
+  modes = pooling.replace("cls_before_pooler", "cls").split("+")
   if modes != [mode for mode in _POOLING_MODES if mode in modes]:
     names = [_POOLING_MODES[mode][0] for mode in modes]
     return {"embedding_dimension": width, "pooling_mode": names}

@@ -361,8 +361,8 @@ def _checked(sentences: Iterable[str]) -> Iterator[str]:
   for i, sentence in enumerate(sentences):
     if not isinstance(sentence, str):
       raise UserError(
-        f"sentence {i} is a {type(sentence).__name__} ({sentence!r:.80}), not a string: "
-        "leave it out, or make it one"
+        f"sentence {i} is a {type(sentence).__name__} ({sentence!r:.80}), not a "
+        "string: leave it out, or make it one"
       )
     yield sentence
 
