@@ -192,7 +192,7 @@ def _teachers(config, round_config, start) -> list[tuple[folder.Model, float]]:
 
 
 def _cached(config, members: Sequence[tuple[folder.Model, float]]):
-  widths = tuple(model.config.hidden_size for model, _ in members)
+  widths = tuple(model.pooled_size for model, _ in members)
   total = sum(weight for _, weight in members)
   weights = tuple(weight / total for _, weight in members)
   shape = (config.batch_size, sum(widths))

@@ -28,7 +28,35 @@ from dcse_jax.packing import Packing
 
 Params = dict[str, Any]
 
-POOLINGS = ("cls", "cls_before_pooler", "mean", "mean_top2", "mean_first_last")
+# What an embedding may be of the last states; several of these, joined by "+", are
+# put side by side.
+STATE_POOLINGS = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
+# Means over tokens of the average of two layers' states.
+LAYER_POOLINGS = ("mean_top2", "mean_first_last", "mean_embedding_last")
+POOLINGS = ("cls", "cls_before_pooler", *STATE_POOLINGS[1:], *LAYER_POOLINGS)
+# Names that changed their meaning, and what digests and workdirs say for them: what
+# was written before the change must not pass for what the name means now.
+_RECORDED = {
+  "mean_first_last": "mean_first_last of layer 1",
+  "mean_embedding_last": "mean_first_last",
+}
+
+
+def is_pooling(pooling: str) -> bool:
+  """Whether a text names a pooling, or several of the last states joined by "+"."""
+  return pooling in POOLINGS or all(
+    mode in STATE_POOLINGS for mode in pooling.split("+")
+  )
+
+
+def recorded_pooling(pooling: str) -> str:
+  """The name of a pooling that digests and workdirs hold."""
+  return _RECORDED.get(pooling, pooling)
+
+
+def embedding_size(config: "EncoderConfig", pooling: str) -> int:
+  """Numbers in an embedding."""
+  return config.hidden_size * len(pooling.split("+"))
 
 
 def _exact_gelu(x):
@@ -47,6 +75,14 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
+  # Other names of transformers for the same, and the rest of its smooth ones.
+  "swish": jax.nn.silu,
+  "gelu_python": _exact_gelu,
+  "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_10": lambda x: jnp.clip(_exact_gelu(x), -10, 10),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+  "tanh": jnp.tanh,
 }
 
 
@@ -55,8 +91,8 @@ class EncoderConfig:
   """The shape of an encoder.
 
   Attributes:
-    model_type: "bert", "roberta" or "xlm-roberta"; RoBERTa counts positions from
-      `pad_token_id` + 1 and skips padding.
+    model_type: "bert", "roberta", "xlm-roberta" or "camembert"; all but BERT count
+      positions from `pad_token_id` + 1 and skip padding.
     max_positions: rows of the position table, for RoBERTa two more than tokens.
     activation: a key of the activations known here, e.g. "gelu" (exact).
     dropout: rate after embeddings and sublayers, in [0, 1).
@@ -83,7 +119,7 @@ class EncoderConfig:
 
   @property
   def is_roberta(self) -> bool:
-    return self.model_type in ("roberta", "xlm-roberta")
+    return self.model_type in ("roberta", "xlm-roberta", "camembert")
 
   @property
   def max_tokens(self) -> int:
@@ -430,36 +466,40 @@ def states_at(
   return encoder(input_ids.astype(jnp.int32), layout, rng, positions)[2]
 
 
-def pool(
-  states: tuple[jax.Array, jax.Array, jax.Array],
-  attention_mask: jax.Array,
-  pooling: str,
-) -> jax.Array:
-  """One embedding a sentence from its hidden states.
+def pool(state: jax.Array, attention_mask: jax.Array, pooling: str) -> jax.Array:
+  """One embedding a sentence from its tokens' states.
 
   Args:
-    states: three [B, S, D], as `hidden_states` gives them.
+    state: [B, S, D], padding after the tokens.
     attention_mask: [B, S].
-    pooling: "cls" or "cls_before_pooler": the first token's last state. They
-      differ in training alone, where "cls" passes through a projection.
-      "mean": the tokens' mean of the last state; "mean_top2": of the average of
-      the last two; "mean_first_last": of the average of the embedding layer's
-      and the last.
+    pooling: one or more of `STATE_POOLINGS`, joined by "+": "cls", the first token's
+      state; "lasttoken", the last token's; "max", the largest of each dimension;
+      "mean"; "mean_sqrt_len", the sum divided by the root of the tokens' number;
+      "weightedmean", the mean weighted by position, counted from 1.
 
   Returns:
-    [B, D] float32.
+    [B, D] float32, or as many times D as there are poolings.
   """
+  pooled = [_pool_one(state, attention_mask, mode) for mode in pooling.split("+")]
+  return pooled[0] if len(pooled) == 1 else jnp.concatenate(pooled, axis=-1)
+
+
+def _pool_one(state, attention_mask, pooling):
   if pooling in ("cls", "cls_before_pooler"):
-    return states[-1][:, 0].astype(jnp.float32)
-  layers = {
-    "mean": (-1,),
-    "mean_top2": (-1, -2),
-    "mean_first_last": (0, -1),
-  }[pooling]
-  state = sum(states[layer].astype(jnp.float32) for layer in layers)
-  state = state / len(layers)
+    return state[:, 0].astype(jnp.float32)
+  if pooling == "lasttoken":
+    last = attention_mask.astype(jnp.int32).sum(axis=1) - 1
+    last = jnp.maximum(last, 0)[:, None, None]
+    return jnp.take_along_axis(state, last, axis=1)[:, 0].astype(jnp.float32)
+  state = state.astype(jnp.float32)
   mask = attention_mask.astype(jnp.float32)[:, :, None]
-  return (state * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
+  if pooling == "max":
+    # A finite mask: a row of padding alone must not become infinite.
+    return jnp.where(mask > 0, state, -1e30).max(axis=1)
+  if pooling == "weightedmean":
+    mask = mask * jnp.arange(1, mask.shape[1] + 1, dtype=jnp.float32)[:, None]
+  total, count = (state * mask).sum(axis=1), jnp.maximum(mask.sum(axis=1), 1.0)
+  return total / (jnp.sqrt(count) if pooling == "mean_sqrt_len" else count)
 
 
 def encode(
@@ -474,13 +514,17 @@ def encode(
   packing: Packing | None = None,
   numbers: jax.Array | None = None,
 ) -> jax.Array:
-  """Sentence embeddings, [B, D] float32; see `hidden_states` and `pool`."""
-  inputs = (params, config, input_ids, attention_mask)
+  """Sentence embeddings, [B, D] float32; see `hidden_states`.
+
+  Args:
+    pooling: as `pool` takes it, of the last states. Or "cls_before_pooler", which
+      differs from "cls" in training alone, where "cls" passes through a projection.
+      Or the tokens' mean of an average: of the last two layers' states by
+      "mean_top2", of the first layer's and the last by "mean_first_last", of the
+      embedding layer's and the last by "mean_embedding_last".
+  """
   kwargs = dict(rng=rng, dtype=dtype, packing=packing, numbers=numbers)
-  if pooling in ("cls", "cls_before_pooler"):
-    first = jnp.zeros((len(input_ids), 1), jnp.int32)
-    return states_at(*inputs, first, **kwargs)[:, 0].astype(jnp.float32)
-  return pool(hidden_states(*inputs, **kwargs), attention_mask, pooling)
+  return _encode(params, config, input_ids, attention_mask, (), pooling, **kwargs)[0]
 
 
 def encode_with_layers(
@@ -500,28 +544,55 @@ def encode_with_layers(
 
   Args:
     layers: counted from 1, all before the last.
-    pooling: of an earlier layer's state the first token's, for the poolings of
-      [CLS], or its mean over tokens.
+    pooling: of an earlier layer's state as of the last one's; its mean over tokens,
+      for the poolings of two layers.
 
   Returns:
     What `encode` gives, [B, D], and of each layer in order, [B, L, D]; float32.
   """
+  kwargs = dict(rng=rng, dtype=dtype, packing=packing, numbers=numbers)
+  embeddings, between = _encode(
+    params, config, input_ids, attention_mask, layers, pooling, **kwargs
+  )
+  return embeddings, jnp.stack(between, axis=1)
+
+
+def _encode(
+  params,
+  config,
+  input_ids,
+  attention_mask,
+  layers,
+  pooling,
+  *,
+  rng,
+  dtype,
+  packing,
+  numbers,
+):
+  """Embeddings [B, D], and a list of those after `layers`."""
   layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(Encoder, config, dtype, params)
   of_first = pooling in ("cls", "cls_before_pooler")
-  first = jnp.zeros((len(input_ids), 1), jnp.int32)
-  *states, between = encoder(
-    input_ids.astype(jnp.int32), layout, rng, first if of_first else None, layers
+  # One layer is the first and the last.
+  with_first = pooling == "mean_first_last" and config.num_layers > 1
+  embedded, previous, last, between = encoder(
+    input_ids.astype(jnp.int32),
+    layout,
+    rng,
+    jnp.zeros((len(input_ids), 1), jnp.int32) if of_first else None,
+    (1,) * with_first + tuple(layers),
   )
-  if of_first:
-    embeddings = states[-1][:, 0].astype(jnp.float32)
+  grid = lambda state: layout.grid(state).astype(jnp.float32)
+  if pooling in LAYER_POOLINGS:
+    other = {"mean_top2": previous, "mean_embedding_last": embedded}.get(pooling, last)
+    if with_first:
+      other, *between = between
+    state, mode = (grid(last) + grid(other)) / 2, "mean"
   else:
-    embeddings = pool(tuple(map(layout.grid, states)), attention_mask, pooling)
-  pooled = [
-    pool((layout.grid(state),), attention_mask, "cls" if of_first else "mean")
-    for state in between
-  ]
-  return embeddings, jnp.stack(pooled, axis=1)
+    state, mode = last if of_first else layout.grid(last), pooling
+  pooled = [pool(layout.grid(each), attention_mask, mode) for each in between]
+  return pool(state, attention_mask, mode), pooled
 
 
 def detect_replaced(

@@ -23,7 +23,7 @@ import numpy as np
 from dcse_jax import cli
 from dcse_jax import evaluation_report
 from dcse_jax import folder
-from dcse_jax import huggingface
+from dcse_jax import modules
 from dcse_jax import sts
 from dcse_jax import transfer
 from dcse_jax.errors import UserError
@@ -127,7 +127,7 @@ def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
       raise UserError(f"--model {argument}: expected PATH or NAME=PATH")
     members = models.setdefault(name, [])
     for member in _seeds(place) or [place]:
-      huggingface.read_config(folder.locate(member))
+      modules.read(folder.locate(member))
       if member in members:
         raise UserError(f"--model {argument}: {member} is given twice")
       members.append(member)

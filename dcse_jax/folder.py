@@ -2,7 +2,8 @@
 sentence-transformers read and write them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,53 +16,32 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 from dcse_jax import encoder as encoder_lib
 from dcse_jax import files
 from dcse_jax import huggingface
 from dcse_jax import manifest
+from dcse_jax import modules
 from dcse_jax.errors import UserError
+from dcse_jax.index import unit_length
+from dcse_jax.modules import Head
 
 _log = logging.getLogger(__name__)
 
-# The folder's files, by what reads them; heads and other formats stay away.
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
-# Of these, what says how the encoder is shaped, and what comes after it.
-_SHAPE_FILES = ("*.json", "*_Dense/*")
-
-# sentence-transformers' names of a pooling over the last layer; 6.x writes them
-# as the value of "pooling_mode", earlier releases as "pooling_mode_...: true".
-_POOLING_MODES = {"cls": "cls", "mean": "mean"}
-_OLD_POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
+# The hub's files that say what a model is, and those of a tokenizer.
+_HUB_FILES = ("*.json", "*.txt", "*.model")
 
 # Of a tokenizer that cannot tokenise, most fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
 
-# A token is a few characters, and of a word too long for any only one.
-_CHARACTERS_A_TOKEN, _LEAST_CUT = 64, 10_000
+# The tokenizer sees the first so many characters of a text, and twice as many as long
+# as they may be too few tokens; so many tokens more than are kept are enough.
+_FIRST_CUT, _SPARE_TOKENS = 10_000, 64
+# Where a text may be cut: what comes before has the tokens that it has in the whole.
+_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 # The tokenizer holds all tokens of a call, also those that it then cuts.
 _TOKENIZED_AT_ONCE = 1_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-  """A dense layer after the pooling: sentence-transformers' Dense, SimCSE's mlp.
-
-  Attributes:
-    kernel: [D, D_out] float32.
-    bias: [D_out] float32.
-    activation: a key of `ACTIVATIONS`.
-  """
-
-  ACTIVATIONS = {"Tanh": np.tanh, "Identity": lambda x: x}
-
-  kernel: np.ndarray
-  bias: np.ndarray
-  activation: str = "Tanh"
-
-  def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n, D] to [n, D_out]."""
-    return self.ACTIVATIONS[self.activation](embeddings @ self.kernel + self.bias)
 
 
 def projection_head(params: encoder_lib.Params) -> Head | None:
@@ -83,12 +63,17 @@ class Model:
   Attributes:
     params: None where only the rest is known.
     tokenizer: a transformers tokenizer.
-    pooling: one of `encoder.POOLINGS`.
+    pooling: as `encoder.encode` takes it.
     normalize: whether the folder L2-normalises its embeddings.
     max_length: the longest sentence, in tokens; longer ones are cut.
     head: of the embeddings, before they are normalised; most have none.
     language_model: the masked-language model's head, of which embeddings know
       nothing; None if there is none.
+    prompts: texts to put before a sentence, by name.
+    default_prompt: the name of the one that stands before every sentence; or None.
+    lower_case: whether text is lower-cased even if the tokenizer's files do not.
+    similarity: how embeddings are compared, one of `modules.SIMILARITIES`.
+    truncate_dim: leading numbers of an embedding that are kept; None keeps all.
   """
 
   config: encoder_lib.EncoderConfig
@@ -99,11 +84,49 @@ class Model:
   max_length: int
   head: Head | None = None
   language_model: encoder_lib.Params | None = None
+  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  default_prompt: str | None = None
+  lower_case: bool = False
+  similarity: str = "cosine"
+  truncate_dim: int | None = None
+
+  @property
+  def pooled_size(self) -> int:
+    """Numbers in what the pooling gives."""
+    return encoder_lib.embedding_size(self.config, self.pooling)
 
   @property
   def embedding_size(self) -> int:
     """Numbers in an embedding."""
-    return self.config.hidden_size if self.head is None else len(self.head.bias)
+    size = self.pooled_size if self.head is None else self.head.size
+    return min(size, self.truncate_dim or size)
+
+  @property
+  def prompt(self) -> str:
+    """What stands before every sentence; "" for nothing."""
+    return self.prompts.get(self.default_prompt, "")
+
+  def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each sentence after the prompt, as `tokenize` gives them."""
+    prompt = self.prompt
+    if prompt:
+      sentences = [prompt + sentence for sentence in sentences]
+    return tokenize(self.tokenizer, sentences, max_length)
+
+  def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
+    """Makes embeddings of what the pooling gives, [n, D] to [n, D_out].
+
+    Args:
+      embeddings: as pooled.
+      normalize: to unit length or not; None as the folder says.
+    """
+    if self.head:
+      embeddings = self.head(embeddings)
+    if self.normalize and normalize is not False:
+      embeddings = unit_length(embeddings)
+    embeddings = embeddings[:, : self.truncate_dim]
+    # A folder that cuts does so after its own normalising.
+    return unit_length(embeddings) if normalize else embeddings
 
 
 def tokenize(
@@ -111,20 +134,38 @@ def tokenize(
 ) -> list[list[int]]:
   """Token ids of each sentence, special tokens included, cut to max_length.
 
-  Of very long sentences the tokenizer sees only the beginning: it takes seconds and
-  gigabytes for what is cut away.
+  Of very long sentences the tokenizer sees only as much of the beginning as is kept:
+  it takes seconds and gigabytes for what is cut away.
   """
-  longest, ids = max(_LEAST_CUT, _CHARACTERS_A_TOKEN * max_length), []
+  ids = []
   for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
     part = sentences[start : start + _TOKENIZED_AT_ONCE]
     ids += tokenizer(
-      [sentence[:longest] for sentence in part],
+      [_beginning(tokenizer, sentence, max_length) for sentence in part],
       truncation=True,
       max_length=max_length,
       return_attention_mask=False,
       return_token_type_ids=False,
     )["input_ids"]
   return ids
+
+
+def _beginning(tokenizer: Any, sentence: str, max_length: int) -> str:
+  """As much of a sentence as the first max_length tokens are made of, or more.
+
+  Characters do not tell: a run of blanks has no token, a word of any length may have
+  one. It is cut between two words only, where no token reaches across.
+  """
+  if tokenizer.truncation_side != "right":
+    return sentence  # Its end is what is kept.
+  length = _FIRST_CUT
+  while between := _BETWEEN_WORDS.search(sentence, length):
+    beginning = sentence[: between.start()]
+    tokens = tokenizer.backend_tokenizer.encode(beginning, add_special_tokens=False)
+    if len(tokens) >= max_length + _SPARE_TOKENS:
+      return beginning
+    length = 2 * between.start()
+  return sentence
 
 
 def tokenizer_state(tokenizer: Any) -> str:
@@ -134,14 +175,21 @@ def tokenizer_state(tokenizer: Any) -> str:
   return json.dumps({**state, "truncation": None, "padding": None})
 
 
+def text_state(model: Model) -> str:
+  """All that the token ids of a text depend on but the length at which they are cut."""
+  state = tokenizer_state(model.tokenizer)
+  return state + (f" after {model.prompt!r}" if model.prompt else "")
+
+
 def digest(model: Model) -> str:
   """Of all that the embedding of a sequence of token ids depends on."""
   state = hashlib.blake2b(digest_size=16)
-  state.update(f"{model.config} {model.pooling}".encode())
+  pooling = encoder_lib.recorded_pooling(model.pooling)
+  state.update(f"{model.config} {pooling}".encode())
   arrays = [model.params]
-  if model.head:
-    state.update(model.head.activation.encode())
-    arrays += [model.head.kernel, model.head.bias]
+  for layer in model.head.layers() if model.head else ():
+    state.update(layer.activation.encode())
+    arrays += [layer.kernel, layer.bias]
   for path, value in jax.tree.leaves_with_path(arrays):
     state.update(jax.tree_util.keystr(path).encode())
     state.update(np.ascontiguousarray(value).data)
@@ -152,10 +200,12 @@ def identity(model: Model) -> str:
   """A digest of all that the embedding of a text depends on."""
   about = [
     digest(model),
-    tokenizer_state(model.tokenizer),
+    text_state(model),
     model.max_length,
     model.normalize,
   ]
+  if model.truncate_dim is not None:
+    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
@@ -186,23 +236,55 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
     raise UserError(f"{name} is no model: name a folder, ID or ID@REVISION")
   import huggingface_hub  # Slow to import, and most runs name a folder.
 
-  fetch = lambda patterns: pathlib.Path(
-    huggingface_hub.snapshot_download(
-      hub_id, revision=revision[0] if revision else None, allow_patterns=patterns
+
+  def fetch(patterns, revision=revision[0] if revision else None) -> pathlib.Path:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        hub_id, revision=revision, allow_patterns=patterns
+      )
     )
-  )
+
   try:
-    if not weights:
-      return fetch(list(_SHAPE_FILES))
     path = fetch(list(_HUB_FILES))
+    # A branch may have moved meanwhile: the rest is of the same commit.
+    commit = {"revision": path.name} if re.fullmatch("[0-9a-f]{40}", path.name) else {}
+    kinds = modules.folders(path)
+    missing = [
+      part
+      for kind, part in kinds
+      if kind not in ("Pooling", "Normalize", "Dropout")
+      and (weights or kind == "WeightedLayerPooling")
+    ]
     # The older form of the same weights: only where there is no other.
-    return path if any(path.glob("*.safetensors")) else fetch([*_HUB_FILES, "*.bin"])
+    for form in ("safetensors", "bin"):
+      names = [name for part in missing for name in _weight_names(path, part, form)]
+      if names:
+        fetch(names, **commit)
+      missing = [part for part in missing if not _has_weights(part)]
+    return path
+  except UserError:
+    raise
   except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
       f"{name} is neither a folder here nor a model that the hub gave "
       f"({reason[0]}): check the name, the network or your hub login"
     ) from error
+
+
+def _weight_names(path: pathlib.Path, part: pathlib.Path, form: str) -> list[str]:
+  """The files in a repository that may hold a module's weights in one form."""
+  inside = part.relative_to(path)
+  stem = "model" if form == "safetensors" else "pytorch_model"
+  names = {f"{stem}.{form}"}
+  if (part / f"{stem}.{form}.index.json").exists():
+    names |= {shard.name for shard in huggingface.weight_files(part)}
+  return [(inside / name).as_posix() for name in sorted(names)]
+
+
+def _has_weights(part: pathlib.Path) -> bool:
+  shards = huggingface.weight_files(part)
+  return bool(shards) and all(shard.exists() for shard in shards)
 
 
 def _check_files(folder: pathlib.Path) -> None:
@@ -260,7 +342,7 @@ def load(
     UserError: the folder lacks something, is damaged or holds what is not
       understood.
   """
-  if pooling not in (None, *encoder_lib.POOLINGS):
+  if pooling is not None and not encoder_lib.is_pooling(pooling):
     raise UserError(
       f"pooling={pooling!r}: use one of {', '.join(encoder_lib.POOLINGS)}"
     )
@@ -268,21 +350,34 @@ def load(
     raise UserError(f"max_length={max_length}: must be above 0")
   folder = locate(name)
   _check_files(folder)
-  config = huggingface.read_config(folder)
+  encoder, config, about = modules.read(folder)
   params, language_model, tensors = None, None, {}
   if weights:
-    tensors = huggingface.read_tensors(folder)
+    tensors = huggingface.read_tensors(encoder)
     config = dataclasses.replace(
       config, has_pooler=any("pooler.dense." in key for key in tensors)
     )
+    if any(key.startswith("classifier.") for key in tensors):
+      _log.warning(
+        "%s was trained to classify or to score pairs: embeddings of single sentences "
+        "may mean little",
+        name,
+      )
     try:
       params = huggingface.from_tensors(tensors, config)
       language_model = huggingface.language_model_from_tensors(tensors, config)
     except UserError as error:
-      raise UserError(f"{folder}: {error}") from error
-  own_pooling, normalize, own_length, head = read_modules(folder, config)
-  head = _mlp(folder, tensors, config.hidden_size, keep_mlp) or head
-  pooling = pooling or _choose_pooling(own_pooling, default_pooling)
+      raise UserError(f"{encoder}: {error}") from error
+  if pooling is None and about.pooling is None:
+    _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
+  pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  width = encoder_lib.embedding_size(config, pooling)
+  head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
+  if about.truncate_dim and about.truncate_dim > (head.size if head else width):
+    raise UserError(
+      f"{folder}: truncate_dim is {about.truncate_dim}, but embeddings have "
+      f"{head.size if head else width} numbers: remove it"
+    )
   if num_layers is not None:
     if not 1 <= num_layers <= config.num_layers:
       raise UserError(
@@ -290,23 +385,28 @@ def load(
         f"1 to {config.num_layers}"
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
-  tokenizer = load_tokenizer(folder)
+  tokenizer = load_tokenizer(encoder, lower_case=about.lower_case)
   if max_length is not None and max_length > config.max_tokens:
     raise UserError(
       f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
     )
-  longest = int(min(config.max_tokens, tokenizer.model_max_length))
-  max_length = max_length or min(own_length or longest, longest)
-  _try_tokenizer(folder, tokenizer, max_length, config.vocab_size)
+  own_length = about.max_length or int(tokenizer.model_max_length)
+  max_length = max_length or min(own_length, config.max_tokens)
+  _try_tokenizer(encoder, tokenizer, max_length, config.vocab_size)
   return Model(
     config=config,
     params=params,
     tokenizer=tokenizer,
     pooling=pooling,
-    normalize=normalize,
+    normalize=about.normalize,
     max_length=max_length,
     head=head,
     language_model=language_model,
+    prompts=about.prompts,
+    default_prompt=about.default_prompt,
+    lower_case=about.lower_case,
+    similarity=about.similarity,
+    truncate_dim=about.truncate_dim,
   )
 
 
@@ -326,9 +426,9 @@ def load_shape(
     UserError: as `load`.
   """
   folder = locate(name, weights=False)
-  config = dataclasses.replace(huggingface.read_config(folder), has_pooler=True)
-  own_pooling, *_ = read_modules(folder, config)
-  return config, _choose_pooling(own_pooling, default_pooling)
+  _, config, about = modules.read(folder)
+  config = dataclasses.replace(config, has_pooler=True)
+  return config, _choose_pooling(about.pooling, default_pooling)
 
 
 def _choose_pooling(own: str | None, default: str) -> str:
@@ -349,34 +449,33 @@ def _mlp(
   if not keep:
     _log.info("%s: its mlp is left out, as SimCSE evaluates without", folder)
     return None
-  return _dense(folder, tensors, "mlp.dense", size, "Tanh")
+  return modules.make_head(folder, tensors, "mlp.dense", size, "Tanh")
 
 
-def _dense(
-  folder: pathlib.Path,
-  tensors: Mapping[str, np.ndarray],
-  name: str,
-  size: int,
-  activation: str,
-) -> Head:
-  """The head of a torch.nn.Linear; one without a bias gets zeros."""
+@contextlib.contextmanager
+def _tokenizer_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a tokenizer fails with into one line."""
   try:
-    if f"{name}.weight" not in tensors:
-      raise ValueError("is missing")
-    kernel = huggingface.as_float32(tensors[f"{name}.weight"].T)
-    if kernel.ndim != 2 or len(kernel) != size:
-      raise ValueError(f"has a weight of shape {kernel.T.shape}, not (any, {size})")
-    bias = tensors.get(f"{name}.bias", np.zeros(kernel.shape[1], np.float32))
-    bias = huggingface.as_float32(bias)
-    if bias.shape != kernel.shape[1:]:
-      raise ValueError(f"has a bias of shape {bias.shape}, not {kernel.shape[1:]}")
-  except ValueError as error:
-    raise UserError(f"{folder}: {name} {error}: fetch the folder again") from error
-  return Head(kernel, bias, activation)
+    yield
+  except UserError:
+    raise
+  except BaseException as error:
+    # What is wrong in Rust ends in a panic, which is no Exception.
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
+    raise _tokenizer_error(folder, error) from error
 
 
-def load_tokenizer(folder: pathlib.Path) -> Any:
-  """The folder's tokenizer; UserError where there is none."""
+def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
+  """Loads a folder's tokenizer.
+
+  Args:
+    folder: holds its files.
+    lower_case: makes it lower-case text, if it does not.
+
+  Raises:
+    UserError: there is none, or one that is not understood.
+  """
   import transformers  # Takes seconds; the errors before this one need not wait.
 
   names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
@@ -386,12 +485,17 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     )
   if (folder / "tokenizer_config.json").exists():
     huggingface.read_settings(folder / "tokenizer_config.json")
-  try:
+  # tokenizer_config.json needs no table of settings: transformers reads all of it, for
+  # sentence-transformers as for us. Only its templates of chats would be left out.
+  with _tokenizer_errors(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       folder, trust_remote_code=False
     )
-  except Exception as error:
-    raise _tokenizer_error(folder, error) from error
+  if tokenizer.chat_template:
+    raise UserError(
+      f"{folder}: its tokenizer has a chat_template, which is not supported: remove it "
+      "if sentences are embedded without"
+    )
   if not tokenizer.is_fast:
     raise UserError(
       f"{folder} has no tokenizer.json that a fast tokenizer reads: save one "
@@ -400,7 +504,23 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   limit = tokenizer.model_max_length
   if type(limit) not in (int, float) or not limit >= 1:
     raise _tokenizer_error(folder, f"model_max_length is {limit!r}")
+  if lower_case and not _lower_cases(tokenizer):
+    backend = tokenizer.backend_tokenizer
+    normalizers = [tokenizers.normalizers.Lowercase()]
+    if backend.normalizer is not None:
+      normalizers.append(backend.normalizer)
+    backend.normalizer = tokenizers.normalizers.Sequence(normalizers)
   return tokenizer
+
+
+def _lower_cases(tokenizer: Any) -> bool:
+  """Whether a tokenizer's normalizer makes letters small."""
+  normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
+  return any(
+    part["type"] == "Lowercase" or part.get("lowercase")
+    for part in normalizer.get("normalizers", [normalizer])
+    if part
+  )
 
 
 def _tokenizer_error(folder: pathlib.Path, reason: object) -> UserError:
@@ -414,11 +534,15 @@ def _try_tokenizer(
   folder: pathlib.Path, tokenizer: Any, max_length: int, vocab_size: int
 ) -> None:
   """Refuses a tokenizer that fails, or whose ids the encoder has no rows for."""
-  try:
+  with _tokenizer_errors(folder):
     tried = tokenize(tokenizer, _TRIED, max_length)
     ids = {*tokenizer.get_vocab().values(), *(i for each in tried for i in each)}
-  except Exception as error:
-    raise _tokenizer_error(folder, error) from error
+    types = tokenizer(list(_TRIED)).get("token_type_ids", [])
+  if any(map(any, types)):
+    raise UserError(
+      f"{folder}: its tokenizer gives tokens of a single text other types "
+      "(token_type_ids) than 0, which is not supported: use another model"
+    )
   if max(ids) >= vocab_size:
     raise UserError(
       f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
@@ -431,180 +555,6 @@ def _try_tokenizer(
     )
 
 
-def read_modules(
-  folder: pathlib.Path, config: encoder_lib.EncoderConfig
-) -> tuple[str | None, bool, int | None, Head | None]:
-  """What modules.json of sentence-transformers says.
-
-  Returns:
-    The pooling (None without a modules.json), whether embeddings are
-    normalised, the longest sentence in tokens if it is said, and the head.
-
-  Raises:
-    UserError: a module that would change embeddings and is not known here.
-  """
-  if not (folder / "modules.json").exists():
-    return None, False, None, None
-  pooling, normalize, max_length, layers, head = None, False, None, None, None
-  for kind, path in _list_modules(folder):
-    if kind == "Transformer":
-      source = path / "sentence_bert_config.json"
-      if source.exists():
-        settings = huggingface.read_settings(source)
-        max_length = settings.get("max_seq_length")
-        if max_length is not None and not (type(max_length) is int and max_length > 0):
-          raise UserError(
-            f"{source}: max_seq_length is {max_length!r:.80}, not a whole number "
-            "above 0: fetch it again"
-          )
-        if settings.get("do_lower_case"):
-          raise UserError(
-            f"{folder}: do_lower_case in sentence_bert_config.json is not "
-            "supported; put a Lowercase normalizer into tokenizer.json"
-          )
-    elif kind == "WeightedLayerPooling":
-      layers = _read_layer_pooling(path, config)
-    elif kind == "Pooling":
-      pooling = _read_pooling(path)
-    elif kind == "Dense" and head is None and not normalize:
-      head = _read_head(path, config.hidden_size)
-    elif kind == "Normalize":
-      normalize = True
-    else:
-      raise UserError(
-        f"{folder}: its sentence-transformers module {kind} is not "
-        "supported; a folder may hold Transformer, Pooling, a Dense and Normalize"
-      )
-  if layers is not None and pooling == "mean":
-    pooling = layers
-  return pooling, normalize, max_length, head
-
-
-def _list_modules(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-  """The kinds and folders of the modules, in order."""
-  path = folder / "modules.json"
-  modules = files.read_json(path)
-  try:
-    if not modules or type(modules) is not list:
-      raise TypeError
-    found = [(each["type"].rpartition(".")[2], each["path"]) for each in modules]
-    # A path that leads elsewhere is not of the folder.
-    for _, inner in found:
-      if pathlib.PurePath(inner).is_absolute() or ".." in pathlib.PurePath(inner).parts:
-        raise ValueError
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"{path} is no list of modules: fetch it again") from error
-  return [(kind, folder / inner) for kind, inner in found]
-
-
-def _read_head(path: pathlib.Path, size: int) -> Head:
-  settings = huggingface.read_settings(path / "config.json")
-  activation = str(settings.get("activation_function", "Tanh")).rpartition(".")[2]
-  if activation not in Head.ACTIVATIONS:
-    raise UserError(
-      f"{path / 'config.json'}: activation_function {activation} is not supported; "
-      f"known are {', '.join(Head.ACTIVATIONS)}"
-    )
-  return _dense(path, huggingface.read_tensors(path), "linear", size, activation)
-
-
-def _read_pooling(path: pathlib.Path) -> str:
-  settings = huggingface.read_settings(path / "config.json")
-  modes = [
-    name
-    for name in _POOLING_MODES
-    if settings.get("pooling_mode") in (_POOLING_MODES[name], [name])
-    or settings.get(f"pooling_mode_{_OLD_POOLING_MODES[name]}")
-  ]
-  others = [
-    key for key, value in settings.items() if key.startswith("pooling_mode_") and value
-  ]
-  if len(modes) != 1 or len(others) > 1:
-    raise UserError(
-      f"{path / 'config.json'}: only cls or mean pooling, one of them, is supported"
-    )
-  return modes[0]
-
-
-def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
-  weights = np.zeros(num_layers + 1, np.float32)
-  weights[[-2, -1] if pooling == "mean_top2" else [0, -1]] = 1.0
-  return weights
-
-
-def _read_layer_pooling(path, config):
-  weights = huggingface.read_tensors(path).get("layer_weights")
-  for pooling in ("mean_top2", "mean_first_last"):
-    expected = _layer_weights(pooling, config.num_layers)
-    if weights is not None and np.array_equal(weights, expected):
-      return pooling
-  raise UserError(
-    f"{path}: only a mean of the top two, or of the embedding and last "
-    "layers, is supported"
-  )
-
-
-def _module_files(model: Model) -> dict[str, Any]:
-  """The JSON files that make the folder a sentence-transformers model."""
-  # The long-standing type names: old and new releases load them.
-  kinds = ["Transformer", "Pooling"]
-  if model.pooling in ("mean_top2", "mean_first_last"):
-    kinds.insert(1, "WeightedLayerPooling")
-  if model.head:
-    kinds.append("Dense")
-  if model.normalize:
-    kinds.append("Normalize")
-  paths = ["" if i == 0 else f"{i}_{kind}" for i, kind in enumerate(kinds)]
-  contents = {
-    "config.json": huggingface.config_to_json(model.config),
-    "modules.json": [
-      {
-        "idx": i,
-        "name": str(i),
-        "path": paths[i],
-        "type": f"sentence_transformers.models.{kind}",
-      }
-      for i, kind in enumerate(kinds)
-    ],
-    "sentence_bert_config.json": {
-      "max_seq_length": model.max_length,
-      "do_lower_case": False,
-    },
-    "config_sentence_transformers.json": {
-      "prompts": {},
-      "default_prompt_name": None,
-      "similarity_fn_name": "cosine",
-    },
-  }
-  is_cls = model.pooling.startswith("cls")
-  contents[f"{paths[kinds.index('Pooling')]}/config.json"] = {
-    "word_embedding_dimension": model.config.hidden_size,
-    "pooling_mode_cls_token": is_cls,
-    "pooling_mode_mean_tokens": not is_cls,
-    "pooling_mode_max_tokens": False,
-    "pooling_mode_mean_sqrt_len_tokens": False,
-  }
-  if model.head:
-    d_in, d_out = model.head.kernel.shape
-    names = {"Tanh": "activation.Tanh", "Identity": "linear.Identity"}
-    contents[f"{paths[kinds.index('Dense')]}/config.json"] = {
-      "in_features": d_in,
-      "out_features": d_out,
-      "bias": True,
-      "activation_function": f"torch.nn.modules.{names[model.head.activation]}",
-    }
-  if "Normalize" in kinds:
-    contents[f"{paths[-1]}/config.json"] = {}
-  if "WeightedLayerPooling" in kinds:
-    contents["config.json"]["output_hidden_states"] = True
-    contents["1_WeightedLayerPooling/config.json"] = {
-      "word_embedding_dimension": model.config.hidden_size,
-      "layer_start": 0,
-      "num_hidden_layers": model.config.num_layers,
-    }
-  return contents
-
-
 def _write_files(model: Model, folder: pathlib.Path) -> None:
   """Writes a model's tokenizer and settings, and its weights if it has any."""
   folder.mkdir()
@@ -614,28 +564,29 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
   model.tokenizer.model_max_length = model.max_length
   with files.foreign_errors():
     model.tokenizer.save_pretrained(folder)
-  for name, content in _module_files(model).items():
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-  tensors = {}
+  about = modules.Modules(
+    pooling=model.pooling,
+    normalize=model.normalize,
+    max_length=model.max_length,
+    lower_case=model.lower_case,
+    prompts=model.prompts,
+    default_prompt=model.default_prompt,
+    similarity=model.similarity,
+    truncate_dim=model.truncate_dim,
+  )
+  config = huggingface.config_to_json(model.config)
+  tensors = modules.write_json(folder, about, model.head, config)
   if model.params is not None:
-    tensors["."] = huggingface.to_tensors(model.params)
+    tensors[folder] = huggingface.to_tensors(model.params)
   if model.language_model is not None:
-    tensors["."] |= huggingface.language_model_to_tensors(
+    tensors[folder] |= huggingface.language_model_to_tensors(
       model.language_model, model.config
     )
-  if model.pooling in ("mean_top2", "mean_first_last"):
-    weights = _layer_weights(model.pooling, model.config.num_layers)
-    tensors["1_WeightedLayerPooling"] = {"layer_weights": weights}
-  if model.head:
-    kernel = np.ascontiguousarray(model.head.kernel.T)
-    (path,) = folder.glob("*_Dense")
-    tensors[path.name] = {"linear.weight": kernel, "linear.bias": model.head.bias}
-  for name, content in tensors.items():
+  for path, content in tensors.items():
     metadata = {"format": "pt"}  # transformers refuses a file without it.
     with files.foreign_errors():
       safetensors.numpy.save_file(
-        content, folder / name / "model.safetensors", metadata=metadata
+        content, path / "model.safetensors", metadata=metadata
       )
 
 

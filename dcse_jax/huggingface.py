@@ -5,6 +5,7 @@ both ways, and a key that it does not explain, or a place that
 it leaves empty, is an error. Writing needs no torch.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 import pathlib
 import re
@@ -60,16 +61,23 @@ _ROBERTA_HEAD = {
   "": ("lm_head", {"bias": "bias"}),
 }
 
-# What a checkpoint may hold besides the encoder: a buffer that old releases
+# What a checkpoint may hold besides the encoder: buffers that old releases
 # saved, and the heads of other tasks.
 _NOT_THE_ENCODER = re.compile(
-  r"embeddings\.position_ids|(cls|lm_head|classifier|qa_outputs|mlp)\..*"
+  r"embeddings\.(position_ids|token_type_ids)|"
+  r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
 _PREFIX = re.compile(r"(bert|roberta)\.")
 # Checkpoints that began as TensorFlow ones.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-_MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+# By config.json's model_type, the class that transformers names there.
+_MODEL_TYPES = {
+  "bert": "BertModel",
+  "roberta": "RobertaModel",
+  "xlm-roberta": "XLMRobertaModel",
+  "camembert": "CamembertModel",
+}
 
 # config.json's numbers and `encoder.EncoderConfig`'s: sizes, and fractions of 1
 # with what stands for one that is not there.
@@ -88,6 +96,38 @@ _FRACTIONS = {
   "attention_probs_dropout_prob": ("attention_dropout", 0.1),
   "initializer_range": ("initializer_range", 0.02),
 }
+# Keys of config.json that are read elsewhere in this file, or by `modules`.
+_READ = {
+  *_SIZES,
+  *_FRACTIONS,
+  "model_type",
+  "hidden_act",
+  "pad_token_id",
+  "position_embedding_type",
+  "output_hidden_states",
+  "auto_map",
+}
+# Keys of which the last hidden state of a float32 encoder in evaluation knows nothing:
+# where the file comes from, other heads, how text is generated, speed and memory.
+_HARMLESS = frozenset(
+  """
+  architectures transformers_version _name_or_path name_or_path _commit_hash dtype
+  torch_dtype use_bfloat16 use_cache gradient_checkpointing torchscript return_dict
+  output_attentions output_past chunk_size_feed_forward xla_device tf_legacy_loss
+  attn_implementation _attn_implementation tie_word_embeddings tokenizer_class
+  bos_token_id eos_token_id sep_token_id cls_token_id unk_token_id mask_token_id
+  decoder_start_token_id problem_type id2label label2id num_labels _num_labels
+  finetuning_task classifier_dropout task_specific_params prefix directionality
+  pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+  pooler_type summary_activation summary_first_dropout summary_last_dropout
+  summary_proj_to_labels summary_type summary_use_proj do_sample early_stopping
+  max_length min_length num_beams num_beam_groups diversity_penalty temperature top_k
+  top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+  encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+  return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+  exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+  """.split()
+)
 # Of what is wrong with a checkpoint's tensors, so much is said.
 _MAX_PROBLEMS = 10
 
@@ -111,6 +151,39 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
   return settings
 
 
+def check_settings(
+  path: pathlib.Path,
+  settings: Mapping[str, Any],
+  *,
+  read: Collection[str] = (),
+  harmless: Collection[str] = (),
+  defaults: Mapping[str, Any] | None = None,
+) -> None:
+  """Refuses settings that nobody here reads and that may change embeddings.
+
+  Args:
+    path: of their file.
+    settings: what it holds.
+    read: keys that are read.
+    harmless: keys that change no embedding.
+    defaults: the only supported values of other keys; None is one always. A key that
+      is not known at all may be nothing: null, false, 0 or empty.
+
+  Raises:
+    UserError: naming the first key with another value.
+  """
+  defaults = defaults or {}
+  for key, value in settings.items():
+    if key in read or key in harmless or value is None:
+      continue
+    right = value == defaults[key] if key in defaults else not value
+    if not right:
+      raise UserError(
+        f"{path}: {key} is {value!r:.80}, which is not supported: use another model, "
+        f"or remove {key} if embeddings are the same without"
+      )
+
+
 def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
   """Reads the shape of an encoder from a folder's config.json.
 
@@ -125,8 +198,14 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
       "config.json, model.safetensors and a tokenizer"
     )
   config = read_settings(path)
-  model_type = config.get("model_type")
-  if model_type not in _MODEL_TYPES:
+
+  def take(name: str) -> Any:
+    if name not in config:
+      raise UserError(f"{path}: {name} is not there: add it, as the weights have it")
+    return config[name]
+
+  model_type = take("model_type")
+  if model_type not in list(_MODEL_TYPES):
     raise UserError(
       f"{path}: unknown architecture {model_type!r}; known are "
       + ", ".join(_MODEL_TYPES)
@@ -146,7 +225,7 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
 
   fields = {}
   for name, field in _SIZES.items():
-    fields[field] = value = config.get(name)
+    fields[field] = value = take(name)
     check(name, value, type(value) is int and value > 0, "a whole number above 0")
   for name, (field, default) in _FRACTIONS.items():
     fields[field] = value = config.get(name, default)
@@ -166,18 +245,14 @@ def read_config(folder: pathlib.Path) -> encoder_lib.EncoderConfig:
   check(
     "max_position_embeddings", encoder.max_positions, is_right, "above pad_token_id"
   )
+  check_settings(path, config, read=_READ, harmless=_HARMLESS)
   return encoder
 
 
 def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
   """The config.json that Hugging Face's AutoModel reads."""
-  names = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-  }
   return {
-    "architectures": [names[config.model_type]],
+    "architectures": [_MODEL_TYPES[config.model_type]],
     "model_type": config.model_type,
     "vocab_size": config.vocab_size,
     "hidden_size": config.hidden_size,
@@ -196,32 +271,52 @@ def config_to_json(config: encoder_lib.EncoderConfig) -> dict[str, Any]:
   }
 
 
-def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads model.safetensors, the shards that its index names, or pytorch_model.bin.
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files that hold a module's weights: one or the shards that an index names.
+
+  Of several forms the one that transformers takes: safetensors before PyTorch's, one
+  file before shards. Empty where there is none.
 
   Raises:
-    UserError: no weights in these forms, or a damaged or missing file.
+    UserError: an index that names no files of its folder.
   """
-  single, index = folder / "model.safetensors", "model.safetensors.index.json"
-  if single.exists():
-    shards = [single]
-  elif (folder / index).exists():
-    weight_map = read_settings(folder / index).get("weight_map")
+  for single in ("model.safetensors", "pytorch_model.bin"):
+    if (folder / single).exists():
+      return [folder / single]
+    index = folder / f"{single}.index.json"
+    if not index.exists():
+      continue
+    weight_map = read_settings(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     # A name that leads elsewhere is not of the folder.
     is_name = lambda n: n == pathlib.PurePath(n).name and n not in ("", "..")
     if not all(type(name) is str and is_name(name) for name in names):
-      raise UserError(f"{folder / index} names no files of its folder: {_MEND}")
-    shards = [folder / name for name in sorted(set(names))]
-  elif (folder / "pytorch_model.bin").exists():
-    return torch_file.read_tensors(folder / "pytorch_model.bin")
-  else:
+      raise UserError(f"{index} names no files of its folder: {_MEND}")
+    return [folder / name for name in sorted(set(names))]
+  return []
+
+
+def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads model.safetensors or pytorch_model.bin, or the shards of one of them.
+
+  Raises:
+    UserError: no weights in these forms, or a damaged or missing file.
+  """
+  if (folder / "adapter_config.json").exists():
     raise UserError(
-      f"{folder} has no model.safetensors, {index} or pytorch_model.bin: save the "
-      "model with model.save_pretrained(folder) from transformers"
+      f"{folder} holds an adapter (adapter_config.json), which is not supported: merge "
+      "it into the model with merge_and_unload() of peft, and save that"
+    )
+  if not (shards := weight_files(folder)):
+    raise UserError(
+      f"{folder} has no model.safetensors, pytorch_model.bin or index of shards: save "
+      "the model with model.save_pretrained(folder) from transformers"
     )
   tensors = {}
   for shard in shards:
+    if shard.suffix == ".bin":
+      tensors.update(torch_file.read_tensors(shard))
+      continue
     try:
       tensors.update(safetensors.numpy.load_file(shard))
     except Exception as error:  # Damaged, missing, of types that NumPy lacks, ...
@@ -307,10 +402,13 @@ def from_tensors(
     for name in module.split("."):
       node = node.setdefault(name, {})
     node[leaf_name] = np.stack(parts) if stacked else parts[0]
-  problems += [f"{key} is not known" for key in sorted(left)]
-  if problems:
-    more = len(problems) - _MAX_PROBLEMS
-    problems = problems[:_MAX_PROBLEMS] + [f"and {more} more"] * (more > 0)
+  unknown = [f"{key} is not known" for key in sorted(left)]
+  if problems or unknown:
+    # Of both kinds some: what is unknown is often what is missing, by another name.
+    shown = problems[: max(_MAX_PROBLEMS - len(unknown), _MAX_PROBLEMS // 2)]
+    shown += unknown[: _MAX_PROBLEMS - len(shown)]
+    more = len(problems) + len(unknown) - len(shown)
+    problems = shown + [f"and {more} more"] * (more > 0)
     raise UserError(
       f"the weights do not fit their config.json: {'; '.join(problems)}: {_MEND}"
     )

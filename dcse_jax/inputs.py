@@ -142,9 +142,11 @@ class Inputs:
       default_pooling=config.pooling,
       num_layers=config.num_layers or None,
     )
-    if model.head:
-      _log.info("%s: its head is left out of training", config.model)
-      model = dataclasses.replace(model, head=None)
+    if model.head or model.truncate_dim:
+      _log.info("%s: its head and truncate_dim are left out of training", config.model)
+      model = dataclasses.replace(model, head=None, truncate_dim=None)
+    if model.prompt:
+      _log.info("%s: every sentence follows its prompt, %r", config.model, model.prompt)
     if model.pooling != config.pooling:
       _log.info("%s: pooling %r, its own", config.model, model.pooling)
     return model
@@ -214,6 +216,12 @@ class Inputs:
       raise UserError(
         f"round {name}: clusters need scikit-learn: pip install 'dcse_jax[eval]'"
       )
+    needs = [x for x in ("predictions", "queue", "replaced_logits") if x in takes]
+    if needs and self.start.pooled_size != self.start.config.hidden_size:
+      raise UserError(
+        f"round {name}: {needs[0]} are of embeddings as wide as the encoder's states, and "
+        f"{model} is pooled by {self.start.pooling}: use a model with one pooling"
+      )
     tokens = self.tokens(round_config)
     if len(tokens.tokens) > 2 and "negatives" not in takes:
       raise UserError(
@@ -243,16 +251,16 @@ class Inputs:
 
   def _check_teacher(self, name: str, round_config) -> None:
     teacher = self.outside(name)
-    if teacher.head:
+    if teacher.head or teacher.truncate_dim:
       raise UserError(
-        f"teacher {name} has a dense layer after its pooling, which a teacher may "
-        "not: remove the module from a copy of the folder"
+        f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "
+        "teacher may not: remove it from a copy of the folder"
       )
     takes = losses.taken(config_lib.terms(round_config))
-    width = self.start.config.hidden_size
-    if "predictions" in takes and teacher.config.hidden_size != width:
+    width = self.start.pooled_size
+    if "predictions" in takes and teacher.pooled_size != width:
       raise UserError(
-        f"teacher {name} is {teacher.config.hidden_size} wide and the student {width}: "
+        f"teacher {name} is {teacher.pooled_size} wide and the student {width}: "
         "predictions are of embeddings as wide as the student's; use another"
       )
     if self._reads_what_the_student_does(teacher):
@@ -262,14 +270,14 @@ class Inputs:
           "lower config.max_length"
         )
     else:
-      _log.info("teacher %s: another tokenizer, with token ids of its own", name)
+      _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
       self.teacher_tokens(teacher, round_config)
 
   def _reads_what_the_student_does(self, teacher: folder.Model) -> bool:
-    ours, theirs = self.start.tokenizer, teacher.tokenizer
-    if ours.get_vocab() != theirs.get_vocab():
+    ours, theirs = self.start, teacher
+    if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
       return False
-    return folder.tokenizer_state(ours) == folder.tokenizer_state(theirs)
+    return folder.text_state(ours) == folder.text_state(theirs)
 
   def teacher_tokens(
     self, teacher: folder.Model, round_config: config_lib.ConfigDict
@@ -358,10 +366,8 @@ class Inputs:
     return tokens_lib.build_token_cache(
       self._workdir / "cache",
       columns,
-      tokenize=functools.partial(
-        folder.tokenize, model.tokenizer, max_length=max_length
-      ),
-      tokenizer_state=folder.tokenizer_state(model.tokenizer),
+      tokenize=functools.partial(model.tokenize, max_length=max_length),
+      tokenizer_state=folder.text_state(model),
       max_length=max_length,
       pad_token_id=model.config.pad_token_id,
       vocab_size=model.config.vocab_size,

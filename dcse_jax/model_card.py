@@ -106,13 +106,21 @@ def _pooling(model: folder.Model) -> str:
   kinds = {
     "cls": "the first token's last state",
     "cls_before_pooler": "the first token's last state",
+    "lasttoken": "the last token's last state",
+    "max": "the largest of the last states",
     "mean": "the mean of the last states",
+    "mean_sqrt_len": "the sum of the last states by the root of their number",
+    "weightedmean": "the mean of the last states weighted by position",
     "mean_top2": "the mean of the last two layers' states",
-    "mean_first_last": "the mean of the embedding layer's and the last states",
+    "mean_first_last": "the mean of the first layer's and the last states",
+    "mean_embedding_last": "the mean of the embedding layer's and the last states",
   }
-  head = " and a dense layer" if model.head else ""
+  pooled = " beside ".join(kinds[mode] for mode in model.pooling.split("+"))
+  layers = len(list(model.head.layers())) if model.head else 0
+  head = " and a dense layer" if layers == 1 else f" and {layers} dense layers"
   unit = ", of unit length" if model.normalize else ""
-  return kinds[model.pooling] + head + unit
+  prompt = f", each after the prompt `{model.prompt}`" if model.prompt else ""
+  return pooled + head * (layers > 0) + unit + prompt
 
 
 def _cell(value: Any) -> str:

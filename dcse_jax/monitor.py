@@ -82,7 +82,7 @@ def embedder(
 
   def embed(params):
     if not tokens and sentences:
-      tokens.extend(folder.tokenize(model.tokenizer, sentences, max_length))
+      tokens.extend(model.tokenize(sentences, max_length))
     # Once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)

@@ -59,8 +59,8 @@ class MtebEncoder:
     self._batch_size = batch_size
     model = self.encoder.model
     arrays = jax.tree.leaves(model.params)
-    if model.head:
-      arrays += [model.head.kernel, model.head.bias]
+    for layer in model.head.layers() if model.head else ():
+      arrays += [layer.kernel, layer.bias]
     numel = sum(array.size for array in arrays)
     self.mteb_model_meta = ModelMeta(
       loader=None,

@@ -19,6 +19,7 @@ import jax
 
 from dcse_jax import compilation
 from dcse_jax import config as config_lib
+from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
@@ -135,6 +136,8 @@ class Recipe:
     members = [
       m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)
     ]
+    if "pooling" in material:
+      material["pooling"] = encoder_lib.recorded_pooling(material["pooling"])
     if config.start:
       fields["start"] = config_lib.members(self.rounds, config.start)
       material["start"] = fields["start"]
@@ -228,7 +231,7 @@ class Recipe:
         # Rounds share the files of a teacher that they have in common.
         key = (member, tokens.key, config.teacher_cache, config.dtype)
         need[key] = teacher_cache.cache_bytes(
-          len(tokens), model.config.hidden_size, config.teacher_cache
+          len(tokens), model.pooled_size, config.teacher_cache
         )
     cache, total = self._place.cache, sum(need.values())
     _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)

@@ -1,9 +1,10 @@
 """From sentences to embeddings, in batches of like length."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
+import logging
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from dcse_jax.index import ExactIndex
 from dcse_jax.index import FaissIndex
 from dcse_jax.index import unit_length
 from dcse_jax.packing import Packing
+
+_log = logging.getLogger(__name__)
 
 # Lengths are rounded up to these, so that few shapes are ever compiled.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -92,7 +95,7 @@ def encode_tokens(
     params: the encoder's parameters.
     config: their shape.
     token_ids: of each sentence, special tokens included.
-    pooling: one of `encoder.POOLINGS`.
+    pooling: as `encoder.encode` takes it.
     batch_size: sentences in a compiled batch, more or less: as many tokens as so
       many sentences of like length have.
     dtype: of the matrix products.
@@ -111,7 +114,8 @@ def encode_tokens(
     # A few sentences need not be computed as many.
     few = -(-len(token_ids) // groups)
     make_shape, rows = _padded_shape, 1 << max(few - 1, 0).bit_length()
-  embeddings = np.zeros((len(token_ids), config.hidden_size), np.float32)
+  width = encoder_lib.embedding_size(config, pooling)
+  embeddings = np.zeros((len(token_ids), width), np.float32)
   lengths = np.asarray([len(ids) for ids in token_ids])
   # Longest first, so that too large a batch fails at once.
   order = np.argsort(-lengths, kind="stable")
@@ -159,7 +163,7 @@ class SentenceEncoder:
   Args:
     name: a folder that this project, transformers or sentence-transformers
       wrote; or a hub id, perhaps ID@REVISION.
-    pooling: in place of the folder's own; see `encoder.pool`.
+    pooling: in place of the folder's own; see `encoder.encode`.
     num_layers: keeps only the first so many layers.
     max_length: cuts sentences at so many tokens, in place of the folder's own.
 
@@ -233,37 +237,48 @@ class SentenceEncoder:
     Memory does not grow with the number of sentences. See `encode`.
     """
     model = self.model
-    for chunk in _chunks(sentences, _CHUNK):
+    for chunk in _chunks(_checked(sentences), _CHUNK):
       embeddings = encode_tokens(
         self._params,
         model.config,
-        folder.tokenize(model.tokenizer, chunk, model.max_length),
+        model.tokenize(chunk, model.max_length),
         pooling=model.pooling,
         batch_size=batch_size,
       )
-      if model.head:
-        embeddings = model.head(embeddings)
-      if model.normalize if normalize is None else normalize:
-        embeddings = unit_length(embeddings)
-      yield embeddings
+      yield model.finish(embeddings, normalize)
 
   def similarity(
     self,
     first: str | Sequence[str] | np.ndarray,
     second: str | Sequence[str] | np.ndarray,
   ) -> float | np.ndarray:
-    """Cosines of every one of the first with every one of the second.
+    """Compares every one of the first with every one of the second.
+
+    As the folder says: by cosine, or dot product, or the Euclidean or Manhattan
+    distance times -1. Most say cosine.
 
     Args:
       first: n sentences, or their embeddings [n, D]; or one sentence.
       second: m sentences, or their embeddings [m, D]; or one sentence.
 
     Returns:
-      [n, m] float32 in [-1, 1], without the dimension of what was one sentence.
+      [n, m] float32, cosines in [-1, 1], without the dimension of what was one
+      sentence.
     """
-    embed = lambda x: unit_length(x if isinstance(x, np.ndarray) else self.encode(x))
-    cosines = embed(first) @ embed(second).T
-    return float(cosines) if np.ndim(cosines) == 0 else cosines
+    first, second = (
+      x if isinstance(x, np.ndarray) else self.encode(x) for x in (first, second)
+    )
+    kind = self.model.similarity
+    if kind == "cosine":
+      scores = unit_length(first) @ unit_length(second).T
+    elif kind == "dot":
+      scores = first @ second.T
+    else:
+      rows, columns = np.atleast_2d(first), np.atleast_2d(second)
+      order = 2 if kind == "euclidean" else 1
+      distances = [np.linalg.norm(columns - row, order, axis=1) for row in rows]
+      scores = -np.reshape(distances, first.shape[:-1] + second.shape[:-1])
+    return float(scores) if np.ndim(scores) == 0 else scores
 
   def build_index(
     self,
@@ -273,7 +288,7 @@ class SentenceEncoder:
     batch_size: int = 64,
     use_faiss: bool = False,
   ) -> None:
-    """Makes sentences ready for `search`, in place of those before.
+    """Makes sentences ready for `search`, by cosine, in place of those before.
 
     Args:
       sentences: what to search in; with embeddings read only as they are found,
@@ -288,6 +303,8 @@ class SentenceEncoder:
     Raises:
       UserError: as many embeddings as sentences are wanted; faiss is missing.
     """
+    if self.model.similarity != "cosine":
+      _log.warning("searching by cosine; the model says %r", self.model.similarity)
     if embeddings is None:
       embeddings = self.encode(sentences, batch_size=batch_size)
     wanted = (len(sentences), self.model.embedding_size)
@@ -339,6 +356,21 @@ class SentenceEncoder:
       ]
       for found in zip(cosines, rows)
     ]
+
+
+def _checked(sentences: Iterable[str]) -> Iterator[str]:
+  """Yields them; UserError with the place of the first that is none."""
+  if isinstance(sentences, Mapping):
+    raise UserError(
+      f"sentences are a {type(sentences).__name__}, not strings: give a list of them"
+    )
+  for i, sentence in enumerate(sentences):
+    if not isinstance(sentence, str):
+      raise UserError(
+        f"sentence {i} is a {type(sentence).__name__} ({sentence!r:.80}), not a "
+        "string: leave it out, or make it one"
+      )
+    yield sentence
 
 
 def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:

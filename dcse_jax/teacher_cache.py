@@ -142,7 +142,7 @@ def build_teacher_cache(
     UserError: the disk has no room.
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
-  shape = (len(tokens), model.config.hidden_size)
+  shape = (len(tokens), model.pooled_size)
   beside = folder / f".{path.name}.tmp"
   group = hosts.sharing(folder)
   first, me = group[0], jax.process_index()
@@ -244,7 +244,7 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
 
 def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> None:
   """Computes those of these blocks that are not there yet, or are damaged."""
-  shape = (len(tokens), model.config.hidden_size)
+  shape = (len(tokens), model.pooled_size)
   file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
   intact = _intact(beside, shape, dtype, blocks)
   missing = [block for block, is_intact in zip(blocks, intact) if not is_intact]

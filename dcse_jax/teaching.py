@@ -83,7 +83,7 @@ def cached(
     compute_dtype: of the matrix products.
   """
   need = sum(
-    teacher_cache.cache_bytes(len(t.tokens), t.model.config.hidden_size, dtype)
+    teacher_cache.cache_bytes(len(t.tokens), t.model.pooled_size, dtype)
     for t in teachers
   )
   _log.info(

@@ -113,6 +113,12 @@ def set_json(path, **fields):
   path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def set_layers(path, number):
+  """Another number of layers, of an encoder alone."""
+  set_json(path / "config.json", num_hidden_layers=number)
+  (path / "modules.json").unlink()
+
+
 def set_tensors(path, change):
   tensors = safetensors.numpy.load_file(path / "model.safetensors")
   safetensors.numpy.save_file(change(tensors), path / "model.safetensors")
@@ -170,17 +176,20 @@ FAULTS = {
   r"num_attention_heads is 3, not a divisor": lambda path: set_json(
     path / "config.json", num_attention_heads=3
   ),
-  r"too few for the 1000000000 layers": lambda path: set_json(
+  r"shape \(3,\), which does not fit the 1000000000 layers": lambda path: set_json(
     path / "config.json", num_hidden_layers=10**9
   ),
+  r"too few for the 1000000000 layers": lambda path: set_layers(path, 10**9),
   r"hidden_dropout_prob is nan, not a number from 0": lambda path: set_json(
     path / "config.json", hidden_dropout_prob=np.nan
   ),
   r"the weights do not fit their config.json: .*; and 6 more: fetch": lambda path: (
-    set_json(path / "config.json", num_hidden_layers=3)
+    set_layers(path, 3)
   ),
   r"modules.json is no list of modules": write("modules.json", "{}"),
-  r"Pooling/config.json: only cls or mean": write("2_Pooling/config.json", "{}"),
+  r"Pooling/config.json: word_embedding_dimension is None, not 16": write(
+    "2_Pooling/config.json", "{}"
+  ),
   r"max_seq_length is -3, not a whole number": write(
     "sentence_bert_config.json", '{"max_seq_length": -3}'
   ),
@@ -244,17 +253,25 @@ def test_a_damaged_file_of_the_hubs_cache_is_named_with_its_blob(exported, tmp_p
 def test_a_hub_id_may_carry_a_revision_and_a_folder_of_that_name_wins(
   exported, tmp_path, monkeypatch
 ):
-  calls = []
+  calls, wanted = [], set()
 
   def snapshot_download(hub_id, revision, allow_patterns):
     calls.append((hub_id, revision))
+    wanted.update(allow_patterns)
     return str(exported)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   monkeypatch.chdir(tmp_path)
   for name in ("me/model", "me/model@v1", "model@refs/pr/3"):
     assert folder.locate(name) == exported
-  assert calls == [("me/model", None), ("me/model", "v1"), ("model", "refs/pr/3")]
+  expected = [("me/model", None), ("me/model", "v1"), ("model", "refs/pr/3")]
+  assert list(dict.fromkeys(calls)) == expected
+  # The weights of each module that has some, where modules.json says that it lies.
+  weights = ["", "1_WeightedLayerPooling/", "3_Dense/"]
+  assert {name for name in wanted if "*" not in name} == {
+    f"{path}model.safetensors" for path in weights
+  }
+  del calls[:]
   for name in ("@v1", "model@", "me/model@v1@v2", "@"):
     with pytest.raises(UserError, match="name a folder, ID or ID@REVISION"):
       folder.locate(name)
@@ -263,7 +280,7 @@ def test_a_hub_id_may_carry_a_revision_and_a_folder_of_that_name_wins(
       folder.locate(name)
   (tmp_path / "me" / "model@v1").mkdir(parents=True)
   assert folder.locate("me/model@v1") == pathlib.Path("me/model@v1")
-  assert len(calls) == 3
+  assert not calls
 
 
 def test_only_an_exported_model_is_ever_replaced(exported, tmp_path):
