@@ -141,7 +141,7 @@ class Round:
     # All of a model but its parameters, for readers of checkpoints.
     template = dataclasses.replace(self._start, params=None, language_model=None)
     if hosts.is_first():
-      folder_lib.save(template, self._folder / "start")
+      folder_lib.save(template, self._folder / "start", overwrite=True)
     seeds = list(self._probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
@@ -402,7 +402,7 @@ class Round:
     )
     if hosts.is_first():
       write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
-      folder_lib.save(model, path / "model")
+      folder_lib.save(model, path / "model", overwrite=True)
       # Last: it says that the model is finished.
       write_json(path / "result.json", result)
     self._workdir.share(path / "model")  # Later rounds load it.

@@ -22,6 +22,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import folder
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import manifest
 from dcse_jax import round as round_lib
 from dcse_jax import sharding
 from dcse_jax import sts
@@ -30,9 +31,9 @@ from dcse_jax import teaching
 from dcse_jax import trained
 from dcse_jax import workdir as workdir_lib
 from dcse_jax.errors import UserError
-from dcse_jax.files import locked
 from dcse_jax.files import read_json
 from dcse_jax.files import write_json
+from dcse_jax.locks import locked
 from dcse_jax.model_card import make_card
 
 _log = logging.getLogger(__name__)
@@ -301,13 +302,17 @@ class Recipe:
     return teachers
 
   def _export(self, best: pathlib.Path) -> None:
-    """Writes a model of a round, with a card."""
+    """Writes a model of a round, with a card, unless it is there."""
+    path = self.workdir / "export"
+    if manifest.are_alike(path, best / "model") and not manifest.find_damage(path):
+      return
     model, training = trained.load(best)
     card = make_card(model, f"{best.parent.name}-{best.name}", training)
     folder.save(
       model,
-      self.workdir / "export",
+      path,
       lambda path: path.joinpath("README.md").write_text(card, encoding="utf-8"),
+      overwrite=True,
     )
 
 

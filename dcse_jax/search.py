@@ -5,13 +5,13 @@ reads a query a line; --query "..." asks one and may be repeated. After each que
 come its answers, a line each: two spaces, the cosine, a tab, the sentence.
 """
 
-import pathlib
 import sys
 
 from absl import flags
 import numpy as np
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax.data.lines import Lines
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -27,7 +27,9 @@ def read_embeddings(path: str) -> np.ndarray:
   """
   try:
     # Of the kinds that np.load reads this alone: no archive, no pickle.
-    embeddings = np.lib.format.open_memmap(pathlib.Path(path).expanduser(), mode="r")
+    embeddings = np.lib.format.open_memmap(files.user_path(path), mode="r")
+  except UserError:
+    raise
   except Exception as error:  # Damaged headers fail in many ways.
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(

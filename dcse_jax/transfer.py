@@ -36,6 +36,7 @@ import zlib
 import numpy as np
 
 from dcse_jax.errors import UserError
+from dcse_jax.files import user_path
 
 TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 
@@ -194,7 +195,7 @@ def read_transfer(folder: str) -> dict[str, Task]:
   Raises:
     UserError: no such folder or task, or a file of another form.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = user_path(folder)
   tables = sorted([*path.glob("*.tsv"), *path.glob("*.tsv.gz")])
   if tables:
     tasks = _read_tables(tables)

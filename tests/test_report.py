@@ -148,7 +148,8 @@ def test_the_page_holds_the_images_that_lie_beside_it(whole):
   files = [(whole.parent / f"{name}.png").read_bytes() for name in names]
   assert [base64.b64decode(image) for image in images] == files
   assert all(file.startswith(b"\x89PNG\r\n\x1a\n") for file in files)
-  assert len(list(whole.parent.iterdir())) == len(files) + 1
+  # And the page itself, and the digests of all.
+  assert len(list(whole.parent.iterdir())) == len(files) + 2
 
 
 def test_the_spread_of_teachers_is_that_between_unlike_ones(whole):
