@@ -23,6 +23,7 @@ from dcse_jax import flops
 from dcse_jax import folder as folder_lib
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import interruption
 from dcse_jax import losses
 from dcse_jax import monitor
 from dcse_jax import objective
@@ -151,6 +152,7 @@ class Round:
       groups = [begun, [seed for seed in seeds if seed not in begun]]
     trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
     for group in filter(None, groups):
+      interruption.check()
       size = len(group)
       if size not in trainers:
         trainers[size] = self._make_trainer(size)
@@ -323,6 +325,7 @@ class Round:
     embed = lambda probe, split: [probe.embed(t.model, split) for t in teachers]
     measures, held_out = {}, None
     for seed, probe in self._probes.items():
+      interruption.check()
       embedded = {"train": embed(probe, "train")}
       if probe.held_out:  # The same for every seed.
         held_out = held_out or embed(probe, "held_out")

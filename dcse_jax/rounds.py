@@ -22,6 +22,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import folder
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import interruption
 from dcse_jax import manifest
 from dcse_jax import round as round_lib
 from dcse_jax import sharding
@@ -222,6 +223,7 @@ class Recipe:
   def run(self) -> list[dict[str, Any]]:
     """Trains what is not trained yet; writes results.json and export/."""
     for name, round_config in self.rounds.items():
+      interruption.check()
       if todo := self._todo(name):
         self._run_round(name, todo)
     rows = [

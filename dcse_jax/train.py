@@ -309,6 +309,9 @@ def train(
       if stops:
         raise interruption.Interrupted
       speed.leave_out()  # Evaluation is not training.
+    # In the last evaluation, too; all is saved. Each may have been told alone.
+    if any(hosts.gather(interruption.requested())):
+      raise interruption.Interrupted
     result = []
     for i, (_, best_step) in enumerate(best):
       of_run = _of_model(state, i, num_models)

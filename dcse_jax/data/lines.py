@@ -80,6 +80,6 @@ class Lines(Sequence):
         try:
           line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-          raise text.not_utf8(self._source, number + 1, content) from error
+          raise text.not_utf8(self._source, number + 1, error) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")
