@@ -133,6 +133,9 @@ class Checkpoints:
     if newest is not None and not _is_complete(newest):
       paths.append(newest)
     for path in paths:
+      if not files.is_in_bucket(path):
+        # Orbax leaves that to the system; the digests must not come first.
+        files.finish(pathlib.Path(path))
       names = manifest.names_in(path)
       manifest.write(path, [name for name in names if name not in _WRITTEN_LAST])
 
@@ -168,7 +171,13 @@ class Checkpoints:
     if hosts.is_first():
       for step in _steps_in(self._folder):
         path = self._folder / str(step)
-        manifest.extend(path, [n for n in _WRITTEN_LAST if (path / n).exists()])
+        new = [n for n in _WRITTEN_LAST if (path / n).exists()]
+        new = [n for n in new if n not in manifest.listed(path)]
+        if new and not files.is_in_bucket(path):
+          # The next save may remove the one before: this one must be there for good.
+          for name in (*new, ".", ".."):
+            files.to_disk(path / name)
+        manifest.extend(path, new)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.
