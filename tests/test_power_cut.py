@@ -14,6 +14,7 @@ from dcse_jax import manifest
 from dcse_jax import monitor
 from dcse_jax import rounds
 from tests import models
+from tests import processes
 from tests import recipes
 
 STEPS = dict(num_train_steps=8, eval_every=2, log_every=1)
@@ -135,3 +136,41 @@ def test_after_a_power_cut_a_run_goes_on_from_the_newest_whole_checkpoint(
   ]
   lost = 3 if lose is lose_lines else 0
   assert metrics[0] == metrics[1][lost:]
+
+
+@pytest.mark.slow
+def test_damaged_compiled_programs_are_said_and_compiled_anew(tmp_path):
+  fields = [
+    "--config.synthetic_sentences=200",
+    "--config.synthetic_pairs=60",
+    "--config.recipe=('base',)",
+    "--config.batch_size=8",
+    "--config.max_length=16",
+    *(f"--config.encoder.{key}={value}" for key, value in recipes.TINY.items()),
+    "--config.rounds.base.seeds=(1,)",
+    "--config.rounds.base.start=",
+    "--config.rounds.base.num_train_steps=4",
+    "--config.eval_every=2",
+  ]
+  workdir = tmp_path / "run"
+  command = ("--config=configs/quickstart.py", f"--workdir={workdir}", *fields)
+  run = lambda: processes.run(
+    "dcse_jax.main", *command, env={"JAX_COMPILATION_CACHE_DIR": ""}
+  )
+  first = run()
+  assert first.returncode == 0, first.stderr
+  expected = (workdir / "results.json").read_text()
+  programs = sorted((workdir / "cache" / "compiled").glob("*-cache"))
+  assert len(programs) >= 3
+  for number, program in enumerate(programs):
+    content = bytearray(program.read_bytes())
+    content[len(content) // 2] ^= 1
+    # Some have a bit flipped, some are cut short, some are empty.
+    program.write_bytes((content, content[: len(content) // 2], b"")[number % 3])
+  shutil.rmtree(workdir / "base")
+  again = run()
+  assert again.returncode == 0, again.stderr
+  said = f"{len(programs)} damaged programs removed: compiling anew"
+  assert said in again.stdout and not again.stderr
+  assert (workdir / "results.json").read_text() == expected
+  assert "damaged programs" not in run().stdout
