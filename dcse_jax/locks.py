@@ -73,12 +73,17 @@ def _held(lock: pathlib.Path, what: pathlib.Path, other: str) -> Iterator[None]:
       # The one before may have removed the file after it was opened here.
       if _is_open_at(file.fileno(), lock):
         break
-    file.truncate(0)
-    file.write(_name())
-    file.flush()
+    with contextlib.suppress(OSError):  # A full disk: it is held without a name.
+      file.truncate(0)
+      os.pwrite(file.fileno(), _name().encode(), 0)
     # While it is held still, so that no other process can hold the same name.
-    stack.callback(lock.unlink, missing_ok=True)
+    stack.callback(_unlink, lock)
     yield
+
+
+def _unlink(path: pathlib.Path) -> None:
+  with contextlib.suppress(OSError):  # The folder may have gone meanwhile.
+    path.unlink()
 
 
 def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
@@ -122,7 +127,7 @@ def _owned(lock: pathlib.Path, reason: OSError, busy) -> Iterator[None]:
     done.set()
     thread.join()
     if _read(owner) == ours:
-      owner.unlink(missing_ok=True)
+      _unlink(owner)
 
 
 def _where() -> str:

@@ -37,7 +37,7 @@ _COMPRESSED = {
   rb"\xfd7zXZ\0": "xz",
   rb"\x28\xb5\x2f\xfd": "zstd",
   rb"\x04\x22\x4d\x18": "lz4",
-  rb"PK\x03\x04": "zip",
+  rb"PK\x03\x04[\x0a-\x3f]\0": "zip",
   rb"7z\xbc\xaf\x27\x1c": "7-Zip",
 }
 
