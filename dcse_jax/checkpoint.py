@@ -37,7 +37,7 @@ _WRITTEN_LAST = ("_CHECKPOINT_METADATA", _COMMITTED)
 
 
 class _Path(type(epath.Path())):
-  """A path that holds no pattern: epath would take `exp[1]` for one where Orbax globs."""
+  """A path that is no pattern: epath takes `exp[1]` for one where Orbax globs."""
 
   def glob(self, pattern: str) -> Iterator[epath.Path]:
     first, _, rest = pattern.partition("/")

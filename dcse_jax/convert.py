@@ -87,8 +87,8 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "overwrite",
     False,
-    "Writes into a folder that is not ours, or of which files were changed, too: files of "
-    "the same names are replaced, all others stay.",
+    "Writes into a folder that is not ours, or of which files were changed, too: files "
+    "of the same names are replaced, all others stay.",
   )
   flags.DEFINE_bool(
     "verify", False, "Compares embeddings with sentence-transformers' before it ends."

@@ -107,7 +107,8 @@ def _owned(lock: pathlib.Path, reason: OSError, busy) -> Iterator[None]:
     reason.strerror,
     owner.name,
   )
-  ours = {"name": _name(), "where": _where(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+  ours = {"name": _name(), "where": _where(), "pid": os.getpid()}
+  ours["id"] = uuid.uuid4().hex
   try:
     while not _make(owner, ours):
       theirs = _read(owner)

@@ -1,4 +1,4 @@
-"""What commands write: what stays of what was there, who may write, and how to read it."""
+"""What commands write: what stays of what was there, who may write, and what names."""
 
 import errno
 import fcntl
