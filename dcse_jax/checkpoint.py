@@ -7,6 +7,7 @@ digests of its files (`manifest`), and only one whose digests hold is gone on fr
 
 from collections.abc import Iterator
 import contextlib
+import fnmatch
 import functools
 import os
 import pathlib
@@ -35,6 +36,16 @@ _COMMITTED = "commit_success.txt"
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", _COMMITTED)
 
 
+class _Path(type(epath.Path())):
+  """A path that is no pattern: epath takes `exp[1]` for one where Orbax globs."""
+
+  def glob(self, pattern: str) -> Iterator[epath.Path]:
+    first, _, rest = pattern.partition("/")
+    for path in self.iterdir() if self.is_dir() else ():
+      if fnmatch.fnmatchcase(path.name, first):
+        yield from path.glob(rest) if rest else (path,)
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
   return {field: getattr(state, field) for field in TrainState.__dataclass_fields__}
 
@@ -55,7 +66,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self._folder = epath.Path(folder)
+    self._folder = _Path(folder)
     # The first process looks, before it changes anything, for all.
     found = self._find() if hosts.is_first() else None
     self.steps, damage = hosts.agree(found)
@@ -122,6 +133,9 @@ class Checkpoints:
     if newest is not None and not _is_complete(newest):
       paths.append(newest)
     for path in paths:
+      if not files.is_in_bucket(path):
+        # Orbax leaves that to the system; the digests must not come first.
+        files.finish(pathlib.Path(path))
       names = manifest.names_in(path)
       manifest.write(path, [name for name in names if name not in _WRITTEN_LAST])
 
@@ -157,7 +171,13 @@ class Checkpoints:
     if hosts.is_first():
       for step in _steps_in(self._folder):
         path = self._folder / str(step)
-        manifest.extend(path, [n for n in _WRITTEN_LAST if (path / n).exists()])
+        new = [n for n in _WRITTEN_LAST if (path / n).exists()]
+        new = [n for n in new if n not in manifest.listed(path)]
+        if new and not files.is_in_bucket(path):
+          # The next save may remove the one before: this one must be there for good.
+          for name in (*new, ".", ".."):
+            files.to_disk(path / name)
+        manifest.extend(path, new)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint.
@@ -280,7 +300,7 @@ def read_params(
   """
   if not folder.is_dir():
     raise UserError(f"there is no folder {folder}: has the run saved anything yet?")
-  folder = folder.absolute()
+  folder = _Path(folder.absolute())
   steps = _steps_in(folder)
   if step is None and steps:
     _check(folder, max(steps))

@@ -227,7 +227,7 @@ def main() -> None:
   )
   print(_format(report))
   if _JSON.value:
-    files.write_json(_JSON.value, report)
+    files.write_json(files.user_path(_JSON.value), report)
 
 
 if __name__ == "__main__":

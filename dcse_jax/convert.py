@@ -14,7 +14,9 @@ from absl import flags
 import numpy as np
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax import folder
+from dcse_jax import manifest
 from dcse_jax import trained
 from dcse_jax.errors import UserError
 from dcse_jax.index import unit_length
@@ -83,6 +85,12 @@ def define_flags() -> None:
   """Defines the command's flags: not on import, since commands share names."""
   flags.DEFINE_string("output", None, "Folder to write.")
   flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Writes into a folder that is not ours, or of which files were changed, too: files "
+    "of the same names are replaced, all others stay.",
+  )
+  flags.DEFINE_bool(
     "verify", False, "Compares embeddings with sentence-transformers' before it ends."
   )
   flags.DEFINE_bool(
@@ -103,9 +111,10 @@ def main(source: str | None = None) -> None:
     raise UserError("give a workdir, checkpoint or model folder, and --output DIR")
   if not _FLAGS.output:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
-  output = pathlib.Path(_FLAGS.output).expanduser()
-  folder.check_replaceable(output)  # Before all that takes long.
-  path = pathlib.Path(source).expanduser()
+  output = files.user_path(_FLAGS.output)
+  # Before all that takes long.
+  manifest.check_replaceable(output, overwrite=_FLAGS.overwrite)
+  path = files.user_path(source)
   found = trained.find(path) if path.is_dir() else None
   training = None
   if found:
@@ -129,6 +138,7 @@ def main(source: str | None = None) -> None:
     model,
     output,
     functools.partial(_finish, card=card, verified=_FLAGS.verify),
+    overwrite=_FLAGS.overwrite,
   )
   print(f"written to {output}")
   if _FLAGS.push_to_hub:

@@ -18,6 +18,7 @@ from absl import flags
 import numpy as np
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax import synthetic
 from dcse_jax.data.text import read_text
 from dcse_jax.errors import UserError
@@ -315,7 +316,7 @@ def _read_corpus(path: str | None) -> tuple[list[str], str]:
     raise UserError(
       f"--corpus={path}: give a .txt or .txt.gz file with a sentence a line"
     )
-  sentences = read_text(path).columns[0]
+  sentences = read_text(str(files.user_path(path))).columns[0]
   return list(dict.fromkeys(sentences)), f"sentences of {path}"
 
 

@@ -20,6 +20,8 @@ import tqdm
 from dcse_jax import cli
 from dcse_jax import files
 from dcse_jax import folder
+from dcse_jax import locks
+from dcse_jax.data import text
 from dcse_jax.data.lines import Lines
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -52,14 +54,30 @@ def encode_file(
     normalize: to unit length or not; None as the model's folder says.
 
   Raises:
-    UserError: a file cannot be read or written.
+    UserError: a file cannot be read or written, or another process writes the output.
   """
-  path = pathlib.Path(output).expanduser()
-  if path.suffix != ".npy":
-    raise UserError(f"{output}: the output is a NumPy file, name it NAME.npy")
+  path = _output_path(output)
   lines = Lines(source)
   if not len(lines):
     raise UserError(f"{source} is empty: nothing to encode")
+  with locks.output_locked(path):
+    _encode(encoder, lines, path, batch_size, normalize)
+
+
+def _output_path(output: str) -> pathlib.Path:
+  path = files.user_path(output)
+  if path.suffix != ".npy":
+    raise UserError(f"{output}: the output is a NumPy file, name it NAME.npy")
+  return path
+
+
+def _encode(
+  encoder: SentenceEncoder,
+  lines: Lines,
+  path: pathlib.Path,
+  batch_size: int,
+  normalize: bool | None,
+) -> None:
   shape = (len(lines), encoder.model.embedding_size)
   partial = path.with_name(f".{path.name}.part")
   progress = path.with_name(f".{path.name}.part.json")
@@ -78,7 +96,6 @@ def encode_file(
     else:
       _log.info("%s is damaged or of another text or model: from the start", partial)
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not done:
       progress.unlink(missing_ok=True)
       np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
@@ -102,7 +119,9 @@ def encode_file(
         )
         bar.update(len(part))
     del rows
+    files.to_disk(partial)
     partial.replace(path)
+    files.to_disk(path.parent)
     progress.unlink(missing_ok=True)
   except OSError as error:
     raise files.cannot_write(path, error) from error
@@ -152,6 +171,9 @@ def define_flags() -> None:
 def main() -> None:
   if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
+  # What can be wrong with the paths, before a model is fetched and loaded.
+  _output_path(_FLAGS.output)
+  text.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,

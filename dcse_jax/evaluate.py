@@ -13,7 +13,6 @@ transfer tasks only what the classifier's C is chosen by: no test set is looked 
 
 from collections.abc import Callable, Sequence
 import math
-import pathlib
 import time
 from typing import Any
 
@@ -28,6 +27,7 @@ from dcse_jax import sts
 from dcse_jax import transfer
 from dcse_jax.errors import UserError
 from dcse_jax.files import make_folder
+from dcse_jax.files import user_path
 from dcse_jax.files import write_json
 from dcse_jax.index import is_finite
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -121,7 +121,7 @@ def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
   models: dict[str, list[str]] = {}
   for argument in arguments:
     name, equals, place = argument.partition("=")
-    if not equals or pathlib.Path(argument).expanduser().is_dir():
+    if not equals or user_path(argument).is_dir():
       name = place = argument
     if not name or not place:
       raise UserError(f"--model {argument}: expected PATH or NAME=PATH")
@@ -136,7 +136,7 @@ def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 def _seeds(place: str) -> list[str]:
   """The finished models of a round's or a seed's folder; none elsewhere."""
-  path = pathlib.Path(place).expanduser()
+  path = user_path(place)
   if (path / "results.json").exists():
     raise UserError(f"{place} is a whole run: name {place}/ROUND or {place}/export")
   results = [*path.glob("result.json"), *path.glob("*/result.json")]
@@ -304,9 +304,10 @@ def main() -> None:
     tasks = transfer.read_transfer(_FLAGS.transfer)
     transfer.check_installed()
   models = find_models(_FLAGS.model)
-  for output in filter(None, (_FLAGS.output, _FLAGS.markdown)):
-    make_folder(pathlib.Path(output).parent)
-    if pathlib.Path(output).is_dir():
+  outputs = [name and user_path(name) for name in (_FLAGS.output, _FLAGS.markdown)]
+  for output in filter(None, outputs):
+    make_folder(output.parent)
+    if output.is_dir():
       raise UserError(f"{output} is a folder: name a file to write")
   options = {
     "pooling": _FLAGS.pooling,
@@ -345,12 +346,13 @@ def main() -> None:
     "models": pooled,
   }
   print(evaluation_report.as_text(results))
-  if _FLAGS.output:
-    write_json(_FLAGS.output, results)
-    print(f"written to {_FLAGS.output}")
-  if _FLAGS.markdown:
-    evaluation_report.write_markdown(_FLAGS.markdown, results)
-    print(f"written to {_FLAGS.markdown}")
+  output, markdown = outputs
+  if output:
+    write_json(output, results)
+    print(f"written to {output}")
+  if markdown:
+    evaluation_report.write_markdown(markdown, results)
+    print(f"written to {markdown}")
 
 
 if __name__ == "__main__":

@@ -557,7 +557,6 @@ def _try_tokenizer(
 
 def _write_files(model: Model, folder: pathlib.Path) -> None:
   """Writes a model's tokenizer and settings, and its weights if it has any."""
-  folder.mkdir()
   # Not with the length at which this process happened to cut last.
   model.tokenizer.backend_tokenizer.no_truncation()
   model.tokenizer.backend_tokenizer.no_padding()
@@ -590,47 +589,31 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
       )
 
 
-def check_replaceable(folder: pathlib.Path) -> None:
-  """Refuses to write where something other than an exported model stands.
-
-  Raises:
-    UserError: a file, or a folder with other content.
-  """
-  if folder.is_dir():
-    if (folder / "modules.json").exists() or not any(folder.iterdir()):
-      return
-  elif not folder.exists():
-    return
-  raise UserError(
-    f"{folder} is there already and is no exported model, which alone would be "
-    "replaced: name another folder"
-  )
-
-
 def save(
   model: Model,
   folder: str | os.PathLike[str],
   check: Callable[[pathlib.Path], None] | None = None,
+  *,
+  overwrite: bool = False,
 ) -> None:
   """Writes a folder that transformers and sentence-transformers load.
 
-  It is written beside and renamed, so a folder of that name is whole or absent;
-  an earlier one is replaced. It holds the digests of all that an embedding depends
-  on, by which `load` knows damage.
+  It is written beside and renamed. In an earlier one of ours the files of that are
+  replaced, and all else stays. It holds the digests of all that an embedding depends
+  on, by which `load` knows damage, also that of a process that ended in between.
 
   Args:
     model: what to write.
     folder: where to.
     check: is called with the folder while it still stands beside, may add to it
-      what is not part of the model, and leaves everything as it was if it raises.
+      README.md, and leaves everything as it was if it raises.
+    overwrite: replaces what is not ours, or was changed, too.
 
   Raises:
-    UserError: it cannot be written, or would replace what is no exported model.
+    UserError: it cannot be written, or would replace what must not be.
   """
-  folder = pathlib.Path(folder)
-  check_replaceable(folder)
-  with files.whole(folder) as beside:
-    _write_files(model, beside)
-    manifest.write(beside)
+  free = {"README.md"}
+  with manifest.replacing(pathlib.Path(folder), free=free, overwrite=overwrite) as new:
+    _write_files(model, new)
     if check:
-      check(beside)
+      check(new)

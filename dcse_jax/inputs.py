@@ -125,7 +125,7 @@ class Inputs:
       raise UserError("give --config.text=FILE, the text to train on")
     path = source
     if not source.startswith("tfds:"):
-      path = str(pathlib.Path(source).expanduser())
+      path = str(files.user_path(source))
     text = text_lib.read_text(path, columns)
     about = f"{source}: {len(text.columns[0])} rows"
     if text.empty_rows:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run saves what it did, says how to go on, and leaves."""
+"""SIGTERM, SIGINT, SIGHUP: a run saves what it did, says how to go on, and leaves."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,7 +9,7 @@ import threading
 
 # Of a run that was told to stop and can be gone on with: sysexits' EX_TEMPFAIL.
 EXIT_STATUS = 75
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -35,21 +35,24 @@ def _listen(descriptor: int) -> None:
     if numbers[0] not in _NUMBERS:
       continue
     if told:
+      if numbers[0] == signal.SIGHUP:
+        continue  # A terminal that closes may say so twice.
       # Whatever is half-written stands beside what is whole.
       os._exit(EXIT_STATUS)
     told = True
     name = signal.Signals(numbers[0]).name
-    print(
-      f"{name}: saving, then leaving; once more leaves at once",
-      file=sys.stderr,
-      flush=True,
-    )
+    with contextlib.suppress(OSError, ValueError):  # The terminal may be gone.
+      print(
+        f"{name}: saving, then leaving; once more leaves at once",
+        file=sys.stderr,
+        flush=True,
+      )
   os.close(descriptor)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-  """Turns SIGTERM and SIGINT into `Interrupted` while it lasts.
+  """Turns SIGTERM, SIGINT and SIGHUP into `Interrupted` while it lasts.
 
   It comes at once, or where it is `deferred` not at all; a second signal ends the
   process.
@@ -60,7 +63,8 @@ def handled() -> Iterator[None]:
   listener = threading.Thread(target=_listen, args=(ours,), daemon=True)
   listener.start()
   wakeup = signal.set_wakeup_fd(theirs)
-  # What is ignored stays so: a shell does that for what it runs in the background.
+  # What is ignored stays so: a shell does that for what it runs in the background,
+  # and nohup.
   before = {n: signal.getsignal(n) for n in _NUMBERS}
   before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
   for number in before:
@@ -73,18 +77,31 @@ def handled() -> Iterator[None]:
     signal.set_wakeup_fd(wakeup)
     os.close(theirs)
     listener.join()
+    _State.requested = False
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Leaves it to the caller to ask `requested`, and to end by `Interrupted`."""
+  """Leaves it to the caller to ask `requested`; raises `Interrupted` after, if not."""
+  check()
   _State.deferred = True
   try:
     yield
   finally:
     _State.deferred = False
+  check()
 
 
 def requested() -> bool:
   """Whether the process was told to stop."""
   return _State.requested
+
+
+def check() -> None:
+  """Raises `Interrupted` if the process was told to stop.
+
+  Between things that take long: what a signal raises may have been swallowed by a
+  callback of another library.
+  """
+  if _State.requested:
+    raise Interrupted

@@ -1,16 +1,27 @@
 """Digests of a folder's files, so that no damage passes for data.
 
 The file is what `sha256sum -c SHA256SUMS` reads; its last line, a comment to that
-program, is the digest of those before it.
+program, is the digest of those before it. Before it may stand, as comments too, the
+digests of files that people may change.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
 import hashlib
+import logging
 import pathlib
 
 from dcse_jax import files
+from dcse_jax import locks
+from dcse_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 NAME = "SHA256SUMS"
+# How the line of a file that people may change begins.
+_FREE = "# may change: "
 
 
 def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
@@ -36,7 +47,13 @@ def names_in(folder: pathlib.Path) -> list[str]:
 
 def listed(folder: pathlib.Path) -> list[str]:
   """The files that the digests are of; none where there are no digests."""
-  return [line.rstrip("\n").partition("  ")[2] for line in _read_lines(folder)]
+  return [_parse(line)[1] for line in _fixed_lines(folder)]
+
+
+def are_alike(one: pathlib.Path, other: pathlib.Path) -> bool:
+  """Whether two folders list the same files with the same digests."""
+  lines = _fixed_lines(one)
+  return bool(lines) and lines == _fixed_lines(other)
 
 
 def extend(folder: pathlib.Path, names: Iterable[str]) -> None:
@@ -62,9 +79,10 @@ def find_damage(folder: pathlib.Path) -> str | None:
   if lines[-1:] != [_last(lines[:-1])]:
     return f"{NAME} is not as it was written"
   for line in lines[:-1]:
-    digest, _, name = line.rstrip("\n").partition("  ")
-    # What others wrote must not send us elsewhere.
-    if "\0" in name or pathlib.Path(name).is_absolute() or ".." in name.split("/"):
+    if line.startswith(_FREE):
+      continue
+    digest, name = _parse(line)
+    if not _is_inside(name):
       return f"{NAME} lists {name!r}, which is no file of the folder"
     try:
       if _digest(folder / name) != digest:
@@ -76,9 +94,149 @@ def find_damage(folder: pathlib.Path) -> str | None:
   return None
 
 
+@contextlib.contextmanager
+def replacing(
+  folder: pathlib.Path, *, free: Collection[str] = (), overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+  """Gives a folder beside, and puts its files in the place of an earlier one's.
+
+  File by file: those that the earlier one's digests name, and still fit, go; all else
+  that people put there stays. Whatever ends it before, the folder is as it was, as it
+  will be, or its digests do not hold.
+
+  Args:
+    folder: to be made or replaced.
+    free: files that people may change: one that they did stays as it is.
+    overwrite: takes a folder that has no digests, too, and files that were changed,
+      but for those that people may change in a folder with digests.
+
+  Raises:
+    UserError: it cannot be written, is being written by another process, or holds
+      what must not be replaced.
+  """
+  folder = pathlib.Path(folder).resolve()
+  with locks.output_locked(folder):
+    check_replaceable(folder, overwrite=overwrite)
+    with files.beside(folder) as new:
+      new.mkdir()
+      yield new
+      names = [name for name in names_in(new) if name != NAME]
+      lines = [("" if n not in free else _FREE) + _line(new, n) for n in sorted(names)]
+      _write_lines(new, lines)
+      files.finish(new)
+      if folder.is_dir() and any(folder.iterdir()):
+        _put(new, folder, lines, free=free, overwrite=overwrite)
+      else:
+        new.replace(folder)  # Also of an empty folder the place.
+      files.to_disk(folder.parent)
+
+
+def check_replaceable(folder: pathlib.Path, *, overwrite: bool = False) -> None:
+  """Refuses to write where something stands that has no digests.
+
+  Raises:
+    UserError: a file, or a folder with other content.
+  """
+  if not folder.is_dir():
+    if folder.exists() or folder.is_symlink():
+      raise UserError(f"{folder} is there already and is no folder: name another")
+  elif any(folder.iterdir()) and not overwrite and not _is_ours(folder):
+    raise UserError(
+      f"{folder} is there already and is not ours (it has no {NAME}): name another "
+      "folder, or keep all in it but files of the same names by --overwrite"
+    )
+
+
+def _is_ours(folder: pathlib.Path) -> bool:
+  try:
+    lines = (folder / NAME).read_text(encoding="utf-8").splitlines(True)
+  except (OSError, UnicodeDecodeError):
+    return False
+  return lines[-1:] == [_last(lines[:-1])]
+
+
+def _put(
+  new: pathlib.Path,
+  folder: pathlib.Path,
+  lines: list[str],
+  *,
+  free: Collection[str],
+  overwrite: bool,
+) -> None:
+  """Moves files into a folder that holds some; nothing yet if one was changed."""
+  is_ours = _is_ours(folder)
+  before = _read_lines(folder) if is_ours else []
+  old: dict[str, set[str]] = {}
+  for digest, name in map(_parse_any, before):
+    if _is_inside(name):
+      old.setdefault(name, set()).add(digest)
+  is_there = lambda name: (folder / name).exists() or (folder / name).is_symlink()
+  fits = lambda name: _digest_or_none(folder / name) in old.get(name, ())
+  names = [name for _, name in map(_parse_any, lines)]
+  wanted = {name: digest for digest, name in map(_parse_any, lines)}
+  changed = [
+    name
+    for name in names
+    if is_there(name)
+    and not fits(name)
+    and _digest_or_none(folder / name) != wanted[name]
+  ]
+  kept = [name for name in changed if name in free and is_ours]
+  if not overwrite and (lost := [name for name in changed if name not in kept]):
+    raise UserError(
+      f"{folder / lost[0]} is not as it was written and would be lost: move it away, "
+      "name another folder, or replace it by --overwrite"
+    )
+  for name in kept:
+    _log.warning("%s was changed by hand and stays as it is", folder / name)
+  # First both lists: until the last move they do not hold, unless all is alike.
+  _write_lines(folder, [line for line in before if line not in lines] + lines)
+  for name in names:
+    if name not in kept:
+      files.make_folder((folder / name).parent)
+      (new / name).replace(folder / name)
+  for name in old.keys() - wanted.keys():
+    if fits(name):
+      (folder / name).unlink()
+      with contextlib.suppress(OSError):  # Others have something in it.
+        (folder / name).parent.rmdir()
+  for part in {(folder / name).parent for name in names}:
+    files.to_disk(part)
+  (new / NAME).replace(folder / NAME)
+  files.to_disk(folder)
+
+
+def _is_inside(name: str) -> bool:
+  """Whether a listed name is of a file in the folder: others may have written it."""
+  parts = pathlib.PurePosixPath(name).parts
+  return bool(parts) and "\0" not in name and parts[0] != "/" and ".." not in parts
+
+
+def _parse(line: str) -> tuple[str, str]:
+  digest, _, name = line.rstrip("\n").partition("  ")
+  return digest, name
+
+
+def _parse_any(line: str) -> tuple[str, str]:
+  """As `_parse`, of a file that people may change, too."""
+  return _parse(line.removeprefix(_FREE))
+
+
+def _digest_or_none(path: pathlib.Path) -> str | None:
+  try:
+    return _digest(path)
+  except OSError:
+    return None
+
+
 def _digest(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fixed_lines(folder: pathlib.Path) -> list[str]:
+  """The lines but those of files that people may change."""
+  return [line for line in _read_lines(folder) if not line.startswith(_FREE)]
 
 
 def _read_lines(folder: pathlib.Path) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import json
+import logging
+import os
 import pathlib
 import sys
 import time
@@ -13,6 +15,8 @@ import tqdm
 
 from dcse_jax import files
 from dcse_jax import hosts
+
+_log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -29,7 +33,8 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, step: int):
-    self._path, self._file, self._num_rows = path, None, 0
+    self._path, self._step = path, step
+    self._file, self._num_rows = None, 0
     if not path.exists():
       return
     kept = []
@@ -59,6 +64,26 @@ class JsonLines:
     except OSError as error:
       raise files.cannot_write(self._path, error) from error
 
+  def to_disk(self) -> None:
+    """Waits until what was written is on the disk, before a checkpoint relies on it."""
+    if self._file is None:
+      return
+    try:
+      os.fsync(self._file.fileno())
+    except OSError as error:
+      raise files.cannot_write(self._path, error) from error
+
+  def tell_lost(self, expected: int) -> None:
+    """Says how many of the lines that a checkpoint knew of are not there."""
+    if len(self) < expected:
+      _log.warning(
+        "%s: %d of %d lines before step %d are lost, as after a power cut",
+        self._path,
+        expected - len(self),
+        expected,
+        self._step,
+      )
+
   def close(self) -> None:
     if self._file is not None:
       with contextlib.suppress(OSError):  # Said when it was written.
@@ -86,7 +111,7 @@ class Metrics:
     step: int,
     position: int = 0,
   ):
-    self._file = JsonLines(folder / "metrics.jsonl", step)
+    self.lines = JsonLines(folder / "metrics.jsonl", step)
     self._folder, self._first_step = folder, step
     self._name, self._num_steps = name, num_steps
     self._bar = tqdm.tqdm(
@@ -106,9 +131,9 @@ class Metrics:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes values such as {"train/loss": 0.1} of one step."""
+    self.lines.write({"step": step, **values})
     if not hosts.is_first():
       return
-    self._file.write({"step": step, **values})
     self._board.write(step, values)
     shown = "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
     if self._bar.disable:
@@ -121,7 +146,7 @@ class Metrics:
     self._bar.close()
     if "_board" in self.__dict__:
       self._board.close()
-    self._file.close()
+    self.lines.close()
 
 
 class _Events:

@@ -3,12 +3,12 @@
 Needs the package mteb (tested: 2.26), which is imported only once an encoder is made.
 """
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from dcse_jax import files
 from dcse_jax import folder
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -52,7 +52,7 @@ class MtebEncoder:
         raise UserError("an encoder has no name: give MtebEncoder(encoder, name=NAME)")
       self.encoder = model
     else:
-      path = pathlib.Path(model).expanduser()
+      path = files.user_path(model)
       hub_id = str(model).partition("@")[0]
       name = name or (path.resolve().name if path.is_dir() else hub_id)
       self.encoder = SentenceEncoder(str(model))

@@ -17,6 +17,7 @@ import numpy as np
 
 from dcse_jax import cli
 from dcse_jax import files
+from dcse_jax import manifest
 from dcse_jax import report_figures as figures
 from dcse_jax.errors import UserError
 
@@ -42,7 +43,7 @@ th, td { border-bottom: 1px solid #bbb; padding: 0.2rem 0.5rem; text-align: righ
 
 
 def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes WORKDIR/report, in place of an older one.
+  """Writes WORKDIR/report, in place of the files of an older one.
 
   Args:
     workdir: of a training run, which may be under way.
@@ -56,19 +57,19 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   # Not above: it takes a second.
   import matplotlib
 
-  workdir = pathlib.Path(workdir).expanduser().resolve()
+  workdir = files.user_path(workdir).resolve()
   rounds = _read_rounds(workdir)
   report, sections = workdir / "report", [_results(rounds)]
-  with files.whole(report) as beside:
-    beside.mkdir()
+  # By its place it is ours, whoever wrote into it; what else is there stays.
+  with manifest.replacing(report, overwrite=True) as new:
     with matplotlib.rc_context(figures.RC):
       for name, (make, has_data) in figures.SECTIONS.items():
         if there := [round_ for round_ in rounds if has_data(round_)]:
           section = make(there)
-          section.figure.savefig(beside / f"{name}.png")
-          sections.append(_section(section, (beside / f"{name}.png").read_bytes()))
+          section.figure.savefig(new / f"{name}.png")
+          sections.append(_section(section, (new / f"{name}.png").read_bytes()))
     page = _page(workdir.name, rounds, sections)
-    (beside / "index.html").write_text(page, encoding="utf-8")
+    (new / "index.html").write_text(page, encoding="utf-8")
   return report / "index.html"
 
 

@@ -23,6 +23,7 @@ from dcse_jax import flops
 from dcse_jax import folder as folder_lib
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import interruption
 from dcse_jax import losses
 from dcse_jax import monitor
 from dcse_jax import objective
@@ -143,7 +144,7 @@ class Round:
     # All of a model but its parameters, for readers of checkpoints.
     template = dataclasses.replace(self._start, params=None, language_model=None)
     if hosts.is_first():
-      folder_lib.save(template, self._folder / "start")
+      folder_lib.save(template, self._folder / "start", overwrite=True)
     seeds = list(self._probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
@@ -153,6 +154,7 @@ class Round:
       groups = [begun, [seed for seed in seeds if seed not in begun]]
     trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
     for group in filter(None, groups):
+      interruption.check()
       size = len(group)
       if size not in trainers:
         trainers[size] = self._make_trainer(size)
@@ -340,6 +342,7 @@ class Round:
     settings = self._terms["distillation"].settings
     measures, held_out = {}, None
     for seed, probe in self._probes.items():
+      interruption.check()
       embedded = {"train": on_train.pop(seed, None) or embed(probe, "train")}
       if probe.held_out:  # The same for every seed.
         held_out = held_out or embed(probe, "held_out")
@@ -414,7 +417,7 @@ class Round:
     )
     if hosts.is_first():
       write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
-      folder_lib.save(model, path / "model")
+      folder_lib.save(model, path / "model", overwrite=True)
       # Last: it says that the model is finished.
       write_json(path / "result.json", result)
     self._workdir.share(path / "model")  # Later rounds load it.

@@ -23,6 +23,8 @@ from dcse_jax import encoder as encoder_lib
 from dcse_jax import folder
 from dcse_jax import hosts
 from dcse_jax import inputs as inputs_lib
+from dcse_jax import interruption
+from dcse_jax import manifest
 from dcse_jax import round as round_lib
 from dcse_jax import sharding
 from dcse_jax import sts
@@ -31,9 +33,9 @@ from dcse_jax import teaching
 from dcse_jax import trained
 from dcse_jax import workdir as workdir_lib
 from dcse_jax.errors import UserError
-from dcse_jax.files import locked
 from dcse_jax.files import read_json
 from dcse_jax.files import write_json
+from dcse_jax.locks import locked
 from dcse_jax.model_card import make_card
 
 _log = logging.getLogger(__name__)
@@ -241,6 +243,7 @@ class Recipe:
   def run(self) -> list[dict[str, Any]]:
     """Trains what is not trained yet; writes results.json and export/."""
     for name, round_config in self.rounds.items():
+      interruption.check()
       if todo := self._todo(name):
         self._run_round(name, todo)
     rows = [
@@ -320,13 +323,17 @@ class Recipe:
     return teachers
 
   def _export(self, best: pathlib.Path) -> None:
-    """Writes a model of a round, with a card."""
+    """Writes a model of a round, with a card, unless it is there."""
+    path = self.workdir / "export"
+    if manifest.are_alike(path, best / "model") and not manifest.find_damage(path):
+      return
     model, training = trained.load(best)
     card = make_card(model, f"{best.parent.name}-{best.name}", training)
     folder.save(
       model,
-      self.workdir / "export",
+      path,
       lambda path: path.joinpath("README.md").write_text(card, encoding="utf-8"),
+      overwrite=True,
     )
 
 

@@ -5,13 +5,14 @@ reads a query a line; --query "..." asks one and may be repeated. After each que
 come its answers, a line each: two spaces, the cosine, a tab, the sentence.
 """
 
-import pathlib
+import re
 import sys
 
 from absl import flags
 import numpy as np
 
 from dcse_jax import cli
+from dcse_jax import files
 from dcse_jax.data.lines import Lines
 from dcse_jax.errors import UserError
 from dcse_jax.sentence_encoder import SentenceEncoder
@@ -27,7 +28,9 @@ def read_embeddings(path: str) -> np.ndarray:
   """
   try:
     # Of the kinds that np.load reads this alone: no archive, no pickle.
-    embeddings = np.lib.format.open_memmap(pathlib.Path(path).expanduser(), mode="r")
+    embeddings = np.lib.format.open_memmap(files.user_path(path), mode="r")
+  except UserError:
+    raise
   except Exception as error:  # Damaged headers fail in many ways.
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(
@@ -65,6 +68,9 @@ def main() -> None:
     raise UserError(
       "give --model DIR_or_id, --embeddings FILE.npy and --sentences FILE.txt"
     )
+  for query in _FLAGS.query:
+    if re.search("[\ud800-\udfff]", query):  # Python's form of other bytes.
+      raise UserError(f"--query={query}: is not valid UTF-8")
   embeddings, sentences = read_embeddings(_FLAGS.embeddings), Lines(_FLAGS.sentences)
   encoder = SentenceEncoder(
     _FLAGS.model,
@@ -72,19 +78,21 @@ def main() -> None:
     max_length=_FLAGS.max_length,
   )
   encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
-  asks = sys.stdin.isatty() and not _FLAGS.query
+  asks = not _FLAGS.query and sys.stdin is not None and sys.stdin.isatty()
   if asks:
     print("A query a line; an empty one ends.", flush=True)
-  for query in _FLAGS.query or sys.stdin:
+  # As they are in a file, they may be processed; on a terminal they must not steer it.
+  shown = cli.printable if sys.stdout.isatty() else str
+  for query in _FLAGS.query or cli.input_lines():
     query = query.rstrip("\r\n")
     if not query.strip():
       if asks:
         break
       continue
-    print(query)
+    print(shown(query))
     found = encoder.search(query, top_k=_FLAGS.top_k, threshold=_FLAGS.threshold)
     for sentence, cosine in found:
-      print(f"  {cosine:.4f}\t{sentence}")
+      print(f"  {cosine:.4f}\t{shown(sentence)}")
     if not found:
       least = _FLAGS.threshold
       print("  nothing" + (f" with a cosine of {least:g} or more" if least is not None else ""))
@@ -92,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, gives_lines=True)

@@ -12,6 +12,7 @@ import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax.errors import UserError
+from dcse_jax.files import user_path
 from dcse_jax.index import unit_length
 
 # What SimCSE and its successors report, in their order; files of an STS folder.
@@ -217,7 +218,7 @@ def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSe
   Raises:
     UserError: no such folder or set, or a file of another form.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = user_path(folder)
   tables = [path] if path.is_file() else sorted(path.glob("*.tsv"))
   files = {file.stem: (read_sts_file, file) for file in tables}
   files = files or _senteval_files(path)

@@ -27,6 +27,7 @@ import tqdm
 from dcse_jax import files
 from dcse_jax import folder as folder_lib
 from dcse_jax import hosts
+from dcse_jax import interruption
 from dcse_jax import sharding
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.errors import UserError
@@ -261,6 +262,7 @@ def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> 
   )
   with bar:
     for start, stop in missing:
+      interruption.check()
       embeddings = encode_tokens(
         params,
         model.config,

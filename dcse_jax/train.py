@@ -224,10 +224,13 @@ def train(
       step_lib.init_state(run.params, trainer.tx, run.rng, run.memory) for run in runs
     ]
     best = [(-math.inf, 0)] * num_models
+    lines_before = [{}] * num_models
     if step:
       like = sharding.abstract(states[0], trainer.mesh)
       restored = [store.restore(step, like) for store in stores]
       states = [state for state, _ in restored]
+      # Those of earlier versions do not count them.
+      lines_before = [progress.get("lines", {}) for _, progress in restored]
       for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
         run.batches.set_state(progress["data"])
         if progress["best_score"] > -math.inf:
@@ -243,6 +246,8 @@ def train(
       stack.enter_context(contextlib.closing(_Log(run, trainer, step, position=i)))
       for i, run in enumerate(runs)
     ]
+    for log, lines in zip(logs, lines_before):
+      log.tell_lost(lines)
     # From here on a signal waits for the end of the step.
     stack.enter_context(interruption.deferred())
     speed = _Speed(trainer, step)
@@ -303,12 +308,16 @@ def train(
           # Before any evaluation no other is needed.
           best_step=best[i][1] or step,
           config=config,
+          lines=logs[i].to_disk(),
         )
         before_save()
         stores[i].save(of_run, progress, score)
       if stops:
         raise interruption.Interrupted
       speed.leave_out()  # Evaluation is not training.
+    # In the last evaluation, too; all is saved. Each may have been told alone.
+    if any(hosts.gather(interruption.requested())):
+      raise interruption.Interrupted
     result = []
     for i, (_, best_step) in enumerate(best):
       of_run = _of_model(state, i, num_models)
@@ -396,6 +405,18 @@ class _Log:
         f"than max_skipped_steps={self._max_skipped}"
       )
     _log.warning("%s: step %d skipped, %s: see %s", name, self._step, what, path)
+
+  def to_disk(self) -> dict[str, int]:
+    """Brings all lines so far to the disk; how many there are in each file."""
+    files = {"metrics": self.metrics.lines, "skipped": self._skipped}
+    for file in files.values():
+      file.to_disk()
+    return {name: len(file) for name, file in files.items()}
+
+  def tell_lost(self, expected: dict[str, int]) -> None:
+    """Says which of the lines that a checkpoint counted are not there."""
+    self.metrics.lines.tell_lost(expected.get("metrics", 0))
+    self._skipped.tell_lost(expected.get("skipped", 0))
 
   def close(self) -> None:
     self.metrics.close()

@@ -39,6 +39,7 @@ import numpy as np
 
 from dcse_jax import senteval
 from dcse_jax.errors import UserError
+from dcse_jax.files import user_path
 
 # And what tables call them.
 CLASSIFIERS = {
@@ -215,7 +216,7 @@ def read_transfer(folder: str) -> dict[str, Task]:
   Raises:
     UserError: no such folder or task, or a file of another form.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = user_path(folder)
   tables = sorted([*path.glob("*.tsv"), *path.glob("*.tsv.gz")])
   if tables:
     tasks = _read_tables(tables)

@@ -58,7 +58,7 @@ class Workdir:
     elif "://" in name:
       raise UserError(f"--workdir={name} is neither a folder nor gs://BUCKET/PATH")
     else:
-      self.folder = pathlib.Path(name)
+      self.folder = files.user_path(name)
     self.is_shared = self._remote is None
     files.make_folder(self.folder)
 
@@ -124,7 +124,8 @@ class Workdir:
         if names:
           self._fs.put(self._local(names), self._objects(names))
       if gone := self._sent.keys() - there.keys():
-        self._fs.rm(self._objects(gone))
+        for name in self._objects(gone):
+          self._fs.rm_file(name)  # `rm` takes names for patterns.
     self._sent = there
 
   def share(self, folder: pathlib.Path) -> None:

@@ -48,7 +48,7 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
 
 def write_tiny_folder(path, seed=0, **kwargs) -> str:
   """Saves a tiny model, without digests, as one from elsewhere; its path."""
-  folder.save(tiny_model(seed, **kwargs), path)
+  folder.save(tiny_model(seed, **kwargs), path, overwrite=True)
   (pathlib.Path(path) / manifest.NAME).unlink()
   return str(path)
 

@@ -41,6 +41,27 @@ _PRELOAD = (
 )
 
 
+def print_to(path: str) -> None:
+  """For `preexec`: a file, such as /dev/full, as standard output."""
+  os.dup2(os.open(path, os.O_WRONLY), 1)
+
+
+def print_to_nobody() -> None:
+  """For `preexec`: a pipe that nobody reads as standard output."""
+  ours, theirs = os.pipe()
+  os.close(ours)
+  os.dup2(theirs, 1)
+
+
+def lose_terminal() -> None:
+  """For `preexec`: a terminal that is gone as all three streams, as under nohup."""
+  ours, theirs = os.openpty()
+  os.close(ours)
+  for number in range(3):
+    os.dup2(theirs, number)
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class Process:
   """A process that runs; the end of a `with` block kills it if it still does.
 
@@ -106,6 +127,7 @@ def start(
   *arguments: str,
   env: Mapping[str, str] | None = None,
   stdin: str = "",
+  stdin_errors: str = "strict",
   preexec: Callable[[], object] | None = None,
   fresh: bool = False,
 ) -> Process:
@@ -118,6 +140,7 @@ def start(
     env: goes before this process's environment, in which there is one device.
       Whatever other value costs the imports once more, except for XLA_FLAGS.
     stdin: what it reads.
+    stdin_errors: how what is not text in it is encoded, as in `str.encode`.
     preexec: called in the process before the command. It goes there by pickle, so
       a lambda will not do, but `functools.partial(resource.setrlimit, ...)` will.
     fresh: a new Python that imports all by itself, not a fork.
@@ -130,7 +153,7 @@ def start(
   # XLA reads its flags when a device starts, everything else when it is imported.
   imported = {k: v for k, v in environment.items() if k != "XLA_FLAGS"}
   files = [tempfile.TemporaryFile() for _ in range(3)]
-  files[0].write(stdin.encode())
+  files[0].write(stdin.encode(errors=stdin_errors))
   files[0].seek(0)
   link, theirs = Pipe()
   with theirs:

@@ -28,7 +28,7 @@ from dcse_jax import teacher_cache
 from dcse_jax import workdir as workdir_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.errors import UserError
-from dcse_jax.files import locked
+from dcse_jax.locks import locked
 from tests import models
 from tests import processes
 from tests import recipes
@@ -231,7 +231,7 @@ def test_a_second_run_on_one_workdir_is_refused_while_the_first_lasts(tmp_path):
 
 def test_a_dead_process_leaves_no_lock(tmp_path):
   code = (
-    "import pathlib, sys, time; from dcse_jax.files import locked\n"
+    "import pathlib, sys, time; from dcse_jax.locks import locked\n"
     "with locked(pathlib.Path(sys.argv[1])):\n"
     "  print('held', flush=True)\n"
     "  time.sleep(600)\n"

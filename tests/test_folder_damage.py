@@ -291,7 +291,7 @@ def test_only_an_exported_model_is_ever_replaced(exported, tmp_path):
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "thesis.tex").write_text("years of work")
   for path in (tmp_path / "other", tmp_path / "other" / "thesis.tex"):
-    with pytest.raises(UserError, match="no exported model.*name another folder"):
+    with pytest.raises(UserError, match="is there already and is no.*name another"):
       folder.save(model, path)
   assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"
 

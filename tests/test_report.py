@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import pytest
 
@@ -148,7 +149,8 @@ def test_the_page_holds_the_images_that_lie_beside_it(whole):
   files = [(whole.parent / f"{name}.png").read_bytes() for name in names]
   assert [base64.b64decode(image) for image in images] == files
   assert all(file.startswith(b"\x89PNG\r\n\x1a\n") for file in files)
-  assert len(list(whole.parent.iterdir())) == len(files) + 1
+  # And the page itself, and the digests of all.
+  assert len(list(whole.parent.iterdir())) == len(files) + 2
 
 
 def test_the_spread_of_teachers_is_that_between_unlike_ones(whole):
@@ -232,12 +234,17 @@ def test_names_are_escaped_and_are_no_formulas(tmp_path):
   assert "&lt;script&gt;$x_{$" in page and "&lt;i&gt;" in page and "&lt;u&gt;" in page
 
 
-def test_an_older_report_is_replaced_and_nothing_else_is_left(tmp_path):
+def test_an_older_report_is_replaced_and_nothing_else(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
-  write(tmp_path / "report" / "old.png", "")
+  write_metrics(tmp_path, "base", 0, "train/loss")
+  report.write_report(tmp_path)
+  names = lambda: {path.name for path in (tmp_path / "report").iterdir()}
+  assert "losses.png" in names()
+  write(tmp_path / "report" / "notes.txt", "mine")
+  shutil.rmtree(tmp_path / "base")
   report.write_report(tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {"config.json", "report"}
-  assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
+  assert names() == {"index.html", "SHA256SUMS", "notes.txt"}
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -253,7 +260,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
   (tmp_path / "report").write_text("a file, not a folder")
-  with pytest.raises(UserError, match="cannot write .*report"):
+  with pytest.raises(UserError, match="report is there already and is no folder"):
     report.write_report(tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {"config.json", "report"}
 

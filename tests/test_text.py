@@ -1,10 +1,12 @@
 """What is read of each kind of source of text, and what is said of a bad one."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import logging
+import lzma
 import os
 import zipfile
 
@@ -291,14 +293,33 @@ def test_lines_that_end_in_cr_alone_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_is_not_text_is_refused(tmp_path, name):
-  archive = io.BytesIO()
-  with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-    file.writestr("text.txt", "one sentence and another\n" * 9)
   random = np.random.default_rng(0).integers(0, 256, 2000, np.uint8).tobytes()
-  for content in (archive.getvalue(), random):
-    source = write(tmp_path, name, content)
-    assert "not valid UTF-8" in refusal(source, column(name))
-    assert "not valid UTF-8" in lines_refusal(source)
+  source = write(tmp_path, name, random)
+  assert "not valid UTF-8" in refusal(source, column(name))
+  assert "not valid UTF-8" in lines_refusal(source)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_file_packed_otherwise_is_refused_by_its_kind(tmp_path, name):
+  content = b"one sentence and another\n" * 9
+  stored = io.BytesIO()  # Its text is there to read, between what is not text.
+  with zipfile.ZipFile(stored, "w", zipfile.ZIP_STORED) as file:
+    file.writestr("text.txt", content)
+  for packed, kind in (
+    (bz2.compress(content), "bzip2"),
+    (lzma.compress(content), "xz"),
+    (b"\x28\xb5\x2f\xfd" + content, "zstd"),
+    (stored.getvalue(), "zip"),
+  ):
+    packed = gzip.compress(packed) if name.endswith(".gz") else packed
+    source = write(tmp_path, name, packed)
+    said = f"{source}: is compressed by {kind}, which is not read: unpack it, or"
+    columns = ("s",) if name == "a.jsonl" else ()
+    assert refusal(source, columns).startswith(said)
+    assert lines_refusal(source).startswith(said)
+  # Nor is a text that only begins so taken for one.
+  source = write(tmp_path, "b.txt", b"BZh9 is a magic number.\n")
+  assert list(lines.Lines(source)) == ["BZh9 is a magic number."]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -488,7 +509,8 @@ def test_lines_keeps_a_line_of_ten_million_characters(tmp_path, name):
 
 def test_lines_names_the_line_that_is_not_utf8_and_reads_the_others(tmp_path):
   source = write(tmp_path, "a.txt", b"one\n\xed\xa0\x80\nthree\n")
-  assert lines_refusal(source).startswith(f"{source} line 2: not valid UTF-8")
+  said = f"{source} line 2: not valid UTF-8 (byte 1 is 0xed)"
+  assert lines_refusal(source).startswith(said)
   read = lines.Lines(source)
   assert (len(read), read[0], read[2]) == (3, "one", "three")
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from collections.abc import Sequence
 import hashlib
-import pathlib
 
 import numpy as np
 
+from dcse_jax import files
 from dcse_jax.data import text
 from dcse_jax.errors import UserError
 
@@ -32,7 +32,7 @@ class Lines(Sequence):
   """
 
   def __init__(self, source: str):
-    self._source = str(pathlib.Path(source).expanduser())
+    self._source = str(files.user_path(source))
     text.check_file(self._source)
     starts, size, digest = [np.zeros(1, np.int64)], 0, hashlib.blake2b()
     carriage_return = False
@@ -80,6 +80,6 @@ class Lines(Sequence):
         try:
           line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-          raise text.not_utf8(self._source, number + 1, content) from error
+          raise text.not_utf8(self._source, number + 1, error) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")

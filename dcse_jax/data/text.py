@@ -31,6 +31,16 @@ _NOT_UTF8 = {
   b"\x1f\x8b": "looks like a gzip file; add .gz to its name",
 }
 
+# How files begin that are packed otherwise than by gzip; some would pass for text.
+_COMPRESSED = {
+  rb"BZh[1-9]1AY&SY": "bzip2",
+  rb"\xfd7zXZ\0": "xz",
+  rb"\x28\xb5\x2f\xfd": "zstd",
+  rb"\x04\x22\x4d\x18": "lz4",
+  rb"PK\x03\x04[\x0a-\x3f]\0": "zip",
+  rb"7z\xbc\xaf\x27\x1c": "7-Zip",
+}
+
 # The name may carry a version (":1.0.0") and the split a slice ("train[:10%]").
 _TFDS_SPEC = re.compile(r"tfds:([^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(.+):([^:]+)")
 
@@ -171,6 +181,13 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
   opener = gzip.open if source.lower().endswith(".gz") else open
   try:
     with opener(source, "rb") as file:
+      begin = file.peek(16)
+      for pattern, kind in _COMPRESSED.items():
+        if re.match(pattern, begin):
+          raise _error(
+            f"{source}: is compressed by {kind}, which is not read: unpack it, or "
+            "compress it by gzip"
+          )
       yield file
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise _error(
@@ -197,7 +214,7 @@ def _lines(source: str) -> Iterator[str]:
         good = block[: block.rfind(b"\n", 0, error.start) + 1]
         lines = good.decode("utf-8").split("\n")[:-1]
         yield from lines  # The first fault of a file is the one to name.
-        raise not_utf8(source, lines_before + len(lines) + 1, block) from error
+        raise not_utf8(source, lines_before + len(lines) + 1, error) from error
       if lines_before == 0 and len(lines) == 1 and "\r" in lines[0]:
         raise old_line_ends(source)
       if not lines[-1]:
@@ -207,9 +224,11 @@ def _lines(source: str) -> Iterator[str]:
       yield from lines
 
 
-def not_utf8(source: str, line: int, content: bytes) -> UserError:
-  """The error of a line, counted from 1; content begins with it if it is the first."""
-  what = "not valid UTF-8; re-save it as UTF-8"
+def not_utf8(source: str, line: int, error: UnicodeDecodeError) -> UserError:
+  """The error of a line, counted from 1, by what was raised where it was decoded."""
+  content, at = error.object, error.start
+  byte = at - content.rfind(b"\n", 0, at)
+  what = f"not valid UTF-8 (byte {byte} is 0x{content[at]:02x}); re-save it as UTF-8"
   if line == 1:
     what = _NOT_UTF8.get(content[:2], what)
   return _error(f"{source} line {line}: {what}")
