@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import prepare
-from dcse_jax import encoder as encoder_lib
 from dcse_jax import losses
-from dcse_jax import objective as objective_lib
-from dcse_jax.blocks import Blocks
-from dcse_jax.objective import Objective
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.chunks import Blocks
+from dcse_jax.objective import objective as objective_lib
+from dcse_jax.objective.objective import Objective
 
 _WIDTH = 768
 _LOSSES = {

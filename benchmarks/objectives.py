@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcse_jax import abstract_step
 from dcse_jax import config as config_lib
 from dcse_jax import losses
-from dcse_jax import rounds
-from dcse_jax import sharding
+from dcse_jax.ahead import abstract_step
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.runtime import mesh as mesh_lib
 
 # Those with a teacher have that of the first row, SimCSE's model.
 _TEACHER = dict(teachers=("simcse",))
@@ -71,7 +71,7 @@ def make_config(options) -> config_lib.ConfigDict:
 
 def train(config, options) -> dict[str, list[float]]:
   """Trains what is not trained yet; STS-B dev at the last step, by round."""
-  rounds.run(config, options.workdir)
+  recipe_lib.run(config, options.workdir)
   scores = {}
   for name in ROUNDS:
     paths = [
@@ -99,7 +99,7 @@ class _Stepper:
   """Steps of one round, on numbers that mean nothing."""
 
   def __init__(self, config, name: str):
-    step = abstract_step.make_abstract_step(config, name, sharding.make_mesh())
+    step = abstract_step.make_abstract_step(config, name, mesh_lib.make_mesh())
     rng, vocab_size = np.random.default_rng(0), step.start.config.vocab_size
     state, *self._rest = jax.tree.map(
       lambda shape: _fill(shape, rng, vocab_size), step.arguments

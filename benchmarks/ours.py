@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import prepare
-from dcse_jax import encoder as encoder_lib
-from dcse_jax import flops
-from dcse_jax import folder
 from dcse_jax import losses
-from dcse_jax import memory
-from dcse_jax import ops
-from dcse_jax import optimizer
-from dcse_jax import packing
-from dcse_jax import sentence_encoder
-from dcse_jax import sharding
-from dcse_jax import teacher_cache
-from dcse_jax import teachers as teachers_lib
-from dcse_jax import train as train_lib
-from dcse_jax import train_step
 from dcse_jax.data import batches as batches_lib
-from dcse_jax.objective import Objective
+from dcse_jax.embed import sentence_encoder
+from dcse_jax.hub import folder
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import ops
+from dcse_jax.model import packing
+from dcse_jax.objective.objective import Objective
+from dcse_jax.runtime import memory
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.teachers import cache as teacher_cache
+from dcse_jax.teachers import stacks as stacks_lib
+from dcse_jax.train import flops
+from dcse_jax.train import loop
+from dcse_jax.train import optimizer
+from dcse_jax.train import step as step_lib
 
 
 def _threefry_dropout(x, rate, key, rows):
@@ -71,15 +71,13 @@ class Ours:
       files = prepare.read_teacher_embeddings(path, options.teachers)
       self._source = teacher_cache.TeacherEmbeddings(files)
       share = (1 / options.teachers,) * options.teachers
-      stacks = (teachers_lib.CachedTeachers(self._source.widths, share),)
+      stacks = (stacks_lib.CachedTeachers(self._source.widths, share),)
       teacher_params = ((),)
     elif options.teachers:
       teachers = [
         folder.load(str(path / f"teacher-{i}")) for i in range(options.teachers)
       ]
-      stacks, teacher_params = teachers_lib.stack_teachers(
-        teachers, [1] * len(teachers)
-      )
+      stacks, teacher_params = stacks_lib.stack_teachers(teachers, [1] * len(teachers))
     names = "info_nce + distillation" if stacks else "info_nce"
     loss = Objective(
       losses.parse(names, {"distillation": {"group_probability": 0.1}}),
@@ -96,11 +94,11 @@ class Ours:
         padded=prepare.MAX_LENGTH,
         num_steps=5000,  # As the published script.
       )
-    self._trainer = train_lib.make_trainer(
+    self._trainer = loop.make_trainer(
       loss,
       optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
       schedule,
-      mesh=sharding.make_mesh(),
+      mesh=mesh_lib.make_mesh(),
       teacher_params=teacher_params,
       packings=packings,
       batch_size=options.batch,
@@ -112,13 +110,13 @@ class Ours:
     )
     projection = {"dense": dict(np.load(path / "projection.npz"))}
     params = {"encoder": model.params, "projection": projection}
-    state = train_step.init_state(params, self._trainer.tx, jax.random.key(0))
+    state = step_lib.init_state(params, self._trainer.tx, jax.random.key(0))
     # The same without dropout, for the comparison of losses.
     still = dataclasses.replace(model.config, dropout=0.0, attention_dropout=0.0)
     self._plain_loss = dataclasses.replace(
       loss, config=still, terms=losses.parse(names)
     )
-    self._state = sharding.put_params(jax.device_get(state), self._trainer.mesh)
+    self._state = mesh_lib.put_params(jax.device_get(state), self._trainer.mesh)
     self._batches = None
     if options.loop:
       self._batches = batches_lib.make_batches(
@@ -150,7 +148,7 @@ class Ours:
       self._run(batch, packed)
 
   def _run(self, batch, packed):
-    batch = sharding.put_batch(batch, sharding.over_batch(self._trainer.mesh))
+    batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(self._trainer.mesh))
     self._state, values = self._trainer.step_fn(
       self._state, batch, self._trainer.teacher_params, packed
     )

@@ -7,11 +7,11 @@ import pathlib
 import jax
 import numpy as np
 
-from dcse_jax import encoder as encoder_lib
-from dcse_jax import folder
-from dcse_jax import sentence_encoder
-from dcse_jax import tokenizer as tokenizer_lib
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.embed import sentence_encoder
+from dcse_jax.hub import folder
+from dcse_jax.hub import wordpiece
+from dcse_jax.model import encoder as encoder_lib
 
 # Layers, width; "base" is BERT-base.
 SHAPES = {"4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
@@ -71,7 +71,7 @@ def prepare(
 ) -> None:
   """Writes model/, teacher-I/ and their embeddings, and tokens under a folder."""
   layers, width = SHAPES[shape]
-  tokenizer = tokenizer_lib.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
+  tokenizer = wordpiece.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
   # As many words as BERT's, whatever the tokenizer found: the optimizer's work.
   config = encoder_config(layers, width, VOCAB_SIZE)
 

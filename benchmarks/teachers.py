@@ -16,17 +16,17 @@ import jax
 import numpy as np
 
 from benchmarks import prepare
-from dcse_jax import encoder as encoder_lib
-from dcse_jax import flops
 from dcse_jax import losses
-from dcse_jax import optimizer
-from dcse_jax import sharding
-from dcse_jax import teacher_cache
-from dcse_jax import teachers as teachers_lib
-from dcse_jax import train as train_lib
-from dcse_jax import train_step
-from dcse_jax.folder import Model
-from dcse_jax.objective import Objective
+from dcse_jax.hub.folder import Model
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.objective.objective import Objective
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.teachers import cache as teacher_cache
+from dcse_jax.teachers import stacks as stacks_lib
+from dcse_jax.train import flops
+from dcse_jax.train import loop
+from dcse_jax.train import optimizer
+from dcse_jax.train import step as step_lib
 
 _VOCAB, _SENTENCES = 8000, 50_000
 
@@ -63,11 +63,11 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
   schedule = optimizer.make_schedule(
     learning_rate=1e-5, schedule="linear", warmup_steps=0, num_steps=1000
   )
-  trainer = train_lib.make_trainer(
+  trainer = loop.make_trainer(
     loss_fn,
     optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
     schedule,
-    mesh=sharding.make_mesh(),
+    mesh=mesh_lib.make_mesh(),
     teacher_params=teacher_params,
     num_models=num_models,
     batch_size=size,
@@ -78,17 +78,17 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     work=flops.Work(1.0, 1.0, "float32"),
   )
   params = {"encoder": student.params}
-  state = train_step.init_state(params, trainer.tx, jax.random.key(0))
+  state = step_lib.init_state(params, trainer.tx, jax.random.key(0))
   state = jax.device_get(state)
   if num_models > 1:
     state = jax.tree.map(lambda x: np.stack([x] * num_models), state)
-  box = [sharding.put_params(state, trainer.mesh)]
-  over_batch = sharding.over_batch(trainer.mesh, axis=int(num_models > 1))
+  box = [mesh_lib.put_params(state, trainer.mesh)]
+  over_batch = mesh_lib.over_batch(trainer.mesh, axis=int(num_models > 1))
 
   def step(batch):
     if num_models > 1:
       batch = jax.tree.map(lambda x: np.stack([x] * num_models), batch)
-    batch = sharding.put_batch(batch, over_batch)
+    batch = mesh_lib.put_batch(batch, over_batch)
     box[0], metrics = trainer.step_fn(box[0], batch, trainer.teacher_params)
     jax.block_until_ready(metrics)
 
@@ -128,12 +128,12 @@ def _measure_teachers(options, student, models, loss, rng) -> None:
   forms = {"0 teachers": (make(_without_teachers(loss), ()), None)}
   with tempfile.TemporaryDirectory() as folder:
     for count in options.teachers:
-      stacks, params = teachers_lib.stack_teachers(models[:count], [1] * count)
+      stacks, params = stacks_lib.stack_teachers(models[:count], [1] * count)
       online = make(dataclasses.replace(loss, stacks=stacks), params)
       forms[f"{count} online"] = (online, None)
       files = [_cache_file(folder, i, options.width) for i in range(count)]
       source = teacher_cache.TeacherEmbeddings(files)
-      cached = teachers_lib.CachedTeachers(source.widths, (1 / count,) * count)
+      cached = stacks_lib.CachedTeachers(source.widths, (1 / count,) * count)
       step = make(dataclasses.replace(loss, stacks=(cached,)), ((),))
       forms[f"{count} cached"] = (step, source)
     times = _measure(forms, options.rounds, rng, options.batch)
@@ -147,10 +147,10 @@ def _measure_forms(options, models, rng) -> None:
       config = models[0].config
       return encoder_lib.encode(teacher, config, ids, mask, pooling="mean")
 
-    return teachers_lib.run_stack(embed, params, form)
+    return stacks_lib.run_stack(embed, params, form)
 
   for count in options.teachers:
-    _, (params,) = teachers_lib.stack_teachers(models[:count], [1] * count)
+    _, (params,) = stacks_lib.stack_teachers(models[:count], [1] * count)
     params = jax.device_put(params)
 
     def step(batch, form, params=params):

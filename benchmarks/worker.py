@@ -13,7 +13,7 @@ def make(options):
   path = pathlib.Path(options.folder)
   if options.name == "ours":
     from benchmarks import ours
-    from dcse_jax import compilation
+    from dcse_jax.runtime import compilation
 
     if options.compilation_cache:
       compilation.use_cache(pathlib.Path(options.compilation_cache))

@@ -25,7 +25,7 @@ python -m dcse_jax.main --config configs/distillcse.py \\
 """
 
 from dcse_jax import config as config_lib
-from dcse_jax import sts
+from dcse_jax.eval import sts
 
 # Variant: hub id, learning rate. The batch is 64 for all.
 _VARIANTS = {

@@ -14,7 +14,6 @@ python -m dcse_jax.main --config configs/rankcse.py:bert-base \\
 
 from dcse_jax import config as config_lib
 
-
 _BERT = (
   "voidism/diffcse-bert-base-uncased-sts",
   "princeton-nlp/unsup-simcse-bert-large-uncased",

@@ -21,7 +21,7 @@ Without STS sets leave --config.sts out: the last parameters count.
 """
 
 from dcse_jax import config as config_lib
-from dcse_jax import sts
+from dcse_jax.eval import sts
 
 
 def get_config(variant=""):

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
   # JAX must not start (and take the devices) before a program can configure it.
   if name == "SentenceEncoder":
-    from dcse_jax.sentence_encoder import SentenceEncoder
+    from dcse_jax.embed.sentence_encoder import SentenceEncoder
 
     return SentenceEncoder
   raise AttributeError(f"module 'dcse_jax' has no attribute {name!r}")

@@ -12,15 +12,15 @@ import jax
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from dcse_jax import abstract_step
-from dcse_jax import backend
-from dcse_jax import cli
 from dcse_jax import config as config_lib
-from dcse_jax import files
-from dcse_jax import flops
-from dcse_jax import hlo
-from dcse_jax import sharding
-from dcse_jax.errors import UserError
+from dcse_jax.ahead import abstract_step
+from dcse_jax.ahead import hlo
+from dcse_jax.runtime import backend
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import files
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.runtime.errors import UserError
+from dcse_jax.train import flops
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -84,7 +84,7 @@ def compile_step(
     with config.unlocked():
       config.rounds[name].batch_size = batch_per_chip * len(devices)
   config_lib.check(config)
-  mesh = sharding.make_mesh(devices, **config.mesh)
+  mesh = mesh_lib.make_mesh(devices, **config.mesh)
   with backend.traced_for("tpu"):
     step = abstract_step.make_abstract_step(config, name, mesh)
     lowered = step.step_fn.lower(*step.arguments, None)
@@ -216,7 +216,7 @@ def _format(report: dict[str, Any]) -> str:
 def main() -> None:
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise UserError("give --config FILE.py and --topology, such as v5e:2x4")
-  cli.check_config_file()
+  command_line.check_config_file()
   # Whatever is computed here needs no TPU.
   jax.config.update("jax_platforms", "cpu")
   report = compile_step(
@@ -231,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  command_line.run(main)

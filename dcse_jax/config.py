@@ -11,13 +11,13 @@ from typing import Any
 import ml_collections
 
 from dcse_jax import losses
-from dcse_jax import sts
-from dcse_jax.encoder import POOLINGS
-from dcse_jax.errors import UserError
+from dcse_jax.eval import sts
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import Weighted
+from dcse_jax.model.encoder import POOLINGS
+from dcse_jax.runtime.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
 

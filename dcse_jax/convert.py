@@ -13,15 +13,15 @@ import pathlib
 from absl import flags
 import numpy as np
 
-from dcse_jax import cli
-from dcse_jax import files
-from dcse_jax import folder
-from dcse_jax import manifest
-from dcse_jax import trained
-from dcse_jax.errors import UserError
-from dcse_jax.index import unit_length
-from dcse_jax.model_card import make_card
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.index import unit_length
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.hub import folder
+from dcse_jax.hub.model_card import make_card
+from dcse_jax.recipe import finished
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
 
@@ -113,9 +113,9 @@ def main(source: str | None = None) -> None:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
   output = files.user_path(_FLAGS.output)
   # Before all that takes long.
-  manifest.check_replaceable(output, overwrite=_FLAGS.overwrite)
+  digests_lib.check_replaceable(output, overwrite=_FLAGS.overwrite)
   path = files.user_path(source)
-  found = trained.find(path) if path.is_dir() else None
+  found = finished.find(path) if path.is_dir() else None
   training = None
   if found:
     if _FLAGS.pooling or _FLAGS.max_length:
@@ -123,7 +123,7 @@ def main(source: str | None = None) -> None:
         f"{source} is of a run, which says its pooling and length itself: leave "
         "out --pooling and --max_length"
       )
-    model, training = trained.load(*found, keep_head=_FLAGS.keep_head)
+    model, training = finished.load(*found, keep_head=_FLAGS.keep_head)
     _log.info("%s: %s", source, found[0] if training.step is None else training.step)
   else:
     model = folder.load(
@@ -162,4 +162,4 @@ def push(path: pathlib.Path, hub_id: str) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, max_arguments=1)
+  command_line.run(main, define_flags, max_arguments=1)

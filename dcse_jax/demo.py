@@ -17,14 +17,14 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from dcse_jax import cli
-from dcse_jax import files
-from dcse_jax import synthetic
+from dcse_jax.data import synthetic
 from dcse_jax.data.text import read_text
-from dcse_jax.errors import UserError
-from dcse_jax.index import is_finite
-from dcse_jax.index import unit_length
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.index import is_finite
+from dcse_jax.embed.index import unit_length
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
 
 _ADDRESS = "127.0.0.1"
 _PAGE = pathlib.Path(__file__).with_name("demo.html")
@@ -336,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  command_line.run(main, define_flags)

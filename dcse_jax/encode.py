@@ -17,14 +17,14 @@ from absl import flags
 import numpy as np
 import tqdm
 
-from dcse_jax import cli
-from dcse_jax import files
-from dcse_jax import folder
-from dcse_jax import locks
 from dcse_jax.data import text
 from dcse_jax.data.lines import Lines
-from dcse_jax.errors import UserError
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.hub import folder
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import files
+from dcse_jax.runtime import locks
+from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
 
@@ -190,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, goes_on=True)
+  command_line.run(main, define_flags, goes_on=True)

@@ -19,18 +19,18 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from dcse_jax import cli
-from dcse_jax import evaluation_report
-from dcse_jax import folder
-from dcse_jax import modules
-from dcse_jax import sts
-from dcse_jax import transfer
-from dcse_jax.errors import UserError
-from dcse_jax.files import make_folder
-from dcse_jax.files import user_path
-from dcse_jax.files import write_json
-from dcse_jax.index import is_finite
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.index import is_finite
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.eval import sts
+from dcse_jax.eval import tables
+from dcse_jax.eval import transfer
+from dcse_jax.hub import folder
+from dcse_jax.hub import modules
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime.errors import UserError
+from dcse_jax.runtime.files import make_folder
+from dcse_jax.runtime.files import user_path
+from dcse_jax.runtime.files import write_json
 
 _FLAGS = flags.FLAGS
 
@@ -42,7 +42,7 @@ def read_sets(
 
   Args:
     paths: each as `sts.read_sts` takes it.
-    convention: one of `evaluation_report.CONVENTIONS`.
+    convention: one of `tables.CONVENTIONS`.
     dev: only sets whose names end in -dev.
 
   Raises:
@@ -82,7 +82,7 @@ def read_sphere(
   Args:
     paths: each as `sts.read_sts` takes it.
     name: one of their sets, or STSB-all, its train, dev and test pairs together; None
-      stands for `evaluation_report.sphere_set`.
+      stands for `tables.sphere_set`.
     dev: whether only a dev or train set will do.
     strictly_above: see `sts.paraphrases`.
 
@@ -93,7 +93,7 @@ def read_sphere(
     UserError: there is no such set, or none of its pairs is a paraphrase.
   """
   sets = {n: pairs for path in paths for n, pairs in sts.read_sts(path).items()}
-  chosen = name or evaluation_report.sphere_set(dev)
+  chosen = name or tables.sphere_set(dev)
   if dev and sts.is_test(chosen):
     raise UserError(f"--alignment_set {chosen}: --dev looks at no test set")
   if chosen == sts.STSB_ALL and chosen not in sets:
@@ -104,7 +104,9 @@ def read_sphere(
     raise UserError(f"--alignment_set {name}: --sts holds {', '.join(sets) or 'none'}")
   alike = sts.paraphrases(sets[chosen].scores, strictly_above=strictly_above)
   if not alike.any():
-    raise UserError(f"no pair of {chosen} has a score above {strictly_above:g}: lower it")
+    raise UserError(
+      f"no pair of {chosen} has a score above {strictly_above:g}: lower it"
+    )
   return sets[chosen]
 
 
@@ -184,7 +186,7 @@ def score(
     for split, rows in task.items()
     if not (dev and split == "test")
   ]
-  sphere = sphere or sets.get(evaluation_report.sphere_set(dev))
+  sphere = sphere or sets.get(tables.sphere_set(dev))
   lists = [column for rows in splits for column in rows.sentences]
   lists += [column for pairs in sets.values() for column in (pairs.first, pairs.second)]
   lists += [sphere.first, sphere.second] if sphere else []
@@ -256,7 +258,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "convention",
     "senteval",
-    list(evaluation_report.CONVENTIONS),
+    list(tables.CONVENTIONS),
     "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
   )
   flags.DEFINE_enum(
@@ -333,7 +335,7 @@ def main() -> None:
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     pooled[name] = pool(runs)
   results = {
-    **evaluation_report.describe(
+    **tables.describe(
       sets,
       tasks,
       convention=_FLAGS.convention,
@@ -345,15 +347,15 @@ def main() -> None:
     "options": {key: value for key, value in options.items() if value is not None},
     "models": pooled,
   }
-  print(evaluation_report.as_text(results))
+  print(tables.as_text(results))
   output, markdown = outputs
   if output:
     write_json(output, results)
     print(f"written to {output}")
   if markdown:
-    evaluation_report.write_markdown(markdown, results)
+    tables.write_markdown(markdown, results)
     print(f"written to {markdown}")
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  command_line.run(main, define_flags)

@@ -3,10 +3,10 @@
 from absl import flags
 from ml_collections import config_flags
 
-from dcse_jax import cli
-from dcse_jax import hosts
-from dcse_jax import rounds
-from dcse_jax.errors import UserError
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -42,10 +42,10 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
     raise UserError("give --config FILE.py and --workdir DIR")
-  cli.check_config_file()
-  hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  rounds.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
+  command_line.check_config_file()
+  processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  recipe_lib.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 
 
 if __name__ == "__main__":
-  cli.run(main, goes_on=True)
+  command_line.run(main, goes_on=True)

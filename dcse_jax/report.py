@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from dcse_jax import cli
-from dcse_jax import files
-from dcse_jax import manifest
-from dcse_jax import report_figures as figures
-from dcse_jax.errors import UserError
+from dcse_jax.eval import figures as figures_lib
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
 
 _POINTS = 60  # Of a curve at most; among more, noise hides the dashes.
 _CSS = """
@@ -61,9 +61,9 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   rounds = _read_rounds(workdir)
   report, sections = workdir / "report", [_results(rounds)]
   # By its place it is ours, whoever wrote into it; what else is there stays.
-  with manifest.replacing(report, overwrite=True) as new:
-    with matplotlib.rc_context(figures.RC):
-      for name, (make, has_data) in figures.SECTIONS.items():
+  with digests_lib.replacing(report, overwrite=True) as new:
+    with matplotlib.rc_context(figures_lib.RC):
+      for name, (make, has_data) in figures_lib.SECTIONS.items():
         if there := [round_ for round_ in rounds if has_data(round_)]:
           section = make(there)
           section.figure.savefig(new / f"{name}.png")
@@ -76,7 +76,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
 # Reading.
 
 
-def _read_rounds(workdir: pathlib.Path) -> list[figures.Round]:
+def _read_rounds(workdir: pathlib.Path) -> list[figures_lib.Round]:
   content = _read_if_there(workdir / "config.json") or {}
   # A model's folder has a config.json too, of another form.
   if "config" not in content:
@@ -89,10 +89,10 @@ def _read_rounds(workdir: pathlib.Path) -> list[figures.Round]:
     found = [_read_if_there(folder / "diagnostics.json") for folder in folders]
     runs = [_read_metrics(folder / "metrics.jsonl") for folder in folders]
     rounds.append(
-      figures.Round(
+      figures_lib.Round(
         name=name,
         config=config,
-        style=figures.style(i, name),
+        style=figures_lib.style(i, name),
         results=[result for result in results if result],
         curves={
           key: _curve([run[key] for run in runs if key in run])
@@ -159,7 +159,7 @@ def _table(header, rows, *, text_columns=1, bold=()) -> str:
   return "\n".join(("<table>", *lines, "</table>"))
 
 
-def _section(section: figures.Section, png: bytes) -> str:
+def _section(section: figures_lib.Section, png: bytes) -> str:
   image = base64.b64encode(png).decode()
   parts = [
     f"<h2>{section.title}</h2>",
@@ -176,7 +176,7 @@ def _section(section: figures.Section, png: bytes) -> str:
   return "\n".join(parts)
 
 
-def _page(name: str, rounds: list[figures.Round], sections: list[str]) -> str:
+def _page(name: str, rounds: list[figures_lib.Round], sections: list[str]) -> str:
   name = html.escape(name)
   recipe = html.escape(" → ".join(round_.name for round_ in rounds))
   finished = sum(len(round_.results) for round_ in rounds)
@@ -205,7 +205,7 @@ def _merge(config: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
   return config | own | both
 
 
-def _learns_from(round_: figures.Round) -> str:
+def _learns_from(round_: figures_lib.Round) -> str:
   words = [round_.config["objective"]]
   if teachers := round_.config.get("teachers"):
     words.append("teachers " + ", ".join(teachers))
@@ -220,16 +220,16 @@ def _learns_from(round_: figures.Round) -> str:
 def _mean(scores: list[float], *, with_sd: bool) -> str:
   if not scores:
     return "–"
-  mean = figures.number(statistics.fmean(scores))
+  mean = figures_lib.number(statistics.fmean(scores))
   several = with_sd and len(scores) > 1
   return (
-    f"{mean}\u00a0±\u00a0{figures.number(statistics.stdev(scores))}"
+    f"{mean}\u00a0±\u00a0{figures_lib.number(statistics.stdev(scores))}"
     if several
     else mean
   )
 
 
-def _results(rounds: list[figures.Round]) -> str:
+def _results(rounds: list[figures_lib.Round]) -> str:
   """Scores by round and, where one has several models, by model."""
   tests = rounds[0].config["test"]
   tests = tests if len(tests) > 1 else []  # A single set is the mean itself.
@@ -283,4 +283,4 @@ def main(workdir: str = "") -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, max_arguments=1)
+  command_line.run(main, max_arguments=1)

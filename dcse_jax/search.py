@@ -11,11 +11,11 @@ import sys
 from absl import flags
 import numpy as np
 
-from dcse_jax import cli
-from dcse_jax import files
 from dcse_jax.data.lines import Lines
-from dcse_jax.errors import UserError
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
 
@@ -82,8 +82,8 @@ def main() -> None:
   if asks:
     print("A query a line; an empty one ends.", flush=True)
   # As they are in a file, they may be processed; on a terminal they must not steer it.
-  shown = cli.printable if sys.stdout.isatty() else str
-  for query in _FLAGS.query or cli.input_lines():
+  shown = command_line.printable if sys.stdout.isatty() else str
+  for query in _FLAGS.query or command_line.input_lines():
     query = query.rstrip("\r\n")
     if not query.strip():
       if asks:
@@ -95,9 +95,12 @@ def main() -> None:
       print(f"  {cosine:.4f}\t{shown(sentence)}")
     if not found:
       least = _FLAGS.threshold
-      print("  nothing" + (f" with a cosine of {least:g} or more" if least is not None else ""))
+      print(
+        "  nothing"
+        + (f" with a cosine of {least:g} or more" if least is not None else "")
+      )
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, gives_lines=True)
+  command_line.run(main, define_flags, gives_lines=True)

@@ -5,15 +5,15 @@ import sys
 
 import numpy as np
 
-from dcse_jax import hosts
-from dcse_jax import teacher_cache
+from dcse_jax.runtime import processes
+from dcse_jax.teachers import cache as teacher_cache
 
 
 def main():
   host, port, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-  hosts.initialize(f"localhost:{port}", 2, host)
+  processes.initialize(f"localhost:{port}", 2, host)
   # Only now: it makes models.
-  from tests import test_teachers
+  from tests.teachers import test_teachers
 
   teacher_cache._BLOCK_ROWS = 16
   blocks = []

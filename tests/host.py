@@ -7,20 +7,20 @@ import sys
 
 import jax
 
-from dcse_jax import cli
-from dcse_jax import hosts
-from dcse_jax import sharding
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.runtime import processes
 
 
 def steps(folder):
   """Five steps on a mesh of both axes; what they gave, and the parameters."""
   # Only now: it makes models.
-  from tests import test_train
+  from tests.train import test_train
 
-  mesh = sharding.make_mesh(fsdp=2)
+  mesh = mesh_lib.make_mesh(fsdp=2)
   _, state, metrics = test_train.run_steps(num_steps=5, mesh=mesh)
-  params = jax.device_get(sharding.gathered(state.params, mesh))
-  result = {"process": hosts.gather(jax.process_index()), "metrics": metrics}
+  params = jax.device_get(mesh_lib.gathered(state.params, mesh))
+  result = {"process": processes.gather(jax.process_index()), "metrics": metrics}
   path = pathlib.Path(folder) / f"{jax.process_index()}.pickle"
   path.write_bytes(pickle.dumps({**result, "params": params}))
 
@@ -31,13 +31,13 @@ def train(*arguments):
   from dcse_jax import main
 
   sys.argv[1:] = arguments
-  cli.run(main.main, goes_on=True)
+  command_line.run(main.main, goes_on=True)
 
 
 def main():
   what, coordinator, num_processes, process_id, *arguments = sys.argv[1:]
   if what == "bereaved":  # Not for the others: a busy machine may be silent so long.
-    hosts._HEARTBEAT_SECONDS = 10
+    processes._HEARTBEAT_SECONDS = 10
   if what == "slurm":
     host, _, port = coordinator.partition(":")
     os.environ.update(
@@ -50,7 +50,7 @@ def main():
     )
     train(*arguments)
   elif what == "steps":
-    hosts.initialize(coordinator, int(num_processes), int(process_id))
+    processes.initialize(coordinator, int(num_processes), int(process_id))
     steps(*arguments)
   else:
     given = ("coordinator", coordinator), ("num_processes", num_processes)

@@ -14,8 +14,8 @@ import threading
 
 import jax
 
-from dcse_jax import metrics
-from dcse_jax import rounds
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.train import metrics
 from tests import recipes
 
 EVERY = 500
@@ -55,7 +55,7 @@ def main(workdir):
 
   metrics.Metrics.write = write
   for name, steps in (("first", 120), ("second", 2000), ("third", 120)):
-    rounds.run(_config(steps), f"{workdir}/{name}")
+    recipe_lib.run(_config(steps), f"{workdir}/{name}")
     gc.collect()
     found["after"].append(
       {

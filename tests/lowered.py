@@ -11,10 +11,10 @@ import sys
 
 import jax
 
-from dcse_jax import abstract_step
 from dcse_jax import config as config_lib
 from dcse_jax import losses
-from dcse_jax import sharding
+from dcse_jax.ahead import abstract_step
+from dcse_jax.runtime import mesh as mesh_lib
 from tests import recipes
 
 
@@ -34,7 +34,7 @@ def _config(objective, pooling):
 
 
 def main(objectives, poolings):
-  mesh = sharding.make_mesh()
+  mesh = mesh_lib.make_mesh()
   digests = {}
   for objective, pooling in itertools.product(
     objectives.split(","), poolings.split(",")

@@ -6,20 +6,20 @@ import pathlib
 import jax
 import numpy as np
 
-from dcse_jax import encoder as encoder_lib
-from dcse_jax import folder
 from dcse_jax import losses
-from dcse_jax import manifest
-from dcse_jax import synthetic
-from dcse_jax import tokenizer as tokenizer_lib
-from dcse_jax.objective import Objective
+from dcse_jax.data import synthetic
+from dcse_jax.hub import folder
+from dcse_jax.hub import wordpiece
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.objective.objective import Objective
+from dcse_jax.runtime import digests as digests_lib
 
 SENTENCES = synthetic.sentences(300, seed=0)
 
 
 def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
   """A random BERT with a trained tokenizer, as `folder.load` would give it."""
-  tokenizer = tokenizer_lib.train_wordpiece(SENTENCES, vocab_size=200)
+  tokenizer = wordpiece.train_wordpiece(SENTENCES, vocab_size=200)
   config = encoder_lib.EncoderConfig(
     **dict(
       model_type="bert",
@@ -49,7 +49,7 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
 def write_tiny_folder(path, seed=0, **kwargs) -> str:
   """Saves a tiny model, without digests, as one from elsewhere; its path."""
   folder.save(tiny_model(seed, **kwargs), path, overwrite=True)
-  (pathlib.Path(path) / manifest.NAME).unlink()
+  (pathlib.Path(path) / digests_lib.NAME).unlink()
   return str(path)
 
 

@@ -5,9 +5,8 @@ of it. So one process imports it all, starts no thread and no device, and forks:
 it forks takes its arguments, environment, files and exit status as `python -m` does.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
 import atexit
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import gc

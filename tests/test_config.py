@@ -7,9 +7,9 @@ import pytest
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
-from dcse_jax.errors import UserError
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
+from dcse_jax.runtime.errors import UserError
 from tests import processes
 from tests import recipes
 

@@ -14,12 +14,12 @@ import transformers
 
 from dcse_jax import SentenceEncoder
 from dcse_jax import convert
-from dcse_jax import folder
-from dcse_jax import huggingface
-from dcse_jax import rounds
-from dcse_jax import trained
-from dcse_jax.errors import UserError
-from dcse_jax.model_card import make_card
+from dcse_jax.hub import folder
+from dcse_jax.hub import huggingface
+from dcse_jax.hub.model_card import make_card
+from dcse_jax.recipe import finished
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests import processes
 from tests import recipes
@@ -36,7 +36,7 @@ def workdir(tmp_path_factory):
   config = recipes.from_files(path, recipe=("base", "student"))
   config.rounds.base.seeds = (1, 2)
   config.rounds.student.seeds = (3,)
-  rounds.run(config, str(path / "run"))
+  recipe_lib.run(config, str(path / "run"))
   return path / "run"
 
 
@@ -52,11 +52,11 @@ def best_seed(folder_of_round):
 def test_without_dev_sets_a_rounds_model_is_that_of_the_seed_named_first(files):
   config = recipes.from_files(files, "simcse", sts="", dev=(), test=())
   config.rounds.simcse.seeds = (42, 7)
-  rounds.run(config, str(files / "run"))
+  recipe_lib.run(config, str(files / "run"))
   read = lambda path: (files / "run" / path / "model.safetensors").read_bytes()
   assert read("export") == read("simcse/42/model") != read("simcse/7/model")
   for source in (files / "run", files / "run" / "simcse"):
-    assert trained.find(source) == (files / "run" / "simcse" / "42", None)
+    assert finished.find(source) == (files / "run" / "simcse" / "42", None)
 
 
 def test_a_workdir_a_round_and_a_seed_become_the_folder_of_their_model(
@@ -111,7 +111,7 @@ def test_the_export_has_a_card_that_the_hub_understands(workdir):
 
 
 def test_a_card_says_at_what_revision_a_model_was_fetched(workdir):
-  model, training = trained.load(workdir / "base" / "1")
+  model, training = finished.load(workdir / "base" / "1")
   for source, shown in (
     ("me/model@refs/pr/1", "me/model@refs/pr/1"),
     ("/home/me/models/mine", "mine"),
@@ -132,21 +132,21 @@ def test_a_checkpoint_under_way_is_a_model_too(workdir, tmp_path):
   steps = sorted(
     int(path.name) for path in (seed / "checkpoints").iterdir() if path.name.isdigit()
   )
-  model, training = trained.load(seed)
+  model, training = finished.load(seed)
   # The finished model is the best checkpoint.
   folder.save(model, tmp_path / "best")
   np.testing.assert_array_equal(
     embeddings_of(tmp_path / "best"), embeddings_of(workdir / "export")
   )
   assert training.step in steps and training.scores == {}
-  found = trained.find(seed / "checkpoints" / str(steps[-1]))
-  assert found == (seed, steps[-1]) and trained.load(*found)[1].step == steps[-1]
+  found = finished.find(seed / "checkpoints" / str(steps[-1]))
+  assert found == (seed, steps[-1]) and finished.load(*found)[1].step == steps[-1]
   with pytest.raises(UserError, match="no checkpoint of step 7; those there are"):
-    trained.load(seed, 7)
+    finished.load(seed, 7)
 
 
 def test_a_kept_head_is_the_projection_of_training(workdir, tmp_path):
-  model, _ = trained.load(workdir / "base" / "1", keep_head=True)
+  model, _ = finished.load(workdir / "base" / "1", keep_head=True)
   folder.save(dataclasses.replace(model, normalize=True), tmp_path / "m")
   plain = embeddings_of(workdir / "base" / "1" / "model")
   projected = np.tanh(plain @ model.head.kernel + model.head.bias)

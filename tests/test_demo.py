@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from dcse_jax.demo import make_server
-from dcse_jax.errors import UserError
-from dcse_jax.sentence_encoder import SentenceEncoder
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests import processes
 from tests import recipes

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from dcse_jax import report
-from dcse_jax import report_figures
-from dcse_jax.errors import UserError
+from dcse_jax.eval import figures as figures_lib
+from dcse_jax.runtime.errors import UserError
 from tests import processes
 
 
@@ -189,7 +189,7 @@ def test_a_curve_averages_each_seed_over_near_steps_and_then_seeds():
 
 def test_parts_are_drawn_upon_the_total_that_they_may_equal(whole):
   rounds = report._read_rounds(whole.parents[1])
-  figure = report_figures.SECTIONS["losses"][0]([rounds[1]]).figure
+  figure = figures_lib.SECTIONS["losses"][0]([rounds[1]]).figure
   labels = [line.get_label() for line in figure.axes[0].lines]
   assert labels == ["total", "info_nce"]
 

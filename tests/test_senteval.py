@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dcse_jax import senteval
-from dcse_jax import transfer
+from dcse_jax.eval import senteval
+from dcse_jax.eval import transfer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn", reason="needs dcse_jax[eval]")

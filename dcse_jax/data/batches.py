@@ -6,14 +6,13 @@ gathered from the token cache.
 """
 
 from collections.abc import Sequence
-from typing import Any
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.packing import count_tokens
+from dcse_jax.model.packing import count_tokens
 
 
 class _KeepTwinsApart(grain.transforms.RandomMap):

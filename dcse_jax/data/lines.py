@@ -1,14 +1,13 @@
 """The lines of a text file as they are: number i stands for row i elsewhere."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import hashlib
 
 import numpy as np
 
-from dcse_jax import files
 from dcse_jax.data import text
-from dcse_jax.errors import UserError
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
 
 _BLOCK_BYTES = 1 << 24
 

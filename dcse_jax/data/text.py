@@ -1,6 +1,7 @@
 """Reads the user's text, from files or from TFDS, into columns of sentences."""
 
 import codecs
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import dataclasses
@@ -9,11 +10,10 @@ import itertools
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import BinaryIO
+import zlib
 
-from dcse_jax.errors import UserError
+from dcse_jax.runtime.errors import UserError
 
 # Characters kept of a sentence: more than an encoder of 512 tokens reads. A tokenizer
 # takes up to 600 bytes for each, past the last token that is read too.

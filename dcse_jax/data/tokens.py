@@ -18,9 +18,9 @@ import sys
 import numpy as np
 import tqdm
 
-from dcse_jax import files
-from dcse_jax import hosts
-from dcse_jax import manifest
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def build_token_cache(
   path = folder / f"tokens-{key}"
 
   def make():
-    damage = manifest.find_damage(path) if path.exists() else None
+    damage = digests_lib.find_damage(path) if path.exists() else None
     # An earlier version kept rows whose negative is their own sentence.
     if path.exists() and not damage and _has_contradictions(path):
       damage = "rows are their own negatives"
@@ -194,9 +194,9 @@ def build_token_cache(
       with files.whole(path) as beside:
         beside.mkdir()
         _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
-        manifest.write(beside)
+        digests_lib.write(beside)
 
-  hosts.first_makes(folder, make)
+  processes.first_makes(folder, make)
   meta = json.loads((path / "meta.json").read_text())
   load = lambda name: tuple(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))

@@ -1,0 +1,231 @@
+"""A round's training step with shapes in place of arrays: no text, no weights.
+
+What a step costs depends on nothing else. It is the step that the round trains
+with, so what is compiled from it is what will run.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dcse_jax import config as config_lib
+from dcse_jax.data import text
+from dcse_jax.hub import folder
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.objective import objective
+from dcse_jax.recipe import inputs
+from dcse_jax.recipe import round as round_lib
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.runtime.errors import UserError
+from dcse_jax.teachers import stacks as stacks_lib
+from dcse_jax.train import loop
+from dcse_jax.train import step as step_lib
+
+# Which ids are special has no influence on the cost.
+_TOKENIZER = types.SimpleNamespace(mask_token_id=4, all_special_ids=(0, 1, 2, 3, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+  """A step and what it takes.
+
+  Attributes:
+    step_fn: as `loop.Trainer.step_fn`.
+    arguments: of step_fn, shapes with shardings.
+    num_columns: of the text.
+    start: the model that training starts from; its parameters are shapes.
+    stacks: the teachers.
+    num_models: trained together by one call.
+  """
+
+  step_fn: Any
+  arguments: tuple[Any, ...]
+  num_columns: int
+  start: folder.Model
+  stacks: tuple[stacks_lib.TeacherStack | stacks_lib.CachedTeachers, ...]
+  num_models: int
+
+
+def make_abstract_step(
+  config: config_lib.ConfigDict, name: str, mesh: Mesh
+) -> AbstractStep:
+  """The step of a round, on padded batches.
+
+  Of models that exist only config.json and the like are read. A teacher from
+  elsewhere reads the student's token ids if its vocabulary is as large.
+
+  Args:
+    config: of the recipe, checked.
+    name: of the round.
+    mesh: over any devices, also of a topology.
+
+  Raises:
+    UserError: a model cannot be read, or the batch does not divide.
+  """
+  round_config = config_lib.of_round(config, name)
+  round_lib.check_batch(round_config, name, mesh)
+  start = _start(config)
+  members = _teachers(config, round_config, start)
+  stacks, teacher_params, teacher_batch = (), (), {}
+  if members and round_config.teacher_cache:
+    stacks, teacher_params, teacher_batch = _cached(round_config, members)
+  elif members:
+    stacks, teacher_params, teacher_batch = _online(round_config, members, start)
+  num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
+
+  loss_fn = objective.make_objective(round_config, start, stacks, groups=mesh.size)
+  tx, schedule = round_lib.make_optimizer(round_config)
+  rng = jax.random.key(0)
+  params = jax.tree.map(_shape, loss_fn.init_params(start.params, rng))
+  state = jax.eval_shape(
+    lambda p: step_lib.init_state(p, tx, rng, loss_fn.init_memory()), params
+  )
+  columns = text.num_columns(round_config.text, round_config.columns)
+  columns = max(columns, 2 * bool(round_config.switch_case))
+  ids = (round_config.batch_size, columns, round_config.max_length)
+  batch = {
+    "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
+    "attention_mask": jax.ShapeDtypeStruct(ids, bool),
+    "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
+    **teacher_batch,
+    **_of_corpus(loss_fn.corpus_settings, ids),
+  }
+  head = encoder_lib.abstract_params(start.config, encoder_lib.LanguageModelHead)
+  teacher_params = (*teacher_params, *loss_fn.frozen_params(start.params, head))
+  if num_models > 1:
+    state, batch = _with_axis((state, batch), num_models)
+  over_batch = mesh_lib.over_batch(mesh, axis=0 if num_models == 1 else 1)
+  return AbstractStep(
+    step_fn=loop.make_step(
+      loss_fn,
+      tx,
+      schedule,
+      mesh=mesh,
+      num_models=num_models,
+      num_steps=round_config.num_train_steps,
+    ),
+    arguments=(
+      mesh_lib.abstract(state, mesh),
+      jax.tree.map(lambda x: _shape(x, sharding=over_batch), batch),
+      mesh_lib.abstract(teacher_params, mesh),
+    ),
+    num_columns=columns,
+    start=start,
+    stacks=stacks,
+    num_models=num_models,
+  )
+
+
+def _of_corpus(settings, ids: tuple[int, int, int]) -> dict[str, Any]:
+  """What `corpus.Corpus` joins to a batch."""
+  size, _, length = ids
+  batch = {}
+  if "clusters" in settings:
+    shape = (size, len(settings["clusters"]["num_clusters"]))
+    batch["clusters"] = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch["confidence"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  if "retrieved" in settings:
+    batch["sentence_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch["retrieved_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch["retrieved_input_ids"] = jax.ShapeDtypeStruct((size, length), jnp.int32)
+    batch["retrieved_mask"] = jax.ShapeDtypeStruct((size, length), bool)
+  return batch
+
+
+def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, **kwargs)
+
+
+def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
+  """The shapes of so many such trees, stacked."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((size, *x.shape), dtype or x.dtype), tree
+  )
+
+
+def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> folder.Model:
+  return folder.Model(
+    config=shape,
+    params=encoder_lib.abstract_params(shape),
+    tokenizer=_TOKENIZER,
+    pooling=pooling,
+    normalize=False,
+    max_length=shape.max_tokens,
+  )
+
+
+def _start(config: config_lib.ConfigDict) -> folder.Model:
+  if not config.model:
+    vocab_size = config.encoder.vocab_size
+    shape = inputs.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
+    return _model(shape, config.pooling)
+  shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
+  if config.num_layers > shape.num_layers:
+    raise UserError(
+      f"num_layers={config.num_layers}, but {config.model} has {shape.num_layers}: "
+      f"keep 1 to {shape.num_layers}"
+    )
+  num_layers = config.num_layers or shape.num_layers
+  return _model(dataclasses.replace(shape, num_layers=num_layers), pooling)
+
+
+def _teachers(config, round_config, start) -> list[tuple[folder.Model, float]]:
+  """Every teacher of a round, and its weight."""
+  earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
+  teachers = []
+  names = round_config.teachers
+  groups = [config_lib.members(earlier, teacher) for teacher in names]
+  shares = round_config.teacher_weights or [len(group) or 1 for group in groups]
+  for teacher, group, share in zip(names, groups, shares):
+    if group:
+      teachers += [(start, share / len(group))] * len(group)
+      continue
+    shape, pooling = folder.load_shape(teacher, default_pooling=config.pooling)
+    teachers.append((_model(shape, pooling), share))
+  return teachers
+
+
+def _cached(config, members: Sequence[tuple[folder.Model, float]]):
+  widths = tuple(model.pooled_size for model, _ in members)
+  total = sum(weight for _, weight in members)
+  weights = tuple(weight / total for _, weight in members)
+  shape = (config.batch_size, sum(widths))
+  embeddings = jax.ShapeDtypeStruct(shape, jnp.dtype(config.teacher_cache))
+  stack = stacks_lib.CachedTeachers(widths, weights)
+  return (stack,), ((),), {"teacher_embeddings": embeddings}
+
+
+def _online(config, members: Sequence[tuple[folder.Model, float]], start):
+  # Vocabularies of other sizes are other tokenizers'.
+  own = {
+    model.config.vocab_size: None
+    for model, _ in members
+    if model.config.vocab_size != start.config.vocab_size
+  }
+  places = dict(zip(own, itertools.count()))
+  stacks, _ = stacks_lib.stack_teachers(
+    [dataclasses.replace(model, params={}) for model, _ in members],
+    [weight for _, weight in members],
+    [places.get(model.config.vocab_size) for model, _ in members],
+  )
+  params = tuple(
+    _with_axis(
+      encoder_lib.abstract_params(stack.config),
+      len(stack.weights),
+      jnp.dtype(config.dtype),
+    )
+    for stack in stacks
+  )
+  ids = (config.batch_size, 1, config.max_length)
+  read = {
+    "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
+    "attention_mask": jax.ShapeDtypeStruct(ids, bool),
+  }
+  batch = {"teacher_tokens": tuple(read for _ in own)} if own else {}
+  return stacks, params, batch

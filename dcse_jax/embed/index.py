@@ -1,0 +1,230 @@
+"""Nearest neighbours of embeddings by cosine.
+
+Rows that hold NaN or infinity have no cosine: no index ever finds them, whether they
+come from an array or from a file, and a warning counts them and names the first. A query
+of that kind is refused.
+"""
+
+from collections.abc import Iterator
+import hashlib
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax.runtime.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+# Rows compared at a time: the similarities of one block are all that a search
+# holds besides what it found.
+_BLOCK = 65_536
+# So large an index is sent to the device block by block, at each search.
+_RESIDENT_BYTES = 1 << 30
+
+
+@jax.jit
+def _search_block(best, queries, block, first_row, num_rows):
+  """Joins what is best so far, cosines and rows [q, k], with that of a block."""
+  is_row = jnp.isfinite(block).all(axis=1) & (jnp.arange(len(block)) < num_rows)
+  # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
+  largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
+  block = block / jnp.where(largest > 0, largest, 1)
+  # bfloat16 products, a device's default, would turn neighbours around.
+  cosines = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
+  norms = jnp.linalg.norm(block, axis=1)  # At least 1, of rows that are not zero.
+  cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
+  top_k = best[0].shape[1]
+  cosines, places = jax.lax.top_k(
+    jnp.where(is_row, cosines, -jnp.inf), min(top_k, len(block))
+  )
+  cosines = jnp.concatenate([best[0], cosines], axis=1)
+  rows = jnp.concatenate([best[1], places + first_row], axis=1)
+  cosines, places = jax.lax.top_k(cosines, top_k)
+  return cosines, jnp.take_along_axis(rows, places, axis=1)
+
+
+def unit_length(embeddings: np.ndarray) -> np.ndarray:
+  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros.
+
+  No finite row is too long or too short for this, and any other becomes NaN. Types
+  below float32 become float32.
+  """
+  embeddings = np.asarray(embeddings)
+  embeddings = embeddings.astype(np.promote_types(embeddings.dtype, np.float32))
+  largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)
+  # A power of two brings the largest number near 1 and rounds none, so that no square
+  # overflows or vanishes.
+  limit = np.finfo(embeddings.dtype).maxexp - 2
+  exponent = np.clip(np.frexp(largest)[1], -limit, limit)
+  embeddings = embeddings * np.ldexp(np.ones_like(largest), -exponent)
+  norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  with np.errstate(invalid="ignore"):
+    return embeddings / np.where(norms == 0, 1, norms)
+
+
+def is_finite(embeddings: np.ndarray) -> np.ndarray:
+  """Whether each row of embeddings [n, D] holds finite numbers alone, [n] bools."""
+  return np.isfinite(embeddings).all(axis=1)
+
+
+def _blocks(embeddings: np.ndarray) -> Iterator[np.ndarray]:
+  for start in range(0, len(embeddings), _BLOCK):
+    yield embeddings[start : start + _BLOCK]
+
+
+def _finite_rows(embeddings: np.ndarray) -> np.ndarray:
+  """The numbers of the rows that an index can find; counts the others aloud."""
+  finite = np.ones(len(embeddings), bool)
+  for i, block in enumerate(_blocks(embeddings)):
+    finite[i * _BLOCK : i * _BLOCK + len(block)] = is_finite(block)
+  if num := int(np.sum(~finite)):
+    _LOG.warning(
+      "%d of %d embeddings hold NaN or infinity and are never found, the first in "
+      "row %d (from 0): encode anew, or check the model",
+      *(num, len(finite), int(np.argmin(finite))),
+    )
+  return np.flatnonzero(finite).astype(np.int32)
+
+
+def _checked_queries(queries: np.ndarray, top_k: int) -> np.ndarray:
+  """Queries [q, D] of unit length, in float32."""
+  if top_k < 1:
+    raise UserError(f"top_k={top_k}: must be 1 or more")
+  finite = is_finite(queries)
+  if not finite.all():
+    raise UserError(
+      f"the embedding of query {int(np.argmin(finite))} (from 0) holds NaN or infinity: "
+      "check the model"
+    )
+  return unit_length(queries).astype(np.float32)
+
+
+class ExactIndex:
+  """Compares a query with every row, in blocks.
+
+  Args:
+    embeddings: [n, D] of any float type; a memory-mapped array stays in its file,
+      which is read once to count its finite rows.
+  """
+
+  def __init__(self, embeddings: np.ndarray):
+    self._embeddings = embeddings
+    self._size = min(_BLOCK, len(embeddings))
+    self._num_finite = len(_finite_rows(embeddings))
+    # Small ones stay on the device.
+    self._blocks = None
+    if embeddings.nbytes <= _RESIDENT_BYTES:
+      self._blocks = [jax.device_put(self._block(row)) for row in self._starts()]
+
+  def _starts(self) -> range:
+    return range(0, len(self._embeddings), max(self._size, 1))
+
+  def _block(self, row: int) -> np.ndarray:
+    block = self._embeddings[row : row + self._size]
+    if block.dtype.itemsize > 4:
+      block = unit_length(block)  # float32 could not hold numbers above 1e38.
+    block = np.asarray(block, np.float32)
+    return np.pad(block, ((0, self._size - len(block)), (0, 0)))
+
+  def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar rows of each query.
+
+    Args:
+      queries: embeddings, [q, D].
+      top_k: how many, at least 1; all finite rows if there are fewer.
+
+    Returns:
+      Their cosines [q, k] float32, falling, and their numbers [q, k] int32; of
+      equal cosines the lower row comes first.
+
+    Raises:
+      UserError: top_k is below 1, or a query holds NaN or infinity.
+    """
+    queries = _checked_queries(queries, top_k)
+    top_k = min(top_k, self._num_finite)
+    best = (
+      np.full((len(queries), top_k), -np.inf, np.float32),
+      np.zeros((len(queries), top_k), np.int32),
+    )
+    if not top_k:
+      return best
+    queries = jax.device_put(queries)
+    for i, row in enumerate(self._starts()):
+      block = self._block(row) if self._blocks is None else self._blocks[i]
+      num_rows = len(self._embeddings) - row
+      best = _search_block(best, queries, block, row, num_rows)
+    return np.asarray(best[0]), np.asarray(best[1])
+
+
+class FaissIndex:
+  """A graph of near neighbours by faiss: approximate, and fast among millions.
+
+  Rows that point the same way to the last bit, as copies of one sentence do, are one
+  node of the graph: as many nodes, they would fill each other's lists of neighbours and
+  cut the graph apart.
+
+  Args:
+    embeddings: [n, D].
+
+  Raises:
+    UserError: faiss is not installed.
+  """
+
+  # Neighbours of each node, and nodes looked at while building and searching:
+  # faiss's advice for a high recall.
+  _NEIGHBOURS, _WIDTH = 32, 128
+
+  def __init__(self, embeddings: np.ndarray):
+    try:
+      import faiss
+    except ImportError as error:
+      raise UserError(
+        "faiss is not installed: pip install faiss-cpu, or search without it"
+      ) from error
+    self._index = faiss.IndexHNSWFlat(
+      embeddings.shape[1], self._NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
+    )
+    self._index.hnsw.efConstruction = self._index.hnsw.efSearch = self._WIDTH
+    rows = _finite_rows(embeddings)
+    node, nodes = {}, np.zeros(len(rows), np.int64)
+    for start in range(0, len(rows), _BLOCK):
+      block = embeddings[rows[start : start + _BLOCK]]
+      # Adding 0 turns -0 into 0: they are equal, and their bytes are not.
+      block = unit_length(block).astype(np.float32) + np.float32(0)
+      new = []
+      for i, row in enumerate(block):
+        digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        if digest not in node:
+          node[digest] = len(node)
+          new.append(i)
+        nodes[start + i] = node[digest]
+      self._index.add(block[new])
+    # The rows of node i are those from its start to the next one's.
+    order = np.argsort(nodes, kind="stable")
+    self._rows = rows[order]
+    self._starts = np.searchsorted(nodes[order], np.arange(len(node) + 1))
+
+  def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `ExactIndex.search`, nearly always with the same rows.
+
+    Where the graph does not lead to k rows, the last cosines are -inf.
+    """
+    queries = _checked_queries(queries, top_k)
+    top_k = min(top_k, len(self._rows))
+    cosines = np.full((len(queries), top_k), -np.inf, np.float32)
+    rows = np.zeros((len(queries), top_k), np.int32)
+    if not top_k:
+      return cosines, rows
+    found = self._index.search(queries, min(top_k, self._index.ntotal))
+    for i, (of_query, nodes) in enumerate(zip(*found)):
+      done = 0
+      for cosine, node in zip(of_query, nodes):
+        if node < 0 or done == top_k:
+          break
+        equal = self._rows[self._starts[node] : self._starts[node + 1]][: top_k - done]
+        cosines[i, done : done + len(equal)] = np.clip(cosine, -1, 1)
+        rows[i, done : done + len(equal)] = equal
+        done += len(equal)
+    return cosines, rows

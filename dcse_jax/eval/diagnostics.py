@@ -1,0 +1,147 @@
+"""The variance that the method is about, in numbers: of embeddings and of teachers.
+
+The first order of a sentence is the mean over dimensions of its unit-length
+embedding; the second order of two sentences is their cosine, the logit that is
+distilled. Sentences come in batches, as in training. After Xu et al.,
+DistillCSE, 2023, sections 3 and 5 (arXiv:2310.13499).
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy  # Its parts load at first use: two seconds of every start.
+
+from dcse_jax import losses
+from dcse_jax.embed.index import unit_length
+
+# The paper correlates the twelve sentences that a teacher finds most alike.
+_TOP = 12
+_BINS = 60
+
+
+def first_order(batches: np.ndarray) -> np.ndarray:
+  """Mean of each unit-length embedding: [n, B, D] to [n * B]."""
+  return unit_length(batches).mean(axis=-1).ravel()
+
+
+def second_order(batches: np.ndarray) -> np.ndarray:
+  """Cosine of each sentence with the others of its batch: [n, B, D] to [n * B, N]."""
+  unit = unit_length(batches)
+  cosine = unit @ unit.transpose(0, 2, 1)
+  others = ~np.eye(unit.shape[1], dtype=bool)
+  return cosine[:, others].reshape(-1, unit.shape[1] - 1)
+
+
+def histograms(train: np.ndarray, dev: np.ndarray | None) -> dict[str, Any]:
+  """Densities of both orders on training and on dev sentences.
+
+  Args:
+    train: embeddings, [n, B, D].
+    dev: the same of dev sentences, or None.
+
+  Returns:
+    For "first_order" and "second_order" `edges`, [61], common to `train` and
+    `dev`, densities [60] each; JSON.
+  """
+  result = {}
+  for name, order in (("first_order", first_order), ("second_order", second_order)):
+    values = {"train": order(train).ravel()}
+    if dev is not None:
+      values["dev"] = order(dev).ravel()
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), _BINS)
+    result[name] = {"edges": edges.tolist()}
+    for split, numbers in values.items():
+      density, _ = np.histogram(numbers, edges, density=True)
+      result[name][split] = density.tolist()
+  return result
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+  """Over teachers [T, ...]: mean std and mean differential entropy of a Gaussian."""
+  std = np.maximum(values.std(axis=0, ddof=1), 1e-12)
+  entropy = np.log(std) + 0.5 * math.log(2 * math.pi * math.e)
+  return {
+    "mean_std": float(std.mean()),
+    "differential_entropy": float(entropy.mean()),
+  }
+
+
+def teacher_spread(embeddings: Sequence[np.ndarray]) -> dict[str, Any]:
+  """How much teachers differ on the same sentences.
+
+  Args:
+    embeddings: of each of T > 1 teachers, [n, B, D_t].
+
+  Returns:
+    For "first_order" and "second_order" the `mean_std` and the
+    `differential_entropy`, ln std + ln(2 pi e) / 2 in nats, over teachers, each
+    a mean over values; and `top12_spearman`, [T, T] in percent: of the twelve
+    most similar others by the row's teacher (or all, in small batches), the rank
+    correlation with the column's, a mean over sentences. JSON.
+  """
+  firsts = np.stack([first_order(e) for e in embeddings])
+  seconds = np.stack([second_order(e) for e in embeddings])
+  correlation = np.zeros((len(seconds), len(seconds)))
+  for i, ours in enumerate(seconds):
+    top = np.argsort(-ours, axis=1, kind="stable")[:, :_TOP]
+    ranks = [
+      scipy.stats.rankdata(np.take_along_axis(s, top, axis=1), axis=1) for s in seconds
+    ]
+    centred = [r - r.mean(axis=1, keepdims=True) for r in ranks]
+    norms = [np.maximum(np.linalg.norm(c, axis=1), 1e-12) for c in centred]
+    for j in range(len(seconds)):
+      rho = np.sum(centred[i] * centred[j], axis=1) / (norms[i] * norms[j])
+      correlation[i, j] = 100.0 * rho.mean()
+  return {
+    "first_order": _spread(firsts),
+    "second_order": _spread(seconds),
+    "top12_spearman": correlation.tolist(),
+  }
+
+
+def average_similarities(
+  embeddings: Sequence[np.ndarray], weights: Sequence[float]
+) -> np.ndarray:
+  """What a student is taught of each batch: [n, B, D_t] each to [n, B, B]."""
+  joint = [losses.join_teachers(batch, weights) for batch in zip(*embeddings)]
+  return np.stack([losses.cosine_similarity(batch, batch) for batch in joint])
+
+
+def share_one_hot(targets: np.ndarray, temperature: float) -> float:
+  """In how many rows the teachers' softmax leaves nothing but one sentence.
+
+  Args:
+    targets: similarities by the teachers, [n, B, B].
+    temperature: divides them.
+
+  Returns:
+    The share of rows, in [0, 1], of which the largest probability is 1 in float32:
+    all others together are below 6e-8, and teach nothing.
+  """
+  others = targets.astype(np.float64) / temperature
+  diagonal = np.arange(targets.shape[-1])
+  others[:, diagonal, diagonal] = -np.inf
+  rest = np.exp(others - others.max(axis=-1, keepdims=True)).sum(axis=-1) - 1
+  return float(np.mean(np.float32(1 / (1 + rest)) == 1))
+
+
+def distillation_loss(
+  embeddings: np.ndarray, targets: np.ndarray, **settings: Any
+) -> float:
+  """Mean distillation loss without dropout and without shuffling.
+
+  Args:
+    embeddings: of the student, [n, B, D].
+    targets: similarities by the teachers, [n, B, B].
+    **settings: of `losses.similarity_divergence`.
+  """
+  each = [
+    losses.similarity_divergence(
+      losses.cosine_similarity(jnp.asarray(e), jnp.asarray(e)), target, **settings
+    )
+    for e, target in zip(embeddings, targets)
+  ]
+  return float(np.mean(each))

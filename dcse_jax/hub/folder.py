@@ -1,0 +1,622 @@
+"""A model folder: weights, tokenizer and pooling, as transformers and
+sentence-transformers read and write them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from dcse_jax.embed.index import unit_length
+from dcse_jax.hub import huggingface
+from dcse_jax.hub import modules
+from dcse_jax.hub.modules import Head
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# The hub's files that say what a model is, and those of a tokenizer.
+_HUB_FILES = ("*.json", "*.txt", "*.model")
+
+# Of a tokenizer that cannot tokenise, most fail at one of these.
+_TRIED = ("", "A word, 7 \u2603.")
+
+# The tokenizer sees the first so many characters of a text, and twice as many as long
+# as they may be too few tokens; so many tokens more than are kept are enough.
+_FIRST_CUT, _SPARE_TOKENS = 10_000, 64
+# Where a text may be cut: what comes before has the tokens that it has in the whole.
+_BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
+# The tokenizer holds all tokens of a call, also those that it then cuts.
+_TOKENIZED_AT_ONCE = 1_000
+
+
+def projection_head(params: encoder_lib.Params) -> Head | None:
+  """The training-only projection as a head that a folder keeps.
+
+  Args:
+    params: trained, with `projection`; None is returned where there is none.
+  """
+  if "projection" not in params:
+    return None
+  dense = params["projection"]["dense"]
+  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """An encoder with all that turns text into embeddings.
+
+  Attributes:
+    params: None where only the rest is known.
+    tokenizer: a transformers tokenizer.
+    pooling: as `encoder.encode` takes it.
+    normalize: whether the folder L2-normalises its embeddings.
+    max_length: the longest sentence, in tokens; longer ones are cut.
+    head: of the embeddings, before they are normalised; most have none.
+    language_model: the masked-language model's head, of which embeddings know
+      nothing; None if there is none.
+    prompts: texts to put before a sentence, by name.
+    default_prompt: the name of the one that stands before every sentence; or None.
+    lower_case: whether text is lower-cased even if the tokenizer's files do not.
+    similarity: how embeddings are compared, one of `modules.SIMILARITIES`.
+    truncate_dim: leading numbers of an embedding that are kept; None keeps all.
+  """
+
+  config: encoder_lib.EncoderConfig
+  params: encoder_lib.Params | None
+  tokenizer: Any
+  pooling: str
+  normalize: bool
+  max_length: int
+  head: Head | None = None
+  language_model: encoder_lib.Params | None = None
+  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  default_prompt: str | None = None
+  lower_case: bool = False
+  similarity: str = "cosine"
+  truncate_dim: int | None = None
+
+  @property
+  def pooled_size(self) -> int:
+    """Numbers in what the pooling gives."""
+    return encoder_lib.embedding_size(self.config, self.pooling)
+
+  @property
+  def embedding_size(self) -> int:
+    """Numbers in an embedding."""
+    size = self.pooled_size if self.head is None else self.head.size
+    return min(size, self.truncate_dim or size)
+
+  @property
+  def prompt(self) -> str:
+    """What stands before every sentence; "" for nothing."""
+    return self.prompts.get(self.default_prompt, "")
+
+  def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each sentence after the prompt, as `tokenize` gives them."""
+    prompt = self.prompt
+    if prompt:
+      sentences = [prompt + sentence for sentence in sentences]
+    return tokenize(self.tokenizer, sentences, max_length)
+
+  def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
+    """Makes embeddings of what the pooling gives, [n, D] to [n, D_out].
+
+    Args:
+      embeddings: as pooled.
+      normalize: to unit length or not; None as the folder says.
+    """
+    if self.head:
+      embeddings = self.head(embeddings)
+    if self.normalize and normalize is not False:
+      embeddings = unit_length(embeddings)
+    embeddings = embeddings[:, : self.truncate_dim]
+    # A folder that cuts does so after its own normalising.
+    return unit_length(embeddings) if normalize else embeddings
+
+
+def tokenize(
+  tokenizer: Any, sentences: Sequence[str], max_length: int
+) -> list[list[int]]:
+  """Token ids of each sentence, special tokens included, cut to max_length.
+
+  Of very long sentences the tokenizer sees only as much of the beginning as is kept:
+  it takes seconds and gigabytes for what is cut away.
+  """
+  ids = []
+  for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
+    part = sentences[start : start + _TOKENIZED_AT_ONCE]
+    ids += tokenizer(
+      [_beginning(tokenizer, sentence, max_length) for sentence in part],
+      truncation=True,
+      max_length=max_length,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+    )["input_ids"]
+  return ids
+
+
+def _beginning(tokenizer: Any, sentence: str, max_length: int) -> str:
+  """As much of a sentence as the first max_length tokens are made of, or more.
+
+  Characters do not tell: a run of blanks has no token, a word of any length may have
+  one. It is cut between two words only, where no token reaches across.
+  """
+  if tokenizer.truncation_side != "right":
+    return sentence  # Its end is what is kept.
+  length = _FIRST_CUT
+  while between := _BETWEEN_WORDS.search(sentence, length):
+    beginning = sentence[: between.start()]
+    tokens = tokenizer.backend_tokenizer.encode(beginning, add_special_tokens=False)
+    if len(tokens) >= max_length + _SPARE_TOKENS:
+      return beginning
+    length = 2 * between.start()
+  return sentence
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+  """All that token ids depend on but the length at which they are cut."""
+  state = json.loads(tokenizer.backend_tokenizer.to_str())
+  # A tokenizer remembers how it was last called.
+  return json.dumps({**state, "truncation": None, "padding": None})
+
+
+def text_state(model: Model) -> str:
+  """All that the token ids of a text depend on but the length at which they are cut."""
+  state = tokenizer_state(model.tokenizer)
+  return state + (f" after {model.prompt!r}" if model.prompt else "")
+
+
+def digest(model: Model) -> str:
+  """Of all that the embedding of a sequence of token ids depends on."""
+  state = hashlib.blake2b(digest_size=16)
+  pooling = encoder_lib.recorded_pooling(model.pooling)
+  state.update(f"{model.config} {pooling}".encode())
+  arrays = [model.params]
+  for layer in model.head.layers() if model.head else ():
+    state.update(layer.activation.encode())
+    arrays += [layer.kernel, layer.bias]
+  for path, value in jax.tree.leaves_with_path(arrays):
+    state.update(jax.tree_util.keystr(path).encode())
+    state.update(np.ascontiguousarray(value).data)
+  return state.hexdigest()
+
+
+def identity(model: Model) -> str:
+  """A digest of all that the embedding of a text depends on."""
+  about = [
+    digest(model),
+    text_state(model),
+    model.max_length,
+    model.normalize,
+  ]
+  if model.truncate_dim is not None:
+    about.append(model.truncate_dim)
+  return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
+
+
+def locate(name: str, *, weights: bool = True) -> pathlib.Path:
+  """The local folder of a path or a hub id, downloaded if need be.
+
+  Args:
+    name: a folder; or a hub id such as "bert-base-uncased", or ID@REVISION with a
+      branch, tag or commit of its repository.
+    weights: downloads all that a model needs; else what `load_shape` reads.
+
+  Raises:
+    UserError: neither a folder nor a repository that can be had.
+  """
+  try:
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+      return path
+    is_path = path.exists() or name.startswith((".", "/", "~"))
+  except (OSError, RuntimeError) as error:  # Too long, not permitted, no such home.
+    raise UserError(
+      f"{name:.200} is not a model folder ({error}): check the path"
+    ) from error
+  hub_id, *revision = name.split("@")
+  if is_path or hub_id.count("/") > 1:
+    raise UserError(f"{name} is not a model folder: check the path")
+  if not hub_id or len(revision) > 1 or revision == [""]:
+    raise UserError(f"{name} is no model: name a folder, ID or ID@REVISION")
+  import huggingface_hub  # Slow to import, and most runs name a folder.
+
+  def fetch(patterns, revision=revision[0] if revision else None) -> pathlib.Path:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        hub_id, revision=revision, allow_patterns=patterns
+      )
+    )
+
+  try:
+    path = fetch(list(_HUB_FILES))
+    # A branch may have moved meanwhile: the rest is of the same commit.
+    commit = {"revision": path.name} if re.fullmatch("[0-9a-f]{40}", path.name) else {}
+    kinds = modules.folders(path)
+    missing = [
+      part
+      for kind, part in kinds
+      if kind not in ("Pooling", "Normalize", "Dropout")
+      and (weights or kind == "WeightedLayerPooling")
+    ]
+    # The older form of the same weights: only where there is no other.
+    for form in ("safetensors", "bin"):
+      names = [name for part in missing for name in _weight_names(path, part, form)]
+      if names:
+        fetch(names, **commit)
+      missing = [part for part in missing if not _has_weights(part)]
+    return path
+  except UserError:
+    raise
+  except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise UserError(
+      f"{name} is neither a folder here nor a model that the hub gave "
+      f"({reason[0]}): check the name, the network or your hub login"
+    ) from error
+
+
+def _weight_names(path: pathlib.Path, part: pathlib.Path, form: str) -> list[str]:
+  """The files in a repository that may hold a module's weights in one form."""
+  inside = part.relative_to(path)
+  stem = "model" if form == "safetensors" else "pytorch_model"
+  names = {f"{stem}.{form}"}
+  if (part / f"{stem}.{form}.index.json").exists():
+    names |= {shard.name for shard in huggingface.weight_files(part)}
+  return [(inside / name).as_posix() for name in sorted(names)]
+
+
+def _has_weights(part: pathlib.Path) -> bool:
+  shards = huggingface.weight_files(part)
+  return bool(shards) and all(shard.exists() for shard in shards)
+
+
+def _check_files(folder: pathlib.Path) -> None:
+  """Compares files with the digests that a folder or the hub's cache has of them."""
+  if (folder / digests_lib.NAME).exists() and (
+    damage := digests_lib.find_damage(folder)
+  ):
+    raise UserError(
+      f"{folder}: {damage}: fetch or export it again or, if it was changed on "
+      f"purpose, remove its {digests_lib.NAME}"
+    )
+  read = {".json", ".safetensors", ".txt", ".model"}
+  if not any(folder.glob("*.safetensors")):
+    read.add(".bin")
+  for path in folder.rglob("*"):
+    if path.suffix not in read or not path.is_symlink():
+      continue
+    # The hub's cache names what is large by its SHA-256, and links to it.
+    blob = path.readlink()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+      continue
+    try:
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+      continue  # Whoever reads it says so.
+    if digest != blob.name:
+      raise UserError(
+        f"{path} is not as the hub has it: delete {path.resolve()}, and it is fetched "
+        "again"
+      )
+
+
+def load(
+  name: str,
+  *,
+  pooling: str | None = None,
+  default_pooling: str = "cls",
+  num_layers: int | None = None,
+  max_length: int | None = None,
+  keep_mlp: bool = False,
+  weights: bool = True,
+) -> Model:
+  """Loads a model folder or hub id.
+
+  Args:
+    name: as `locate` takes it.
+    pooling: used in place of the folder's own; None keeps that.
+    default_pooling: used where the folder has none of its own.
+    num_layers: keeps only the first so many layers; None keeps all.
+    max_length: tokens at most, in place of the folder's own limit.
+    keep_mlp: makes a head of the `mlp` of a SimCSE checkpoint, which its authors
+      use in evaluating supervised models and leave out of unsupervised ones.
+    weights: reads them; else the folder may lack them, and `params` is None.
+
+  Raises:
+    UserError: the folder lacks something, is damaged or holds what is not
+      understood.
+  """
+  if pooling is not None and not encoder_lib.is_pooling(pooling):
+    raise UserError(
+      f"pooling={pooling!r}: use one of {', '.join(encoder_lib.POOLINGS)}"
+    )
+  if max_length is not None and max_length < 1:
+    raise UserError(f"max_length={max_length}: must be above 0")
+  folder = locate(name)
+  _check_files(folder)
+  encoder, config, about = modules.read(folder)
+  params, language_model, tensors = None, None, {}
+  if weights:
+    tensors = huggingface.read_tensors(encoder)
+    config = dataclasses.replace(
+      config, has_pooler=any("pooler.dense." in key for key in tensors)
+    )
+    if any(key.startswith("classifier.") for key in tensors):
+      _log.warning(
+        "%s was trained to classify or to score pairs: embeddings of single sentences "
+        "may mean little",
+        name,
+      )
+    try:
+      params = huggingface.from_tensors(tensors, config)
+      language_model = huggingface.language_model_from_tensors(tensors, config)
+    except UserError as error:
+      raise UserError(f"{encoder}: {error}") from error
+  if pooling is None and about.pooling is None:
+    _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
+  pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  width = encoder_lib.embedding_size(config, pooling)
+  head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
+  if about.truncate_dim and about.truncate_dim > (head.size if head else width):
+    raise UserError(
+      f"{folder}: truncate_dim is {about.truncate_dim}, but embeddings have "
+      f"{head.size if head else width} numbers: remove it"
+    )
+  if num_layers is not None:
+    if not 1 <= num_layers <= config.num_layers:
+      raise UserError(
+        f"num_layers={num_layers}, but {name} has {config.num_layers}: keep "
+        f"1 to {config.num_layers}"
+      )
+    params, config = encoder_lib.keep_layers(params, config, num_layers)
+  tokenizer = load_tokenizer(encoder, lower_case=about.lower_case)
+  if max_length is not None and max_length > config.max_tokens:
+    raise UserError(
+      f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
+    )
+  own_length = about.max_length or int(tokenizer.model_max_length)
+  max_length = max_length or min(own_length, config.max_tokens)
+  _try_tokenizer(encoder, tokenizer, max_length, config.vocab_size)
+  return Model(
+    config=config,
+    params=params,
+    tokenizer=tokenizer,
+    pooling=pooling,
+    normalize=about.normalize,
+    max_length=max_length,
+    head=head,
+    language_model=language_model,
+    prompts=about.prompts,
+    default_prompt=about.default_prompt,
+    lower_case=about.lower_case,
+    similarity=about.similarity,
+    truncate_dim=about.truncate_dim,
+  )
+
+
+def load_shape(
+  name: str, *, default_pooling: str
+) -> tuple[encoder_lib.EncoderConfig, str]:
+  """The shape and the pooling of a model, without its weights and tokenizer.
+
+  Args:
+    name: as `locate` takes it; of a hub's model only small files are downloaded.
+    default_pooling: as in `load`.
+
+  Returns:
+    The encoder's config, with a pooler, since released weights have one; the pooling.
+
+  Raises:
+    UserError: as `load`.
+  """
+  folder = locate(name, weights=False)
+  _, config, about = modules.read(folder)
+  config = dataclasses.replace(config, has_pooler=True)
+  return config, _choose_pooling(about.pooling, default_pooling)
+
+
+def _choose_pooling(own: str | None, default: str) -> str:
+  # A folder cannot tell these two apart.
+  if (own, default) == ("cls", "cls_before_pooler"):
+    return default
+  return own or default
+
+
+def _mlp(
+  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], size: int, keep: bool
+) -> Head | None:
+  """The head that SimCSE's checkpoints hold beside the encoder."""
+  if "mlp.dense.weight" not in tensors:
+    if keep:
+      raise UserError(f"{folder} has no mlp.dense to keep")
+    return None
+  if not keep:
+    _log.info("%s: its mlp is left out, as SimCSE evaluates without", folder)
+    return None
+  return modules.make_head(folder, tensors, "mlp.dense", size, "Tanh")
+
+
+@contextlib.contextmanager
+def _tokenizer_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a tokenizer fails with into one line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except BaseException as error:
+    # What is wrong in Rust ends in a panic, which is no Exception.
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
+    raise _tokenizer_error(folder, error) from error
+
+
+def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
+  """Loads a folder's tokenizer.
+
+  Args:
+    folder: holds its files.
+    lower_case: makes it lower-case text, if it does not.
+
+  Raises:
+    UserError: there is none, or one that is not understood.
+  """
+  import transformers  # Takes seconds; the errors before this one need not wait.
+
+  names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+  if not any((folder / name).exists() for name in names):
+    raise UserError(
+      f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
+    )
+  if (folder / "tokenizer_config.json").exists():
+    huggingface.read_settings(folder / "tokenizer_config.json")
+  # tokenizer_config.json needs no table of settings: transformers reads all of it, for
+  # sentence-transformers as for us. Only its templates of chats would be left out.
+  with _tokenizer_errors(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      folder, trust_remote_code=False
+    )
+  if tokenizer.chat_template:
+    raise UserError(
+      f"{folder}: its tokenizer has a chat_template, which is not supported: remove it "
+      "if sentences are embedded without"
+    )
+  if not tokenizer.is_fast:
+    raise UserError(
+      f"{folder} has no tokenizer.json that a fast tokenizer reads: save one "
+      "with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+    )
+  limit = tokenizer.model_max_length
+  if type(limit) not in (int, float) or not limit >= 1:
+    raise _tokenizer_error(folder, f"model_max_length is {limit!r}")
+  if lower_case and not _lower_cases(tokenizer):
+    backend = tokenizer.backend_tokenizer
+    normalizers = [tokenizers.normalizers.Lowercase()]
+    if backend.normalizer is not None:
+      normalizers.append(backend.normalizer)
+    backend.normalizer = tokenizers.normalizers.Sequence(normalizers)
+  return tokenizer
+
+
+def _lower_cases(tokenizer: Any) -> bool:
+  """Whether a tokenizer's normalizer makes letters small."""
+  normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
+  return any(
+    part["type"] == "Lowercase" or part.get("lowercase")
+    for part in normalizer.get("normalizers", [normalizer])
+    if part
+  )
+
+
+def _tokenizer_error(folder: pathlib.Path, reason: object) -> UserError:
+  lines = str(reason).strip().splitlines() or [type(reason).__name__]
+  return UserError(
+    f"cannot use the tokenizer in {folder} ({lines[0]:.200}): fetch it again"
+  )
+
+
+def _try_tokenizer(
+  folder: pathlib.Path, tokenizer: Any, max_length: int, vocab_size: int
+) -> None:
+  """Refuses a tokenizer that fails, or whose ids the encoder has no rows for."""
+  with _tokenizer_errors(folder):
+    tried = tokenize(tokenizer, _TRIED, max_length)
+    ids = {*tokenizer.get_vocab().values(), *(i for each in tried for i in each)}
+    types = tokenizer(list(_TRIED)).get("token_type_ids", [])
+  if any(map(any, types)):
+    raise UserError(
+      f"{folder}: its tokenizer gives tokens of a single text other types "
+      "(token_type_ids) than 0, which is not supported: use another model"
+    )
+  if max(ids) >= vocab_size:
+    raise UserError(
+      f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
+      f"{vocab_size}; they belong to different models"
+    )
+  if (longest := max(map(len, tried))) > max_length:
+    raise UserError(
+      f"{folder}: sentences cannot be cut at {max_length} tokens, its tokenizer "
+      f"makes {longest}: allow more"
+    )
+
+
+def _write_files(model: Model, folder: pathlib.Path) -> None:
+  """Writes a model's tokenizer and settings, and its weights if it has any."""
+  # Not with the length at which this process happened to cut last.
+  model.tokenizer.backend_tokenizer.no_truncation()
+  model.tokenizer.backend_tokenizer.no_padding()
+  model.tokenizer.model_max_length = model.max_length
+  with files.foreign_errors():
+    model.tokenizer.save_pretrained(folder)
+  about = modules.Modules(
+    pooling=model.pooling,
+    normalize=model.normalize,
+    max_length=model.max_length,
+    lower_case=model.lower_case,
+    prompts=model.prompts,
+    default_prompt=model.default_prompt,
+    similarity=model.similarity,
+    truncate_dim=model.truncate_dim,
+  )
+  config = huggingface.config_to_json(model.config)
+  tensors = modules.write_json(folder, about, model.head, config)
+  if model.params is not None:
+    tensors[folder] = huggingface.to_tensors(model.params)
+  if model.language_model is not None:
+    tensors[folder] |= huggingface.language_model_to_tensors(
+      model.language_model, model.config
+    )
+  for path, content in tensors.items():
+    metadata = {"format": "pt"}  # transformers refuses a file without it.
+    with files.foreign_errors():
+      safetensors.numpy.save_file(
+        content, path / "model.safetensors", metadata=metadata
+      )
+
+
+def save(
+  model: Model,
+  folder: str | os.PathLike[str],
+  check: Callable[[pathlib.Path], None] | None = None,
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Writes a folder that transformers and sentence-transformers load.
+
+  It is written beside and renamed. In an earlier one of ours the files of that are
+  replaced, and all else stays. It holds the digests of all that an embedding depends
+  on, by which `load` knows damage, also that of a process that ended in between.
+
+  Args:
+    model: what to write.
+    folder: where to.
+    check: is called with the folder while it still stands beside, may add to it
+      README.md, and leaves everything as it was if it raises.
+    overwrite: replaces what is not ours, or was changed, too.
+
+  Raises:
+    UserError: it cannot be written, or would replace what must not be.
+  """
+  free = {"README.md"}
+  with digests_lib.replacing(
+    pathlib.Path(folder), free=free, overwrite=overwrite
+  ) as new:
+    _write_files(model, new)
+    if check:
+      check(new)

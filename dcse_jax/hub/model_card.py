@@ -1,0 +1,187 @@
+"""The README.md of an exported model, in the hub's form."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import huggingface_hub
+
+from dcse_jax import losses
+from dcse_jax.hub import folder
+
+# Fields that say where a model came from; others are settings of the training.
+_ORIGIN = ("model", "text", "columns", "start", "teachers")
+# What the objective of a round leaves unused, and what it shows elsewhere.
+_NOT_SHOWN = ("sts", "dev", "test", "rounds", "encoder", "log_every", "eval_every")
+_OF_TEACHERS = ("teacher_cache", "teacher_weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What is known of a model's training.
+
+  Attributes:
+    name: its round and seed.
+    config: its round's, with `teachers` and `start` as the run resolved them.
+    seed: of the model.
+    scores: Spearman in percent by STS set; empty of a model not yet finished.
+    step: of the checkpoint; None of a finished model.
+  """
+
+  name: str
+  config: Mapping[str, Any]
+  seed: int
+  scores: Mapping[str, float]
+  step: int | None = None
+
+
+def make_card(model: folder.Model, name: str, training: Training | None) -> str:
+  """The text of a model card.
+
+  Args:
+    model: the model.
+    name: what to call it, a hub id or a folder's name.
+    training: None of a model that was not trained here.
+  """
+  scores = training.scores if training else {}
+  results = [
+    huggingface_hub.EvalResult(
+      task_type="semantic-similarity",
+      task_name="Semantic Similarity",
+      dataset_type="unknown",  # Of the hub's ids; the sets are told apart by config.
+      dataset_config=set_name,
+      dataset_name=set_name,
+      metric_type="spearman_cosine",
+      metric_name="Spearman, cosine, x 100",
+      metric_value=round(score, 2),
+    )
+    for set_name, score in scores.items()
+    if set_name != "avg"
+  ]
+  data = huggingface_hub.ModelCardData(
+    library_name="sentence-transformers",
+    pipeline_tag="sentence-similarity",
+    tags=["sentence-transformers", "sentence-similarity", "feature-extraction"],
+    model_name=name.rpartition("/")[2],
+    eval_results=results or None,
+  )
+  layers, width = model.config.num_layers, model.config.hidden_size
+  parts = [
+    f"---\n{data.to_yaml()}\n---",
+    f"# {name}",
+    "A sentence encoder: sentences that mean alike get embeddings of a high cosine "
+    f"similarity. {layers} layer{'s' * (layers > 1)} of width {width}, embeddings of "
+    f"{model.embedding_size} numbers by {_pooling(model)}, sentences of up to "
+    f"{model.max_length} tokens.",
+    "## Use",
+    f"""With sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+embeddings = model.encode(["A cat sleeps.", "A dog barks."])
+print(model.similarity(embeddings, embeddings))
+```
+
+With dcse_jax, in JAX, on TPUs and GPUs:
+
+```python
+from dcse_jax import SentenceEncoder
+
+model = SentenceEncoder("{name}")
+embeddings = model.encode(["A cat sleeps.", "A dog barks."])
+print(model.similarity(embeddings, embeddings))
+```""",
+  ]
+  if training:
+    parts += ["## Training", *_training(training)]
+  if scores:
+    parts += ["## Evaluation", *_evaluation(scores)]
+  return "\n\n".join(parts) + "\n"
+
+
+def _pooling(model: folder.Model) -> str:
+  kinds = {
+    "cls": "the first token's last state",
+    "cls_before_pooler": "the first token's last state",
+    "lasttoken": "the last token's last state",
+    "max": "the largest of the last states",
+    "mean": "the mean of the last states",
+    "mean_sqrt_len": "the sum of the last states by the root of their number",
+    "weightedmean": "the mean of the last states weighted by position",
+    "mean_top2": "the mean of the last two layers' states",
+    "mean_first_last": "the mean of the first layer's and the last states",
+    "mean_embedding_last": "the mean of the embedding layer's and the last states",
+  }
+  pooled = " beside ".join(kinds[mode] for mode in model.pooling.split("+"))
+  layers = len(list(model.head.layers())) if model.head else 0
+  head = " and a dense layer" if layers == 1 else f" and {layers} dense layers"
+  unit = ", of unit length" if model.normalize else ""
+  prompt = f", each after the prompt `{model.prompt}`" if model.prompt else ""
+  return pooled + head * (layers > 0) + unit + prompt
+
+
+def _cell(value: Any) -> str:
+  text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+  return text.replace("|", "\\|").replace("\n", " ") or "-"
+
+
+def _table(rows: Mapping[str, Any], header: tuple[str, str]) -> str:
+  lines = ["| {} | {} |".format(*header), "| --- | --- |"]
+  return "\n".join(lines + [f"| {key} | {_cell(rows[key])} |" for key in rows])
+
+
+def _training(training: Training) -> list[str]:
+  config = training.config
+  terms = [each.term for each in losses.parse(config["objective"])]
+  parts = [f"Round and seed `{training.name}`, objective `{config['objective']}`:"]
+  parts.append("\n".join(f"- {_cite(term)}" for term in terms))
+  if training.step is not None:
+    parts.append(f"A checkpoint of a run under way: step {training.step}.")
+  origin = {
+    "text": _public(config["text"])
+    or f"{config['synthetic_sentences']} made-up sentences",
+    "columns": config["columns"],
+    "start": [_member(m) for m in config["start"]]
+    or _public(config["model"])
+    or "new parameters",
+    "teachers": [_member(m) for group in config["teachers"] for m in group],
+  }
+  parts.append(_table({k: v for k, v in origin.items() if v}, ("from", "")))
+  skipped = {*_ORIGIN, *_NOT_SHOWN}
+  if not config["teachers"]:
+    skipped.update(_OF_TEACHERS)
+  settings = {
+    key: value
+    for key, value in sorted(config.items())
+    if key not in skipped and not key.startswith(("round ", "synthetic_"))
+  }
+  settings["seed of the model"] = training.seed
+  return [*parts, _table(settings, ("setting", "value"))]
+
+
+def _cite(term: losses.Term) -> str:
+  links = [f"[arXiv:{p}](https://arxiv.org/abs/{p})" for p in term.papers]
+  return f"`{term.name}`: {', '.join([term.summary, *links])}"
+
+
+def _member(member: Any) -> str:
+  """A model of another round, or an outside one."""
+  return _public(member) if isinstance(member, str) else "/".join(map(str, member))
+
+
+def _public(name: str) -> str:
+  """A hub id as it is; of a path the last part, the rest is nobody's business."""
+  hub_id = name.partition("@")[0]  # A revision may hold a slash.
+  is_path = name.startswith(("/", ".", "~")) or hub_id.count("/") > 1
+  return pathlib.PurePath(name).name if is_path else name
+
+
+def _evaluation(scores: Mapping[str, float]) -> list[str]:
+  return [
+    "Spearman's correlation of cosine similarities with human scores, x 100, over "
+    "all pairs of a file.",
+    _table({name: f"{score:.2f}" for name, score in scores.items()}, ("set", "score")),
+  ]

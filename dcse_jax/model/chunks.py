@@ -1,0 +1,64 @@
+"""Batches beyond memory: computed block by block, with the gradient of the whole.
+
+A block's activations are forgotten when its result is there, and computed again in
+the backward pass. Of sentences, as microbatches, that is gradient caching, after
+Gao et al., 2021 (arXiv:2101.06983), by rematerialisation; of rows of a loss, it
+keeps [B, B] similarities out of memory.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.model.packing import Packing
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """How a batch is divided.
+
+  Attributes:
+    number: of blocks, one after the other.
+    groups: equal parts of the batch, one for each device: every block has as many
+      rows of each, so that none leaves its device.
+  """
+
+  number: int = 1
+  groups: int = 1
+
+  def map(self, fn: Callable[[Any, jax.Array | None], Any], rows: Any) -> Any:
+    """Calls a function block by block.
+
+    Args:
+      fn: from a tree of rows [n, ...], and their numbers in the batch [n] or None
+        if they are all of it, to another tree of rows.
+      rows: the batch, [B, ...] each; B is a multiple of number times groups.
+
+    Returns:
+      What fn gives for all rows, [B, ...], in their order.
+    """
+    if self.number == 1:
+      return fn(rows, None)
+    numbers = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
+    blocks = jax.tree.map(self._split, (rows, numbers))
+    # The loop keeps what is computed twice apart, so that XLA need not.
+    once_more = jax.checkpoint(fn, prevent_cse=False)
+    results = jax.lax.map(lambda block: once_more(*block), blocks)
+    return jax.tree.map(self._join, results)
+
+  def packing_of_block(self, packing: Packing | None) -> Packing | None:
+    """Of a batch with a group for each device and block, the packing of a block."""
+    return packing and dataclasses.replace(
+      packing, groups=packing.groups // self.number
+    )
+
+  def _split(self, x: jax.Array) -> jax.Array:
+    grid = x.reshape(self.groups, self.number, -1, *x.shape[1:])
+    return grid.swapaxes(0, 1).reshape(self.number, -1, *x.shape[1:])
+
+  def _join(self, x: jax.Array) -> jax.Array:
+    grid = x.reshape(self.number, self.groups, -1, *x.shape[2:])
+    return grid.swapaxes(0, 1).reshape(-1, *x.shape[2:])

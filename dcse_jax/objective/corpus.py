@@ -1,0 +1,193 @@
+"""What a run knows of its whole text: clusters and neighbours of its sentences.
+
+Some terms ask for more of a sentence than its tokens. What they ask for is computed
+for the whole corpus by the model in training, kept in ROUND/SEED/corpus-KIND-STEP-*.npz
+so that a run that goes on has the same, and joined to batches by example id.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pathlib
+from typing import Any
+import warnings
+import zipfile
+
+import numpy as np
+import scipy  # Its parts load at first use.
+
+from dcse_jax.data.tokens import TokenCache
+from dcse_jax.embed.index import ExactIndex
+from dcse_jax.embed.index import unit_length
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
+
+_log = logging.getLogger(__name__)
+
+# k-means learns its centres from so many sentences a centre, as faiss does.
+_SAMPLE = 256
+_ITERATIONS = 20
+# The softmax over centres that says how sure a cluster is: cosines over this.
+_TEMPERATURE = 0.1
+_BLOCK = 65_536
+
+
+def cluster(
+  embeddings: np.ndarray, num_clusters: Sequence[int], *, seed: int
+) -> dict[str, np.ndarray]:
+  """Clusters by cosine, at several granularities.
+
+  Args:
+    embeddings: [n, D].
+    num_clusters: of each granularity; more than sentences are as many as these.
+    seed: of the sample and of the first centres.
+
+  Returns:
+    `clusters`, [n, G] int32, and `confidence`, [n, G] float32: the share of
+    sentences whose softmax over centres is lower at their own, in [0, 1].
+  """
+  from sklearn.cluster import KMeans  # An extra.
+
+  unit = unit_length(np.asarray(embeddings, np.float32))
+  order = np.random.default_rng(seed).permutation(len(unit))
+  clusters, confidence = [], []
+  for wanted in num_clusters:
+    size = min(wanted, len(unit))
+    k_means = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed)
+    with warnings.catch_warnings():
+      # Of equal sentences, which leave centres without any.
+      warnings.simplefilter("ignore")
+      k_means.fit(unit[np.sort(order[: _SAMPLE * size])])
+    centres = unit_length(k_means.cluster_centers_)
+    place = np.empty(len(unit), np.int32)
+    share = np.empty(len(unit), np.float32)
+    for start in range(0, len(unit), _BLOCK):
+      block = slice(start, start + _BLOCK)
+      logits = unit[block] @ centres.T / _TEMPERATURE
+      place[block] = logits.argmax(axis=1)
+      share[block] = scipy.special.softmax(logits, axis=1).max(axis=1)
+    rank = scipy.stats.rankdata(share, method="min") - 1
+    clusters.append(place)
+    confidence.append((rank / max(len(unit) - 1, 1)).astype(np.float32))
+  return {
+    "clusters": np.stack(clusters, axis=1),
+    "confidence": np.stack(confidence, axis=1),
+  }
+
+
+def neighbours(embeddings: np.ndarray, number: int) -> dict[str, np.ndarray]:
+  """The nearest other sentences of each, by cosine.
+
+  Args:
+    embeddings: [n, D].
+    number: how many; all others if there are fewer.
+
+  Returns:
+    `neighbours`, [n, number] int32, the nearest first.
+  """
+  number = min(number, len(embeddings) - 1)
+  index, found = ExactIndex(embeddings), []
+  for start in range(0, len(embeddings), 1024):
+    rows = np.arange(start, min(start + 1024, len(embeddings)))
+    _, near = index.search(embeddings[rows], number + 1)
+    # A sentence is its own nearest, or ties with one of the same embedding.
+    is_itself = near == rows[:, None]
+    is_itself[~is_itself.any(axis=1), -1] = True
+    found.append(near[~is_itself].reshape(len(rows), number))
+  return {"neighbours": np.concatenate(found).astype(np.int32)}
+
+
+@dataclasses.dataclass
+class Corpus:
+  """Joins to batches what the terms of a run ask for.
+
+  Attributes:
+    folder: of the run.
+    tokens: the corpus.
+    embed: encoder parameters, and a pooling or None for the model's own, to embeddings
+      of the whole corpus, [n, D].
+    settings: of the terms that ask, by what is asked for: `clusters`, `retrieved`.
+    share: brings what the first process wrote in the folder to all.
+    seed: of what is drawn.
+  """
+
+  folder: pathlib.Path
+  tokens: TokenCache
+  embed: Callable[[Any, str | None], np.ndarray]
+  settings: Mapping[str, Mapping[str, Any]]
+  share: Callable[[], None]
+  seed: int
+
+  def __post_init__(self):
+    self._known: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
+
+  def join(
+    self, batch: dict[str, np.ndarray], step: int, params: Callable[[], Any]
+  ) -> dict[str, np.ndarray]:
+    """A batch with what its sentences' terms ask for.
+
+    Args:
+      batch: with `example_id`.
+      step: so many were done before.
+      params: gives the encoder's parameters as they are now.
+    """
+    rows, joined = batch["example_id"], dict(batch)
+    if "clusters" in self.settings:
+      every = self.settings["clusters"]["refresh_every"]
+      sizes = self.settings["clusters"]["num_clusters"]
+      make = functools.partial(cluster, num_clusters=sizes, seed=self.seed)
+      known = self._at("clusters", step - step % every, step, params, None, make)
+      joined |= {name: values[rows] for name, values in known.items()}
+    if "retrieved" in self.settings:
+      number = self.settings["retrieved"]["num_neighbours"]
+      pooling = self.settings["retrieved"]["search_pooling"]
+      pooling = None if pooling == "model" else pooling
+      make = functools.partial(neighbours, number=number)
+      near = self._at("retrieved", 0, step, params, pooling, make)["neighbours"]
+      rng = np.random.default_rng([self.seed, step])
+      drawn = rng.integers(near.shape[1], size=len(near))[rows]
+      tokens = self.tokens.gather(near[rows, drawn])
+      sentences = self.tokens.sentence_ids[:, 0].astype(np.int32)
+      joined["sentence_id"] = sentences[rows]
+      joined["retrieved_id"] = sentences[near[rows, drawn]]
+      joined["retrieved_input_ids"] = tokens["input_ids"][:, 0]
+      joined["retrieved_mask"] = tokens["attention_mask"][:, 0]
+    return joined
+
+  def _at(
+    self, kind, step: int, now: int, params, pooling, make
+  ) -> dict[str, np.ndarray]:
+    """What was made at a step, or is made now."""
+    if kind in self._known and self._known[kind][0] == step:
+      return self._known[kind][1]
+    about = json.dumps([self.tokens.key, dict(self.settings[kind])], sort_keys=True)
+    key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
+    path = self.folder / f"corpus-{kind}-{step}-{key}.npz"
+    # Not what each process sees: they do what follows together or not at all.
+    if not processes.agree(_read(path) is not None):
+      if now != step or path.exists():
+        _log.warning(
+          "%s is missing or damaged: made anew, by the model as it is now", path
+        )
+      model = params()
+      if processes.is_first():
+        _write(path, make(self.embed(model, pooling)))
+      self.share()
+    self._known[kind] = (step, _read(path))
+    return self._known[kind][1]
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+  try:
+    with np.load(path) as file:
+      return {name: file[name] for name in file.files}
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    return None
+
+
+def _write(path: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+  with files.whole(path) as beside, beside.open("wb") as file:
+    np.savez(file, **values)

@@ -1,0 +1,173 @@
+"""What a model is measured by while it trains, and what is kept of it after."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dcse_jax.embed.sentence_encoder import encode_tokens
+from dcse_jax.eval import diagnostics
+from dcse_jax.eval import sts
+from dcse_jax.hub import folder
+from dcse_jax.model import encoder as encoder_lib
+
+# Sentences of a probe, in as many whole batches as they fill.
+_PROBE_SENTENCES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """Sentences in batches, to look at a model with.
+
+  Attributes:
+    train: what it trains on first, whole batches end to end.
+    held_out: from the dev sets, likewise; empty without sets.
+    batch_size: of the round.
+    max_length: of the round, in tokens.
+  """
+
+  train: list[str]
+  held_out: list[str]
+  batch_size: int
+  max_length: int
+
+  def embed(self, model: folder.Model, split: str) -> np.ndarray:
+    """Embeddings by a model, [n, B, D]."""
+    # As when it teaches: a teacher may take fewer tokens than the student.
+    max_length = min(self.max_length, model.config.max_tokens)
+    embed = embedder(model, getattr(self, split), max_length)
+    return self.batches(embed({"encoder": model.params}))
+
+  def batches(self, embeddings: np.ndarray) -> np.ndarray:
+    """[n * B, D] to [n, B, D]."""
+    return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
+
+  def histograms(self, model: folder.Model) -> dict[str, Any]:
+    """`diagnostics.histograms` of a model."""
+    held_out = self.embed(model, "held_out") if self.held_out else None
+    return diagnostics.histograms(self.embed(model, "train"), held_out)
+
+
+def probe_size(num_sentences: int, batch_size: int) -> int:
+  """How many of so many sentences a probe takes: whole batches, 512 or one."""
+  wanted = max(_PROBE_SENTENCES // batch_size, 1) * batch_size
+  return min(wanted, num_sentences // batch_size * batch_size)
+
+
+def dev_sentences(sets: dict[str, sts.StsSet], names: Sequence[str]) -> list[str]:
+  """Each sentence of these sets once, mixed: pairs lie side by side in a file."""
+  sentences, _ = sts.index_sentences({name: sets[name] for name in names if sets})
+  order = np.random.default_rng(0).permutation(len(sentences))
+  return [sentences[i] for i in order]
+
+
+def embedder(
+  model: folder.Model,
+  sentences: Sequence[str],
+  max_length: int,
+  *,
+  projected: bool = False,
+) -> Callable[[Any], np.ndarray]:
+  """Makes a function from trained parameters to embeddings [n, D] of sentences.
+
+  Args:
+    model: whose tokenizer, shape, pooling and head the parameters have.
+    sentences: tokenised once, at the first call.
+    max_length: cuts them, in tokens.
+    projected: applies the training-only projection where there is one.
+  """
+  tokens: list[list[int]] = []
+
+  def embed(params):
+    if not tokens and sentences:
+      tokens.extend(model.tokenize(sentences, max_length))
+    # Once, not with every batch.
+    on_device = jax.device_put(params["encoder"])
+    embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
+    if projected and "projection" in params:
+      projection = params["projection"]
+      return np.asarray(encoder_lib.project(projection, model.config, embeddings))
+    return model.head(embeddings) if model.head else embeddings
+
+  return embed
+
+
+class Scorer:
+  """Spearman, alignment and uniformity of trained parameters on STS sets.
+
+  Args:
+    model: whose tokenizer, shape and pooling the parameters have.
+    sets: by name; may be none.
+    projected: scores what comes out of the training-only projection.
+  """
+
+  def __init__(
+    self,
+    model: folder.Model,
+    sets: dict[str, sts.StsSet],
+    *,
+    projected: bool = False,
+  ):
+    self._sets = sets
+    sentences, self._rows = sts.index_sentences(sets)
+    self._embed = embedder(model, sentences, model.max_length, projected=projected)
+
+  def spearman(self, params: Any) -> dict[str, float]:
+    """Spearman in percent by set."""
+    if not self._sets:
+      return {}
+    scores = sts.score_pairs(self._embed(params), self._rows, self._sets)
+    return {name: scores[name] for name in self._sets}
+
+  def metrics(self, params: Any) -> dict[str, float]:
+    """ "eval/..." of every set, and "score", the mean Spearman; none without sets."""
+    if not self._sets:
+      return {}
+    embeddings = self._embed(params)
+    scores = sts.score_pairs(embeddings, self._rows, self._sets)
+    named = {f"eval/{name.lower()}_spearman": scores[name] for name in self._sets}
+    alignments = [
+      sts.alignment(*(embeddings[r] for r in self._rows[name]), pairs.scores)
+      for name, pairs in self._sets.items()
+    ]
+    return named | {
+      "eval/alignment": float(np.mean(alignments)),
+      "eval/uniformity": sts.uniformity(embeddings),
+      "score": float(np.mean([scores[name] for name in self._sets])),
+    }
+
+
+class Distillation:
+  """The distillation loss of a student on a probe: no dropout, no shuffling.
+
+  Args:
+    student: whose tokenizer, shape and pooling the parameters have.
+    probe: the sentences.
+    targets: averaged similarities by the teachers, [n, B, B], by split.
+    **settings: of `losses.similarity_divergence`.
+  """
+
+  def __init__(
+    self,
+    student: folder.Model,
+    probe: Probe,
+    targets: dict[str, np.ndarray],
+    **settings: Any,
+  ):
+    self._probe, self._targets, self._settings = probe, targets, settings
+    self._embed = {
+      # As trained: the loss sees the projection.
+      split: embedder(student, getattr(probe, split), probe.max_length, projected=True)
+      for split in targets
+    }
+
+  def metrics(self, params: Any) -> dict[str, float]:
+    """In nats, "eval/distillation_train" and "..._held_out" if there is such."""
+    result = {}
+    for split, embed in self._embed.items():
+      result[f"eval/distillation_{split}"] = diagnostics.distillation_loss(
+        self._probe.batches(embed(params)), self._targets[split], **self._settings
+      )
+    return result

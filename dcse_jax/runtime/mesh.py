@@ -1,0 +1,160 @@
+"""Which device holds what.
+
+Batches lie over both axes of the mesh. Parameters, the optimizer's moments and
+teachers lie whole on every device of "data", and in parts over "fsdp" by `RULES`:
+memory falls with its size, and each matrix is gathered where it is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import contextvars
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from dcse_jax.runtime.errors import UserError
+
+# The end of an array's path, and which of its axes "fsdp" divides, counted from the
+# last: stacks of layers, teachers or models come before. What no rule names, or does
+# not divide, is everywhere.
+RULES = (
+  ("kernel", -2),  # [..., in, out]
+  ("embedding", -1),  # [rows, H]: vocabularies seldom divide, H does.
+)
+
+
+def make_mesh(
+  devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
+) -> Mesh:
+  """A mesh with the axes "data" and "fsdp".
+
+  Args:
+    devices: these, or all of every host.
+    data: size of that axis; -1 takes what "fsdp" leaves.
+    fsdp: size of the axis that parameters are divided over.
+
+  Raises:
+    UserError: the sizes do not make up the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  size = len(devices) // fsdp if data == -1 else data
+  if size * fsdp != len(devices):
+    raise UserError(
+      f"mesh.data={data}, mesh.fsdp={fsdp}: their product must be the number of "
+      f"devices, {len(devices)}; data=-1 takes what fsdp leaves"
+    )
+  # Explicit axes, jax's default, refuse x @ y.T of two batch-sharded arrays.
+  return jax.make_mesh(
+    (size, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what is everywhere."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """The sharding of an array of which this axis is the global batch."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+
+
+def by_rules(tree: Any, mesh: Mesh) -> Any:
+  """The sharding of each array of a tree of parameters, by `RULES`.
+
+  Args:
+    tree: of arrays or of their shapes; or of all that a training keeps.
+    mesh: with an axis "fsdp".
+  """
+  size = mesh.shape["fsdp"]
+
+  def sharding(path, leaf) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for end, axis in RULES:
+      if re.search(rf"(^|/){end}$", name) and leaf.shape[axis] % size == 0:
+        spec = [None] * len(leaf.shape)
+        spec[axis] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+    return replicated(mesh)
+
+  return jax.tree.map_with_path(sharding, tree)
+
+
+_mesh = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def traced_over(mesh: Mesh) -> Iterator[None]:
+  """Programs that are traced in this block know the mesh that they are for."""
+  token = _mesh.set(mesh)
+  try:
+    yield
+  finally:
+    _mesh.reset(token)
+
+
+def by_row(x: jax.Array) -> jax.Array:
+  """Keeps an array [rows of the batch or groups of them, ...] divided by rows.
+
+  Where parameters are in parts, XLA may else move activations about, which are
+  larger, in place of parameters.
+  """
+  mesh = _mesh.get()
+  if mesh is None or mesh.shape["fsdp"] == 1 or len(x) % mesh.size:
+    return x
+  return jax.lax.with_sharding_constraint(x, over_batch(mesh))
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """Gathers an array to every device of the mesh that a program is traced over."""
+  mesh = _mesh.get()
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
+  """Makes the global batch, a tree of arrays, of each host's part."""
+  return jax.tree.map(
+    lambda value: jax.make_array_from_process_local_data(sharding, value), batch
+  )
+
+
+def put_params(tree: Any, mesh: Mesh) -> Any:
+  """Copies a tree of host arrays, on every host the same, to the devices by `RULES`."""
+  return jax.tree.map(
+    lambda x, sharding: jax.make_array_from_callback(
+      x.shape, sharding, lambda index: x[index]
+    ),
+    tree,
+    by_rules(tree, mesh),
+  )
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+  """A tree of arrays as each process can read it by itself.
+
+  Where one process has all devices that is the tree; else each array is copied,
+  whole, to a device of every process. All processes call it together.
+  """
+  if jax.process_count() == 1:
+    return tree
+  everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+  return jax.tree.map(lambda x: x.addressable_data(0), everywhere)
+
+
+def constrain(tree: Any, mesh: Mesh) -> Any:
+  """Keeps a tree, under jit, where `RULES` have it."""
+  return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+  """Shapes of a tree that is to lie as `RULES` have it."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    tree,
+    by_rules(tree, mesh),
+  )

@@ -1,0 +1,184 @@
+"""Frozen teachers: many in one jitted forward, and their averaged cosines.
+
+Teachers of one shape that read the same token ids form one stack: a tree of
+parameters with a leading axis. Others form stacks of their own. Teachers whose
+embeddings are in a cache need no forward: these come with the batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax import losses
+from dcse_jax.data.tokens import TokenCache
+from dcse_jax.hub.folder import Model
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.packing import Packing
+from dcse_jax.runtime import backend
+
+# How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
+# is one teacher after the other in a compiled loop, "vmap" all in each matrix
+# product, "unrolled" one after the other in straight-line code. Where nothing
+# was measured it is "scan": it needs the memory of one teacher's activations.
+_FORMS = {"cpu": "scan"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherStack:
+  """What is static about teachers of one shape.
+
+  Attributes:
+    weights: of each teacher in the average; over all stacks they sum to 1.
+    tokens: which of the batch's `teacher_tokens` they read; None: the student's
+      own.
+  """
+
+  config: encoder_lib.EncoderConfig
+  pooling: str
+  weights: tuple[float, ...]
+  tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedTeachers:
+  """Teachers whose embeddings are the batch's `teacher_embeddings`, side by side.
+
+  Attributes:
+    widths: of each teacher's embeddings.
+    weights: of each teacher in the average; they sum to 1.
+  """
+
+  widths: tuple[int, ...]
+  weights: tuple[float, ...]
+
+
+class TeacherTokens:
+  """The token ids of teachers with tokenizers of their own.
+
+  Args:
+    caches: of the same sentences as the student's, with the same example ids.
+  """
+
+  def __init__(self, caches: Sequence[TokenCache]):
+    self._caches = caches
+
+  def gather(self, rows: np.ndarray) -> dict[str, Any]:
+    """`teacher_tokens`: for each cache `input_ids`, `attention_mask`, [B, 1, S]."""
+    batches = (cache.gather(rows) for cache in self._caches)
+    names = ("input_ids", "attention_mask")
+    return {"teacher_tokens": tuple({name: b[name] for name in names} for b in batches)}
+
+
+def stack_teachers(
+  models: Sequence[Model],
+  weights: Sequence[float],
+  tokens: Sequence[int | None] | None = None,
+  *,
+  dtype: Any = jnp.float32,
+) -> tuple[tuple[TeacherStack, ...], tuple[encoder_lib.Params, ...]]:
+  """Groups teachers by shape and by what they read.
+
+  Args:
+    models: the teachers.
+    weights: one a teacher, in any unit.
+    tokens: for each teacher `TeacherStack.tokens`; None: all read the student's.
+    dtype: of the parameters; that of the matrix products loses nothing, and
+      bfloat16 takes half the memory of float32.
+
+  Returns:
+    The stacks and, in the same order, their parameters with a leading axis of
+    teachers.
+  """
+  tokens = tokens or [None] * len(models)
+  groups: dict[tuple, list[int]] = {}
+  for i, model in enumerate(models):
+    groups.setdefault((model.config, model.pooling, tokens[i]), []).append(i)
+  stacks, params = [], []
+  for (config, pooling, source), members in groups.items():
+    shares = tuple(float(weights[i] / sum(weights)) for i in members)
+    stacks.append(TeacherStack(config, pooling, shares, source))
+    params.append(
+      jax.tree.map(
+        lambda *x: np.stack(x).astype(dtype), *(models[i].params for i in members)
+      )
+    )
+  return tuple(stacks), tuple(params)
+
+
+def run_stack(
+  embed: Callable[[encoder_lib.Params], jax.Array],
+  params: encoder_lib.Params,
+  form: str | None = None,
+) -> jax.Array:
+  """Embeddings of every teacher of a stack, [T, B, D].
+
+  Args:
+    embed: one teacher's parameters to its embeddings, [B, D].
+    params: of the stack.
+    form: "scan", "vmap" or "unrolled"; None takes the backend's.
+  """
+  form = form or _FORMS.get(backend.current(), "scan")
+  size = jax.tree.leaves(params)[0].shape[0]
+  if form == "vmap":
+    return jax.vmap(embed)(params)
+  if form == "unrolled" or size == 1:
+    return jnp.stack(
+      [embed(jax.tree.map(lambda x, i=i: x[i], params)) for i in range(size)]
+    )
+  return jax.lax.map(embed, params)
+
+
+def teacher_embeddings(
+  params: Sequence[encoder_lib.Params],
+  stacks: Sequence[TeacherStack | CachedTeachers],
+  batch: Mapping[str, Any],
+  *,
+  dtype,
+  packing: Packing | None = None,
+  microbatches: Blocks = Blocks(),
+) -> jax.Array:
+  """What all teachers together think of a batch's first column.
+
+  Args:
+    params: of each stack; of cached teachers any.
+    stacks: as `stack_teachers` gives them, or `CachedTeachers`.
+    batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
+      for them, `teacher_tokens` or `teacher_embeddings`.
+    dtype: of the matrix products.
+    packing: of one microbatch's first column; `teacher_tokens` keep their padding.
+    microbatches: how the batch is encoded.
+
+  Returns:
+    [B, sum of D_t] float32, of unit length, without dropout, projection or
+    gradient: its cosines are the weighted mean of the teachers' raw cosines.
+  """
+  embeddings, weights = [], []
+  for stack_params, stack in zip(params, stacks):
+    weights.extend(stack.weights)
+    if isinstance(stack, CachedTeachers):
+      side_by_side = batch["teacher_embeddings"].astype(jnp.float32)
+      ends = np.cumsum(stack.widths[:-1]).tolist()
+      embeddings.extend(jnp.split(side_by_side, ends, axis=1))
+      continue
+    read = batch if stack.tokens is None else batch["teacher_tokens"][stack.tokens]
+
+    def embed(teacher, stack=stack, read=read):
+      encode = lambda rows, numbers: encoder_lib.encode(
+        teacher,
+        stack.config,
+        rows["input_ids"],
+        rows["attention_mask"],
+        pooling=stack.pooling,
+        dtype=dtype,
+        packing=packing if stack.tokens is None else None,
+      )
+      first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
+      return microbatches.map(encode, first)
+
+    embeddings.extend(run_stack(embed, stack_params))
+  return jax.lax.stop_gradient(losses.join_teachers(embeddings, weights))

@@ -1,0 +1,92 @@
+"""Sparse training: weights that do little for alignment and uniformity become zero.
+
+After An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a weight's contribution
+is |weight x gradient| of alignment plus uniformity, summed over some batches (a first
+order estimate of what removing it changes); of all matrices of the layers together the
+lowest share is masked, once, and the rest is trained. Not public, and chosen here: the
+number of batches, and that embeddings, biases and LayerNorms stay.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dcse_jax.objective.objective import Objective
+
+Params = Mapping[str, Any]
+
+
+def contributions(
+  loss_fn: Objective,
+  encoder: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  rng: jax.Array,
+) -> Any:
+  """What each weight does for a loss: the sum over batches of |weight x gradient|.
+
+  Args:
+    loss_fn: of `losses.alignment_uniformity`.
+    encoder: parameters.
+    batches: of tokens, on the host.
+    rng: draws the dropout.
+  """
+  params = loss_fn.init_params(encoder, rng)
+
+  @jax.jit
+  def one(params, batch, rng):
+    gradient = jax.grad(lambda p: loss_fn(p, batch, rng, ())[0])(params)
+    weigh = lambda p, g: jnp.abs(p * g)
+    return jax.tree.map(weigh, params["encoder"], gradient["encoder"])
+
+  total = None
+  for i, batch in enumerate(batches):
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    here = one(params, batch, jax.random.fold_in(rng, i))
+    total = here if total is None else jax.tree.map(jnp.add, total, here)
+  return jax.device_get(total)
+
+
+def prune(encoder: Params, scores: Any, share: float) -> Params:
+  """The encoder with the least of its layers' matrix elements at zero.
+
+  Args:
+    encoder: parameters.
+    scores: of each element, as `contributions` gives them.
+    share: of these elements that become zero, in [0, 1).
+  """
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(scores["layers"])
+    if _is_kernel(path)
+  ]
+  everything = np.concatenate([leaf.ravel() for leaf in kernels])
+  number = int(share * len(everything))
+  least = np.zeros(len(everything), bool)
+  least[np.argpartition(everything, number)[:number]] = True
+  masks = iter(np.split(least, np.cumsum([leaf.size for leaf in kernels])[:-1]))
+
+  def mask(path, leaf):
+    if not _is_kernel(path):
+      return leaf
+    return np.where(next(masks).reshape(leaf.shape), 0, leaf).astype(leaf.dtype)
+
+  layers = jax.tree_util.tree_map_with_path(mask, encoder["layers"])
+  return {**encoder, "layers": layers}
+
+
+def keep_zeros() -> optax.GradientTransformation:
+  """Leaves elements of matrices that are exactly zero where they are."""
+
+  def update(updates, params):
+    keep = lambda path, u, p: jnp.where(p == 0, 0, u) if _is_kernel(path) else u
+    return jax.tree_util.tree_map_with_path(keep, updates, params)
+
+  return optax.stateless(update)
+
+
+def _is_kernel(path) -> bool:
+  return path[-1].key == "kernel"

@@ -1,0 +1,109 @@
+"""One training step, a pure function of the global batch.
+
+A loss function takes (params, batch, rng, teacher_params, packing, memory, progress)
+to the scalar loss and its named parts, of which `memory`, if it is there, is handed
+to the next step; `make_train_step` turns any such function into a step. `packing` is
+static: what the batch's first column, or all of its columns if it has several, holds
+at most without its padding (`packing.Packing`).
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Metrics = dict[str, jax.Array]
+# (params, batch, rng, teacher_params, packing, memory, progress) -> loss, parts.
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that changes from step to step.
+
+  Attributes:
+    params: of the encoder and of the training-only head.
+    step: so many batches were met.
+    skipped: of these so many changed nothing, for a loss or a gradient that was
+      not a number.
+    rng: raw data of the run's key; a step folds its number in.
+    memory: what the loss keeps from step to step without training it.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  skipped: jax.Array
+  rng: jax.Array
+  memory: Any
+
+
+def init_state(
+  params: Any, tx: optax.GradientTransformation, rng: jax.Array, memory: Any = ()
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+    params=params,
+    opt_state=tx.init(params),
+    step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    rng=jax.random.key_data(rng),
+    memory=memory,
+  )
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  num_steps: int,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The step (state, batch, teacher_params, packing) -> (state, metrics).
+
+  It is not yet jitted; packing must be static, None leaves the padding in. A
+  batch whose loss or gradient is not finite changes neither parameters nor
+  optimizer; `is_finite` of the metrics says so.
+  """
+
+  def train_step(state, batch, teacher_params, packing=None):
+    rng = jax.random.wrap_key_data(state.rng)
+    rng = jax.random.fold_in(rng, state.step)
+    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params,
+      batch,
+      rng,
+      teacher_params,
+      packing,
+      state.memory,
+      state.step / num_steps,
+    )
+    memory = parts.pop("memory", state.memory)
+    norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    keep = lambda new, old: jnp.where(is_finite, new, old)
+    metrics = {
+      "loss": loss,
+      **parts,
+      "gradient_norm": norm,
+      # The optimizer's own count, too, leaves out what was skipped.
+      "learning_rate": schedule(state.step - state.skipped),
+      "is_finite": is_finite,
+    }
+    state = dataclasses.replace(
+      state,
+      params=jax.tree.map(
+        keep, optax.apply_updates(state.params, updates), state.params
+      ),
+      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+      step=state.step + 1,
+      skipped=state.skipped + ~is_finite,
+      memory=jax.tree.map(keep, memory, state.memory),
+    )
+    return state, metrics
+
+  return train_step

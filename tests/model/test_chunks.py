@@ -1,0 +1,171 @@
+"""Gradient caching and blocks of rows: the gradient of the whole, by parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcse_jax import losses
+from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.packing import Packing
+from dcse_jax.objective.objective import Objective
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.teachers import stacks as stacks_lib
+from tests import models
+from tests.train import test_train
+
+
+def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
+  # Two devices with rows 10 to 13 and 14 to 17: each part has a half of both.
+  def fn(rows, numbers):
+    return 2 * rows, numbers, jnp.full_like(rows, rows.sum())
+
+  doubled, numbers, sums = Blocks(2, groups=2).map(fn, jnp.arange(10, 18))
+  assert doubled.tolist() == list(range(20, 36, 2))
+  assert numbers.tolist() == list(range(8))
+  first, second = 10 + 11 + 14 + 15, 12 + 13 + 16 + 17
+  assert sums.tolist() == [first, first, second, second] * 2
+
+
+def value_and_grad(*, mesh=None, packing=None, columns=1, **blocks):
+  """Of the distilling loss with dropout and Group-P."""
+  loss_fn, teacher_params = test_train.distilling()
+  loss_fn = dataclasses.replace(loss_fn, **blocks)
+  batch = models.random_batch(0, batch=16, columns=columns)
+  params = test_train.student_params()
+  if mesh is not None:
+    batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(mesh))
+    params, teacher_params = mesh_lib.put_params((params, teacher_params), mesh)
+  run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
+  (loss, _), grads = run(params, batch, jax.random.key(3), teacher_params, packing)
+  return jax.device_get((loss, grads))
+
+
+def assert_close(ours, theirs):
+  assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    ours[1],
+    theirs[1],
+  )
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("number", [2, 8])
+def test_parts_give_the_gradient_of_the_whole_batch(number, columns):
+  whole = value_and_grad(columns=columns)
+  parts = value_and_grad(microbatches=Blocks(number), columns=columns)
+  assert_close(parts, whole)
+
+
+def test_parts_may_be_packed_and_divided_among_devices():
+  whole = value_and_grad()
+  mesh = mesh_lib.make_mesh(jax.devices()[:4], data=2, fsdp=2)
+  # Of 16 sentences of at most 12 tokens each of 4 devices has two in each part.
+  packing = Packing(24 - 1, groups=8)
+  lengths = models.random_batch(0, batch=16)["attention_mask"].sum(axis=(1, 2))
+  assert lengths.reshape(8, 2).sum(axis=1).max() <= packing.tokens
+  parts = value_and_grad(microbatches=Blocks(2, groups=4), mesh=mesh, packing=packing)
+  assert_close(parts, whole)
+
+
+def test_pretraining_in_parts_gives_the_gradient_of_the_whole_batch():
+  model = models.tiny_model(0)
+  loss_fn = models.language_model_loss(model)
+  params = loss_fn.init_params(model.params, jax.random.key(0))
+
+  def run(microbatches):
+    whole = dataclasses.replace(loss_fn, microbatches=microbatches)
+    (loss, parts), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(
+      params, models.random_batch(1, batch=16), jax.random.key(2), ()
+    )
+    return jax.device_get((loss, (grads, parts)))
+
+  assert_close(run(Blocks(4)), run(Blocks()))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_blocks_of_rows_give_the_gradient_of_the_whole_batch(columns):
+  # Group-P's shuffling is part of it: a row draws the same wherever it is.
+  whole = value_and_grad(columns=columns)
+  assert_close(value_and_grad(row_blocks=Blocks(4), columns=columns), whole)
+
+
+def test_blocks_of_rows_and_microbatches_divide_among_devices():
+  mesh = mesh_lib.make_mesh(jax.devices()[:4], data=2, fsdp=2)
+  blocks = dict(microbatches=Blocks(2, groups=4), row_blocks=Blocks(4, groups=4))
+  assert_close(value_and_grad(mesh=mesh, **blocks), value_and_grad())
+
+
+def every_term(mesh=None, **blocks):
+  """Value and gradient of all terms at once, each also by itself."""
+  rng = np.random.default_rng(0)
+  student = models.tiny_model(1, pooling="cls", num_layers=2)
+  stacks, teacher_params = stacks_lib.stack_teachers([models.tiny_model(5)], [1])
+  names = sorted(losses.TERMS)
+  loss_fn = Objective(
+    losses.parse(
+      # So different a weight that none hides behind another.
+      " + ".join(f"{i + 1} * {name}" for i, name in enumerate(names)),
+      {
+        "sscl": {"layers": (1,)},
+        "fraternal_twins": {"queue_size": 24},
+        # The forms that do more: two views are masked, and two are edited throughout.
+        "masked_language_model": {"masked_views": 2},
+        "replaced_token_detection": {"edits": "published"},
+      },
+    ),
+    config=student.config,
+    pooling="cls",
+    stacks=stacks,
+    mask_token_id=4,
+    special_token_ids=(0, 1, 2, 3, 4),
+    **blocks,
+  )
+  head = loss_fn.init_params(student.params, jax.random.key(3))["language_model"]
+  params = loss_fn.init_params(student.params, jax.random.key(0))
+  frozen = (*teacher_params, *loss_fn.frozen_params(student.params, head))
+  near = models.random_batch(9, batch=16)
+  batch = models.random_batch(0, batch=16) | {
+    "clusters": rng.integers(0, 3, (16, 2)).astype(np.int32),
+    "confidence": rng.random((16, 2)).astype(np.float32),
+    "sentence_id": np.arange(16, dtype=np.int32),
+    "retrieved_id": rng.permutation(16).astype(np.int32),
+    "retrieved_input_ids": near["input_ids"][:, 0],
+    "retrieved_mask": near["attention_mask"][:, 0],
+  }
+  memory = loss_fn.init_memory()
+  memory["queue"] = rng.normal(size=memory["queue"].shape).astype(np.float32)
+  memory["queued"] = np.asarray(20, np.int32)
+  if mesh is not None:
+    batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(mesh))
+    params, frozen, memory = mesh_lib.put_params((params, frozen, memory), mesh)
+  run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
+  with mesh_lib.traced_over(mesh):
+    (loss, parts), grads = run(
+      params, batch, jax.random.key(3), frozen, None, memory, 0.5
+    )
+  return names, jax.device_get((loss, parts, grads))
+
+
+def test_every_term_is_the_same_in_blocks_in_microbatches_and_on_eight_devices():
+  names, (loss, parts, grads) = every_term()
+  mesh = mesh_lib.make_mesh(data=4, fsdp=2)
+  blocks = dict(microbatches=Blocks(2, groups=8), row_blocks=Blocks(2, groups=8))
+  _, (_, in_parts, theirs) = every_term(mesh, **blocks)
+  for name in names:
+    assert np.isfinite(parts[name]), name
+    assert in_parts[name] == pytest.approx(parts[name], rel=1e-4, abs=1e-5), name
+  expected = sum((i + 1) * parts[name] for i, name in enumerate(names))
+  assert loss == pytest.approx(expected, rel=1e-5)
+  # The queue moves on by a batch: the newest are this one's positives.
+  assert parts["memory"]["queued"] == 24
+  np.testing.assert_allclose(
+    in_parts["memory"]["queue"], parts["memory"]["queue"], atol=1e-5
+  )
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), theirs, grads
+  )
