@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from dcse_jax.data import tokens as tokens_lib
-from dcse_jax.embed import sentence_encoder
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import inference
+from dcse_jax.model import model as model_lib
 
 # Layers, width; "base" is BERT-base.
 SHAPES = {"4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
@@ -75,10 +76,10 @@ def prepare(
   # As many words as BERT's, whatever the tokenizer found: the optimizer's work.
   config = encoder_config(layers, width, VOCAB_SIZE)
 
-  def make(seed: int) -> folder.Model:
+  def make(seed: int) -> model_lib.Model:
     params = encoder_lib.init_params(config, jax.random.key(seed))
     params = jax.device_get(params)
-    return folder.Model(config, params, tokenizer, "cls", False, MAX_LENGTH)
+    return model_lib.Model(config, params, tokenizer, "cls", False, MAX_LENGTH)
 
   student = make(0)
   folder.save(student, path / "model")
@@ -87,7 +88,7 @@ def prepare(
   )
   np.savez(path / "projection.npz", **projection["dense"])
   path.joinpath("text.txt").write_text("\n".join(sentences) + "\n")
-  token_ids = folder.tokenize(tokenizer, sentences, MAX_LENGTH)
+  token_ids = model_lib.tokenize(tokenizer, sentences, MAX_LENGTH)
   lengths = np.asarray([len(ids) for ids in token_ids])
   mask = np.arange(MAX_LENGTH) < lengths[:, None]
   ids = np.full(mask.shape, tokenizer.pad_token_id, np.int32)
@@ -99,7 +100,7 @@ def prepare(
     folder.save(teacher, path / f"teacher-{i}")
     # The first one's stand for all: reading costs what reading costs.
     if i == 0:
-      embeddings = sentence_encoder.encode_tokens(
+      embeddings = inference.encode_tokens(
         teacher.params, config, token_ids, pooling="cls"
       )
     embeddings.astype(np.float16).tofile(path / f"teacher-{i}.bin")

@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks import prepare
 from dcse_jax import losses
-from dcse_jax.hub.folder import Model
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.model import Model
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers import cache as teacher_cache

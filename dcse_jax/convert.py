@@ -13,10 +13,10 @@ import pathlib
 from absl import flags
 import numpy as np
 
-from dcse_jax.embed.index import unit_length
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.recipe import finished
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import digests as digests_lib

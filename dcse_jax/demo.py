@@ -19,9 +19,9 @@ import numpy as np
 
 from dcse_jax.data import synthetic
 from dcse_jax.data.text import read_text
-from dcse_jax.embed.index import is_finite
-from dcse_jax.embed.index import unit_length
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.model.vectors import is_finite
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError

@@ -20,7 +20,7 @@ import tqdm
 from dcse_jax.data import text
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
-from dcse_jax.hub import folder
+from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime import locks
@@ -83,7 +83,7 @@ def _encode(
   progress = path.with_name(f".{path.name}.part.json")
   # What the rows depend on.
   origin = {
-    "model": folder.identity(encoder.model),
+    "model": model_lib.identity(encoder.model),
     "text": lines.digest,
     "shape": list(shape),
     "normalize": encoder.model.normalize if normalize is None else normalize,

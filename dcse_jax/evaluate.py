@@ -19,13 +19,13 @@ from typing import Any
 from absl import flags
 import numpy as np
 
-from dcse_jax.embed.index import is_finite
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.eval import sts
 from dcse_jax.eval import tables
 from dcse_jax.eval import transfer
 from dcse_jax.hub import folder
 from dcse_jax.hub import modules
+from dcse_jax.model.vectors import is_finite
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import make_folder

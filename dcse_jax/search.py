@@ -12,6 +12,7 @@ from absl import flags
 import numpy as np
 
 from dcse_jax.data.lines import Lines
+from dcse_jax.data.lines import input_lines
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
@@ -83,7 +84,7 @@ def main() -> None:
     print("A query a line; an empty one ends.", flush=True)
   # As they are in a file, they may be processed; on a terminal they must not steer it.
   shown = command_line.printable if sys.stdout.isatty() else str
-  for query in _FLAGS.query or command_line.input_lines():
+  for query in _FLAGS.query or input_lines():
     query = query.rstrip("\r\n")
     if not query.strip():
       if asks:

@@ -11,6 +11,7 @@ from dcse_jax.data import synthetic
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import digests as digests_lib
 
@@ -36,7 +37,7 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
     | shape
   )
   params = encoder_lib.init_params(config, jax.random.key(seed))
-  return folder.Model(
+  return model_lib.Model(
     config=config,
     params=jax.device_get(params),
     tokenizer=tokenizer,
@@ -95,7 +96,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
   return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
 
 
-def language_model_loss(model: folder.Model) -> Objective:
+def language_model_loss(model: model_lib.Model) -> Objective:
   """The objective of pretraining a model."""
   return Objective(
     losses.parse("masked_language_model"),

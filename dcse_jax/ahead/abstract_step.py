@@ -18,6 +18,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import text
 from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.objective import objective
 from dcse_jax.recipe import inputs
 from dcse_jax.recipe import round as round_lib
@@ -47,7 +48,7 @@ class AbstractStep:
   step_fn: Any
   arguments: tuple[Any, ...]
   num_columns: int
-  start: folder.Model
+  start: model_lib.Model
   stacks: tuple[stacks_lib.TeacherStack | stacks_lib.CachedTeachers, ...]
   num_models: int
 
@@ -149,8 +150,8 @@ def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
   )
 
 
-def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> folder.Model:
-  return folder.Model(
+def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
+  return model_lib.Model(
     config=shape,
     params=encoder_lib.abstract_params(shape),
     tokenizer=_TOKENIZER,
@@ -160,7 +161,7 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> folder.Model:
   )
 
 
-def _start(config: config_lib.ConfigDict) -> folder.Model:
+def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
     shape = inputs.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
@@ -175,7 +176,7 @@ def _start(config: config_lib.ConfigDict) -> folder.Model:
   return _model(dataclasses.replace(shape, num_layers=num_layers), pooling)
 
 
-def _teachers(config, round_config, start) -> list[tuple[folder.Model, float]]:
+def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]]:
   """Every teacher of a round, and its weight."""
   earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
   teachers = []
@@ -191,7 +192,7 @@ def _teachers(config, round_config, start) -> list[tuple[folder.Model, float]]:
   return teachers
 
 
-def _cached(config, members: Sequence[tuple[folder.Model, float]]):
+def _cached(config, members: Sequence[tuple[model_lib.Model, float]]):
   widths = tuple(model.pooled_size for model, _ in members)
   total = sum(weight for _, weight in members)
   weights = tuple(weight / total for _, weight in members)
@@ -201,7 +202,7 @@ def _cached(config, members: Sequence[tuple[folder.Model, float]]):
   return (stack,), ((),), {"teacher_embeddings": embeddings}
 
 
-def _online(config, members: Sequence[tuple[folder.Model, float]], start):
+def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
   # Vocabularies of other sizes are other tokenizers'.
   own = {
     model.config.vocab_size: None

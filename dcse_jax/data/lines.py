@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 import hashlib
+import itertools
+import sys
 
 import numpy as np
 
@@ -82,3 +84,24 @@ class Lines(Sequence):
           raise text.not_utf8(self._source, number + 1, error) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")
+
+
+def input_lines() -> Iterator[str]:
+  """Yields the lines of standard input as they come.
+
+  Raises:
+    UserError: one is not UTF-8, or it cannot be read.
+  """
+  lines = iter(sys.stdin.buffer if sys.stdin else ())
+  for number in itertools.count(1):
+    try:
+      content = next(lines, b"")
+    except OSError as error:
+      raise UserError(f"cannot read standard input ({error.strerror})") from error
+    if not content:
+      return
+    try:
+      line = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise text.not_utf8("standard input", number, error) from error
+    yield line.removeprefix("\ufeff") if number == 1 else line

@@ -1,160 +1,27 @@
 """From sentences to embeddings, in batches of like length."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import dataclasses
-import functools
 import itertools
 import logging
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 import tqdm
 
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
-from dcse_jax.embed.index import unit_length
 from dcse_jax.hub import folder
-from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.packing import Packing
-from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.model.inference import encode_tokens
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Lengths are rounded up to these, so that few shapes are ever compiled.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 # Sentences tokenised and sorted at a time: enough that batches are of like length,
 # few enough that a stream of any length takes little memory.
 _CHUNK = 16_384
-
-
-@functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype", "packing"))
-def _encode(params, input_ids, attention_mask, *, config, pooling, dtype, packing):
-  return encoder_lib.encode(
-    params,
-    config,
-    input_ids,
-    attention_mask,
-    pooling=pooling,
-    dtype=dtype,
-    packing=packing,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-  """Of a device's part of a batch.
-
-  Attributes:
-    rows: sentences at most.
-    length: tokens of the longest, rounded up.
-    tokens: of all its sentences at most.
-  """
-
-  rows: int
-  length: int
-  tokens: int
-
-
-def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """For sentences of like length, the longest first, about so many rows.
-
-  One shape serves all lengths between two of `_LENGTHS`: there are as many tokens in
-  fewer long sentences or in more short ones, and no padding but in attention.
-  """
-  rounded = -(-longest // _LENGTHS[-1]) * _LENGTHS[-1]
-  length = min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
-  shorter = max((n for n in _LENGTHS if n < length), default=2)
-  tokens = max(rows * (shorter + length) // 2, length)
-  return _Shape(max(tokens // (shorter + 1), 1), length, tokens)
-
-
-def _padded_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """For a few sentences of any length."""
-  length = _packed_shape(longest, rows, limit).length
-  return _Shape(rows, length, rows * length)
-
-
-def encode_tokens(
-  params: encoder_lib.Params,
-  config: encoder_lib.EncoderConfig,
-  token_ids: Sequence[Sequence[int]],
-  *,
-  pooling: str,
-  batch_size: int = 64,
-  dtype: Any = jnp.float32,
-  mesh: Mesh | None = None,
-) -> np.ndarray:
-  """Embeddings of tokenised sentences, without dropout or projection.
-
-  Args:
-    params: the encoder's parameters.
-    config: their shape.
-    token_ids: of each sentence, special tokens included.
-    pooling: as `encoder.encode` takes it.
-    batch_size: sentences in a compiled batch, more or less: as many tokens as so
-      many sentences of like length have.
-    dtype: of the matrix products.
-    mesh: divides each batch among its devices, all of this host; the parameters
-      are on each. None leaves the arrays to jax.
-
-  Returns:
-    [n, D] float32, in the order given.
-  """
-  groups = 1 if mesh is None else mesh.size
-  put = tuple
-  if mesh is not None:
-    put = functools.partial(jax.device_put, device=mesh_lib.over_batch(mesh))
-  make_shape, rows = _packed_shape, -(-batch_size // groups)
-  if len(token_ids) <= batch_size:
-    # A few sentences need not be computed as many.
-    few = -(-len(token_ids) // groups)
-    make_shape, rows = _padded_shape, 1 << max(few - 1, 0).bit_length()
-  width = encoder_lib.embedding_size(config, pooling)
-  embeddings = np.zeros((len(token_ids), width), np.float32)
-  lengths = np.asarray([len(ids) for ids in token_ids])
-  # Longest first, so that too large a batch fails at once.
-  order = np.argsort(-lengths, kind="stable")
-  done, waiting = 0, []
-
-  def fetch():
-    rows, places, out = waiting.pop(0)
-    embeddings[rows] = np.asarray(out)[places]
-
-  while done < len(order):
-    shape = make_shape(int(lengths[order[done]]), rows, config.max_tokens)
-    input_ids = np.full(
-      (groups * shape.rows, shape.length), config.pad_token_id, np.int32
-    )
-    mask = np.zeros(input_ids.shape, bool)
-    first, places = done, []
-    for group in range(groups):
-      fits = np.cumsum(lengths[order[done : done + shape.rows]]) <= shape.tokens
-      for i in range(int(fits.sum())):
-        place, ids = group * shape.rows + i, token_ids[order[done]]
-        input_ids[place, : len(ids)] = ids
-        mask[place, : len(ids)] = True
-        places.append(place)
-        done += 1
-    out = _encode(
-      params,
-      *put((input_ids, mask)),
-      config=config,
-      pooling=pooling,
-      dtype=dtype,
-      packing=Packing(shape.tokens, groups),
-    )
-    waiting.append((order[first:done], places, out))
-    # Fetched one batch late: the device never waits for the host.
-    if len(waiting) > 1:
-      fetch()
-  while waiting:
-    fetch()
-  return embeddings
 
 
 class SentenceEncoder:

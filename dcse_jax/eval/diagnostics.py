@@ -15,7 +15,7 @@ import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax import losses
-from dcse_jax.embed.index import unit_length
+from dcse_jax.model.vectors import unit_length
 
 # The paper correlates the twelve sentences that a teacher finds most alike.
 _TOP = 12

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
-from dcse_jax.hub import folder
+from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
@@ -65,7 +65,7 @@ class MtebEncoder:
     self.mteb_model_meta = ModelMeta(
       loader=None,
       name=name if "/" in name else f"local/{name}",
-      revision=folder.identity(model),
+      revision=model_lib.identity(model),
       release_date=None,
       languages=None,
       n_parameters=numel,

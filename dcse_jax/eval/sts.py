@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
-from dcse_jax.embed.index import unit_length
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import user_path
 

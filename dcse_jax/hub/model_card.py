@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 
 from dcse_jax import losses
-from dcse_jax.hub import folder
+from dcse_jax.model import model as model_lib
 
 # Fields that say where a model came from; others are settings of the training.
 _ORIGIN = ("model", "text", "columns", "start", "teachers")
@@ -36,7 +36,7 @@ class Training:
   step: int | None = None
 
 
-def make_card(model: folder.Model, name: str, training: Training | None) -> str:
+def make_card(model: model_lib.Model, name: str, training: Training | None) -> str:
   """The text of a model card.
 
   Args:
@@ -102,7 +102,7 @@ print(model.similarity(embeddings, embeddings))
   return "\n\n".join(parts) + "\n"
 
 
-def _pooling(model: folder.Model) -> str:
+def _pooling(model: model_lib.Model) -> str:
   kinds = {
     "cls": "the first token's last state",
     "cls_before_pooler": "the first token's last state",

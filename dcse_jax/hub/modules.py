@@ -4,7 +4,7 @@ A setting that may change embeddings is read, or refused by its name: see
 `huggingface.check_settings`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -15,6 +15,8 @@ import numpy as np
 
 from dcse_jax.hub import huggingface
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.head import Head
+from dcse_jax.model.model import SIMILARITIES
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
@@ -54,52 +56,7 @@ _POOLING_MODES = {
 # Flags that the first releases knew; the others are written only where they are set.
 _FIRST_FLAGS = ("cls", "max", "mean", "mean_sqrt_len")
 
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-
 _EMBEDDING = "sentence_embedding"
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-  """A dense layer after the pooling: sentence-transformers' Dense, SimCSE's mlp.
-
-  Attributes:
-    kernel: [D, D_out] float32.
-    bias: [D_out] float32.
-    activation: a key of `ACTIVATIONS`.
-    then: the dense layer that follows, if any.
-  """
-
-  ACTIVATIONS = {
-    "Tanh": np.tanh,
-    "Identity": lambda x: x,
-    "ReLU": lambda x: np.maximum(x, 0),
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-  }
-
-  kernel: np.ndarray
-  bias: np.ndarray
-  activation: str = "Tanh"
-  then: "Head | None" = None
-
-  def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n, D] to [n, D_out] of the last layer."""
-    for layer in self.layers():
-      activate = self.ACTIVATIONS[layer.activation]
-      embeddings = activate(embeddings @ layer.kernel + layer.bias)
-    return embeddings
-
-  def layers(self) -> Iterator["Head"]:
-    """Yields this layer and those that follow."""
-    layer = self
-    while layer is not None:
-      yield layer
-      layer = layer.then
-
-  @property
-  def size(self) -> int:
-    """Numbers in what the last layer gives."""
-    return [len(layer.bias) for layer in self.layers()][-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +71,7 @@ class Modules:
     lower_case: whether text is lower-cased even if the tokenizer does not.
     prompts: texts to put before a sentence, by name.
     default_prompt: the name of the one that is put there; None for none.
-    similarity: one of `SIMILARITIES`.
+    similarity: one of `model.SIMILARITIES`.
     truncate_dim: leading numbers of an embedding that are kept; None keeps all.
   """
 

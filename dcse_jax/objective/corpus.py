@@ -21,7 +21,7 @@ import scipy  # Its parts load at first use.
 
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.embed.index import ExactIndex
-from dcse_jax.embed.index import unit_length
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
 

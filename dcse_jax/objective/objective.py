@@ -51,10 +51,10 @@ import numpy as np
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
-from dcse_jax.hub.folder import Model
 from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError

@@ -8,6 +8,8 @@ from typing import Any
 
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import Training
+from dcse_jax.model import head as head_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import read_json
 from dcse_jax.train import checkpoint
@@ -75,7 +77,7 @@ def _seeds(round_folder: pathlib.Path) -> list[int]:
 
 def load(
   seed_folder: pathlib.Path, step: int | None = None, *, keep_head: bool = False
-) -> tuple[folder.Model, Training]:
+) -> tuple[model_lib.Model, Training]:
   """Loads a model of a run, finished or under way.
 
   Args:
@@ -100,7 +102,7 @@ def load(
     model = dataclasses.replace(model, config=shape, params=params["encoder"])
   # A finished model has what its config keeps already.
   if keep_head or (config.get("keep_head") and not is_finished):
-    if (head := folder.projection_head(params)) is None:
+    if (head := head_lib.projection_head(params)) is None:
       raise UserError(
         f"{seed_folder} was trained without a projection (config.pooling is not "
         '"cls"): leave out --keep_head'

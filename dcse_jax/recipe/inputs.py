@@ -19,6 +19,7 @@ from dcse_jax.eval import sts
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
@@ -135,7 +136,7 @@ class Inputs:
     _log.info("%s", about)
     return text
 
-  def _load_start(self) -> folder.Model:
+  def _load_start(self) -> model_lib.Model:
     config = self._config
     model = folder.load(
       config.model,
@@ -151,7 +152,7 @@ class Inputs:
       _log.info("%s: pooling %r, its own", config.model, model.pooling)
     return model
 
-  def _new_model(self) -> folder.Model:
+  def _new_model(self) -> model_lib.Model:
     """A random encoder with a tokenizer trained on the text."""
     config = self._config
     text = self._text(config.text, tuple(config.columns))
@@ -177,7 +178,7 @@ class Inputs:
       config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
     )
     params = encoder_lib.init_params(shape, jax.random.key(config.seed))
-    return folder.Model(
+    return model_lib.Model(
       config=shape,
       params=jax.device_get(params),
       tokenizer=tokenizer,
@@ -243,7 +244,7 @@ class Inputs:
     return "masked_logits" in losses.taken(config_lib.terms(self._rounds[start]))
 
   @_once
-  def outside(self, name: str) -> folder.Model:
+  def outside(self, name: str) -> model_lib.Model:
     """A teacher that no round trains: a folder or hub id."""
     model = folder.load(name, default_pooling=self._config.pooling)
     _log.info("teacher %s: pooling %r", name, model.pooling)
@@ -273,14 +274,14 @@ class Inputs:
       _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
       self.teacher_tokens(teacher, round_config)
 
-  def _reads_what_the_student_does(self, teacher: folder.Model) -> bool:
+  def _reads_what_the_student_does(self, teacher: model_lib.Model) -> bool:
     ours, theirs = self.start, teacher
     if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
       return False
-    return folder.text_state(ours) == folder.text_state(theirs)
+    return model_lib.text_state(ours) == model_lib.text_state(theirs)
 
   def teacher_tokens(
-    self, teacher: folder.Model, round_config: config_lib.ConfigDict
+    self, teacher: model_lib.Model, round_config: config_lib.ConfigDict
   ) -> tokens_lib.TokenCache:
     """What a teacher reads: the round's tokens, or the same rows by its tokenizer.
 
@@ -367,7 +368,7 @@ class Inputs:
       self._workdir / "cache",
       columns,
       tokenize=functools.partial(model.tokenize, max_length=max_length),
-      tokenizer_state=folder.text_state(model),
+      tokenizer_state=model_lib.text_state(model),
       max_length=max_length,
       pad_token_id=model.config.pad_token_id,
       vocab_size=model.config.vocab_size,

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcse_jax.embed.sentence_encoder import encode_tokens
 from dcse_jax.eval import diagnostics
 from dcse_jax.eval import sts
-from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.model.inference import encode_tokens
 
 # Sentences of a probe, in as many whole batches as they fill.
 _PROBE_SENTENCES = 512
@@ -33,7 +33,7 @@ class Probe:
   batch_size: int
   max_length: int
 
-  def embed(self, model: folder.Model, split: str) -> np.ndarray:
+  def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
     """Embeddings by a model, [n, B, D]."""
     # As when it teaches: a teacher may take fewer tokens than the student.
     max_length = min(self.max_length, model.config.max_tokens)
@@ -44,7 +44,7 @@ class Probe:
     """[n * B, D] to [n, B, D]."""
     return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
 
-  def histograms(self, model: folder.Model) -> dict[str, Any]:
+  def histograms(self, model: model_lib.Model) -> dict[str, Any]:
     """`diagnostics.histograms` of a model."""
     held_out = self.embed(model, "held_out") if self.held_out else None
     return diagnostics.histograms(self.embed(model, "train"), held_out)
@@ -64,7 +64,7 @@ def dev_sentences(sets: dict[str, sts.StsSet], names: Sequence[str]) -> list[str
 
 
 def embedder(
-  model: folder.Model,
+  model: model_lib.Model,
   sentences: Sequence[str],
   max_length: int,
   *,
@@ -105,7 +105,7 @@ class Scorer:
 
   def __init__(
     self,
-    model: folder.Model,
+    model: model_lib.Model,
     sets: dict[str, sts.StsSet],
     *,
     projected: bool = False,
@@ -151,7 +151,7 @@ class Distillation:
 
   def __init__(
     self,
-    student: folder.Model,
+    student: model_lib.Model,
     probe: Probe,
     targets: dict[str, np.ndarray],
     **settings: Any,

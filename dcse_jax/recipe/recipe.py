@@ -22,6 +22,7 @@ from dcse_jax.eval import sts
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import round as round_lib
@@ -156,8 +157,8 @@ class Recipe:
     """Of the models that come from elsewhere, by name; the start's is empty."""
     members = (itertools.chain(*self._members(c)) for c in self.rounds.values())
     names = {m for m in itertools.chain(*members) if isinstance(m, str)}
-    digests = {name: folder.digest(self.inputs.outside(name)) for name in names}
-    return {**digests, "": folder.digest(self.inputs.start)}
+    digests = {name: model_lib.digest(self.inputs.outside(name)) for name in names}
+    return {**digests, "": model_lib.digest(self.inputs.start)}
 
   def _content(self, config: config_lib.ConfigDict, digests) -> dict[str, Any]:
     """Digests of what a round reads, so that it may lie elsewhere, JSON."""

@@ -19,10 +19,12 @@ import optax
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.data import batches as batches_lib
-from dcse_jax.embed.sentence_encoder import encode_tokens
 from dcse_jax.eval import diagnostics
 from dcse_jax.hub import folder as folder_lib
+from dcse_jax.model import head as head_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.model import packing
+from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
 from dcse_jax.objective import objective
 from dcse_jax.recipe import inputs as inputs_lib
@@ -108,7 +110,7 @@ class Round:
     workdir: workdir_lib.Workdir,
     seeds: Sequence[int],
     inputs: inputs_lib.Inputs,
-    start: folder_lib.Model,
+    start: model_lib.Model,
     teachers: Sequence[teaching_lib.Teacher],
     mesh: Mesh,
   ):
@@ -167,7 +169,7 @@ class Round:
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params))
 
-  def _prune(self, seed: int) -> folder_lib.Model:
+  def _prune(self, seed: int) -> model_lib.Model:
     """The start without the weights that do least on a seed's first batches."""
     batches = itertools.islice(self._batches(seed), _PRUNING_BATCHES)
     # A new projection is random, and would say which weights it likes.
@@ -413,7 +415,7 @@ class Round:
       self._start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=folder_lib.projection_head(params) if self._config.keep_head else None,
+      head=head_lib.projection_head(params) if self._config.keep_head else None,
     )
     if processes.is_first():
       write_json(path / "diagnostics.json", self._probes[seed].histograms(model))

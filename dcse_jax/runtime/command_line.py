@@ -1,12 +1,11 @@
 """How every command starts and how it ends: bad input with one line and status 2."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import errno
 import functools
 import io
-import itertools
 import logging
 import os
 import pathlib
@@ -21,7 +20,6 @@ from absl import flags
 import absl.logging
 from ml_collections import config_flags
 
-from dcse_jax.data import text
 from dcse_jax.runtime import memory
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
@@ -118,27 +116,6 @@ def _is_closed(number: int) -> bool:
   except OSError:
     return True
   return False
-
-
-def input_lines() -> Iterator[str]:
-  """Yields the lines of standard input as they come.
-
-  Raises:
-    UserError: one is not UTF-8, or it cannot be read.
-  """
-  lines = iter(sys.stdin.buffer if sys.stdin else ())
-  for number in itertools.count(1):
-    try:
-      content = next(lines, b"")
-    except OSError as error:
-      raise UserError(f"cannot read standard input ({error.strerror})") from error
-    if not content:
-      return
-    try:
-      line = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise text.not_utf8("standard input", number, error) from error
-    yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _without_repr(message: str) -> str:

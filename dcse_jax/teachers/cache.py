@@ -24,9 +24,9 @@ import numpy as np
 import tqdm
 
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.embed.index import unit_length
-from dcse_jax.embed.sentence_encoder import encode_tokens
-from dcse_jax.hub import folder as folder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.model.inference import encode_tokens
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import files
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
@@ -61,7 +61,7 @@ class TeacherEmbeddings:
     return {"teacher_embeddings": np.concatenate(parts, axis=1)}
 
 
-def teacher_key(model: folder_lib.Model, tokens: TokenCache, *facts: str) -> str:
+def teacher_key(model: model_lib.Model, tokens: TokenCache, *facts: str) -> str:
   """A name for a teacher's embeddings of a corpus.
 
   Args:
@@ -70,7 +70,7 @@ def teacher_key(model: folder_lib.Model, tokens: TokenCache, *facts: str) -> str
       sentences, the tokenizer and max_length.
     *facts: what else they depend on.
   """
-  about = [_LAYOUT, tokens.key, folder_lib.digest(model), *facts]
+  about = [_LAYOUT, tokens.key, model_lib.digest(model), *facts]
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
@@ -115,7 +115,7 @@ def check_disk(folder: pathlib.Path, need: int, what: str) -> None:
 
 def build_teacher_cache(
   folder: pathlib.Path,
-  model: folder_lib.Model,
+  model: model_lib.Model,
   tokens: TokenCache,
   *,
   name: str,

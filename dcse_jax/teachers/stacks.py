@@ -15,9 +15,9 @@ import numpy as np
 
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.hub.folder import Model
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import backend
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dcse_jax.data.batches import Source
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.hub.folder import Model
+from dcse_jax.model.model import Model
 from dcse_jax.teachers import cache as teacher_cache
 from dcse_jax.teachers import stacks as stacks_lib
 

@@ -14,8 +14,8 @@ import jax
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
-from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.objective import objective
 from dcse_jax.teachers import stacks as stacks_lib
 
@@ -105,7 +105,7 @@ def encoder_flops(
 
 def step_flops(
   config: config_lib.ConfigDict,
-  start: folder.Model,
+  start: model_lib.Model,
   stacks: Sequence[stacks_lib.TeacherStack | stacks_lib.CachedTeachers] = (),
   *,
   columns: int = 1,

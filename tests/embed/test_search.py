@@ -14,7 +14,7 @@ from dcse_jax.data.lines import Lines
 from dcse_jax.embed import sentence_encoder
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
-from dcse_jax.embed.index import unit_length
+from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests import processes

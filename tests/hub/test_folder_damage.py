@@ -16,6 +16,8 @@ import safetensors.numpy
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.hub import folder
+from dcse_jax.model import model as model_lib
+from dcse_jax.model.head import Head
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -23,7 +25,7 @@ from tests import models
 
 def whole_model():
   """One of all that a folder can hold: two poolings' files, a head, unit length."""
-  head = folder.Head(np.eye(16, 8, dtype=np.float32), np.zeros(8, np.float32))
+  head = Head(np.eye(16, 8, dtype=np.float32), np.zeros(8, np.float32))
   model = models.tiny_model(pooling="mean_top2")
   return dataclasses.replace(model, head=head, normalize=True)
 
@@ -101,7 +103,7 @@ def test_a_damaged_folder_without_digests_loads_or_says_so_in_a_line(
       path.write_bytes(change)
       try:
         model = folder.load(str(tmp_path / "m"))
-        folder.tokenize(model.tokenizer, models.SENTENCES[:5], model.max_length)
+        model_lib.tokenize(model.tokenizer, models.SENTENCES[:5], model.max_length)
         loaded += 1
       except UserError as error:
         assert "\n" not in str(error)

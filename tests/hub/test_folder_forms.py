@@ -17,6 +17,8 @@ from dcse_jax import SentenceEncoder
 from dcse_jax import convert
 from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.model.head import Head
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import workdir
 from dcse_jax.runtime.errors import UserError
@@ -144,7 +146,7 @@ CARD, LENGTH = "config_sentence_transformers.json", "sentence_bert_config.json"
 def dense(rows, columns, **fields):
   rng = np.random.default_rng(rows)
   kernel, bias = rng.normal(size=(rows, columns)), rng.normal(size=columns)
-  return folder.Head(kernel.astype(np.float32), bias.astype(np.float32), **fields)
+  return Head(kernel.astype(np.float32), bias.astype(np.float32), **fields)
 
 
 TWO_DENSE = {
@@ -244,7 +246,7 @@ def test_a_form_is_read_as_sentence_transformers_reads_it_and_written_so(
     theirs(tmp_path / "again").encode(TEXTS), expected, atol=1e-5
   )
   again = folder.load(str(tmp_path / "again"))
-  assert folder.identity(again) == folder.identity(encoder.model)
+  assert model_lib.identity(again) == model_lib.identity(encoder.model)
 
 
 @pytest.mark.parametrize("message", REFUSED)
@@ -332,7 +334,7 @@ def test_a_text_of_any_length_has_the_tokens_that_it_has_in_whole():
   ]
   for length in (3, 32, 500):
     whole = tokenizer(sentences, truncation=True, max_length=length)["input_ids"]
-    assert folder.tokenize(tokenizer, sentences, length) == whole
+    assert model_lib.tokenize(tokenizer, sentences, length) == whole
 
 
 def test_a_prompt_stands_in_training_in_evaluation_and_in_the_export(files):
@@ -343,7 +345,7 @@ def test_a_prompt_stands_in_training_in_evaluation_and_in_the_export(files):
   recipe = recipe_lib.Recipe(config, workdir.Workdir(str(files / "run")))
   plain = folder.load(str(files / "start"))
   tokens = recipe.inputs.tokens(recipe.rounds["simcse"])
-  expected = folder.tokenize(
+  expected = model_lib.tokenize(
     plain.tokenizer,
     ["the query: " + recipe.inputs.sentences(config, [0])[0]],
     config.max_length,

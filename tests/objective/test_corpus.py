@@ -16,6 +16,7 @@ from dcse_jax.data.switch_case import switch_case
 from dcse_jax.hub import folder
 from dcse_jax.hub import huggingface
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.objective import corpus as corpus_lib
 from dcse_jax.objective.objective import Objective
 from dcse_jax.recipe import recipe as recipe_lib
@@ -338,7 +339,7 @@ def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
   tokens = tokens_lib.build_token_cache(
     tmp_path / "cache",
     [models.SENTENCES[:9]],
-    tokenize=lambda s: folder.tokenize(models.tiny_model().tokenizer, s, 12),
+    tokenize=lambda s: model_lib.tokenize(models.tiny_model().tokenizer, s, 12),
     tokenizer_state="",
     max_length=12,
     pad_token_id=0,

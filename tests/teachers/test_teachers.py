@@ -19,6 +19,7 @@ from dcse_jax.eval import diagnostics
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
 from dcse_jax.recipe import monitor
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import workdir
@@ -52,8 +53,8 @@ def make_tokens(path, model, max_length=16, **kwargs):
   return tokens_lib.build_token_cache(
     path,
     [models.SENTENCES[:100]],
-    tokenize=lambda s: folder.tokenize(model.tokenizer, s, max_length),
-    tokenizer_state=folder.tokenizer_state(model.tokenizer),
+    tokenize=lambda s: model_lib.tokenize(model.tokenizer, s, max_length),
+    tokenizer_state=model_lib.tokenizer_state(model.tokenizer),
     max_length=max_length,
     pad_token_id=model.config.pad_token_id,
     vocab_size=model.config.vocab_size,
@@ -148,7 +149,7 @@ def test_unlike_teachers_average_what_each_says_of_the_sentence_itself(tmp_path)
       else tokens_lib.build_token_cache(
         tmp_path,
         [sentences],
-        tokenize=lambda s: folder.tokenize(unlike[2].tokenizer, s, 16),
+        tokenize=lambda s: model_lib.tokenize(unlike[2].tokenizer, s, 16),
         tokenizer_state="other",
         max_length=16,
         pad_token_id=0,
@@ -430,7 +431,7 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   theirs = recipe.inputs.teacher_tokens(teacher, student)
   assert len(ours) == len(theirs) == 40
   # And no more of them than the teacher takes.
-  expected = folder.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
+  expected = model_lib.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
   assert [ids.tolist() for ids in theirs.sentences(0, 40)] == expected
   recipe.run()
 

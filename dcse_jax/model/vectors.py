@@ -1,0 +1,27 @@
+"""Arithmetic of embeddings on the host."""
+
+import numpy as np
+
+
+def unit_length(embeddings: np.ndarray) -> np.ndarray:
+  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros.
+
+  No finite row is too long or too short for this, and any other becomes NaN. Types
+  below float32 become float32.
+  """
+  embeddings = np.asarray(embeddings)
+  embeddings = embeddings.astype(np.promote_types(embeddings.dtype, np.float32))
+  largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)
+  # A power of two brings the largest number near 1 and rounds none, so that no square
+  # overflows or vanishes.
+  limit = np.finfo(embeddings.dtype).maxexp - 2
+  exponent = np.clip(np.frexp(largest)[1], -limit, limit)
+  embeddings = embeddings * np.ldexp(np.ones_like(largest), -exponent)
+  norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  with np.errstate(invalid="ignore"):
+    return embeddings / np.where(norms == 0, 1, norms)
+
+
+def is_finite(embeddings: np.ndarray) -> np.ndarray:
+  """Whether each row of embeddings [n, D] holds finite numbers alone, [n] bools."""
+  return np.isfinite(embeddings).all(axis=1)
