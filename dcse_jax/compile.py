@@ -161,15 +161,7 @@ def _cost(compiled, step, config, devices) -> dict[str, Any]:
   chip = flops.DEVICES[devices[0].device_kind]
   program = hlo.Program(compiled.as_text(), len(devices))
   collectives = program.collectives()
-  model_flops = step.num_models * flops.step_flops(
-    config,
-    step.start,
-    step.stacks,
-    columns=step.num_columns,
-    length=config.max_length,
-    squared_length=config.max_length**2,
-  )
-  model_flops /= len(devices)
+  model_flops = step.flops / len(devices)
   seconds = {
     "compute": model_flops / chip.peak(config.dtype),
     "memory": program.memory_bytes() / chip.memory_rate,

@@ -17,6 +17,7 @@ from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import Weighted
 from dcse_jax.model.encoder import POOLINGS
+from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 
 ConfigDict = ml_collections.ConfigDict
@@ -482,10 +483,10 @@ def _check_terms(name: str, config: ConfigDict) -> None:
     term, where = each.term.name, f"in round {name}"
     takes.update(each.term.takes)
     needs = {name.removeprefix("all_") for name in each.term.needs}
-    if unknown := [n for n in each.term.takes if n not in losses.OFFERED]:
+    if unknown := [n for n in each.term.takes if n not in OFFERED]:
       raise UserError(
         f"{term} asks for {', '.join(unknown)}, which no step offers: it may ask for "
-        + ", ".join(losses.OFFERED)
+        + ", ".join(OFFERED)
       )
     if complaint := each.term.complaint(each.settings, config.batch_size):
       raise UserError(f"{term}.{complaint} ({where})")

@@ -19,7 +19,8 @@ from dcse_jax.data import text
 from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
-from dcse_jax.objective import objective
+from dcse_jax.objective.inputs import Size
+from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs
 from dcse_jax.recipe import round as round_lib
 from dcse_jax.runtime import mesh as mesh_lib
@@ -40,7 +41,7 @@ class AbstractStep:
     step_fn: as `loop.Trainer.step_fn`.
     arguments: of step_fn, shapes with shardings.
     num_columns: of the text.
-    start: the model that training starts from; its parameters are shapes.
+    flops: of one call, on all devices together, with padding.
     stacks: the teachers.
     num_models: trained together by one call.
   """
@@ -48,7 +49,7 @@ class AbstractStep:
   step_fn: Any
   arguments: tuple[Any, ...]
   num_columns: int
-  start: model_lib.Model
+  flops: float
   stacks: tuple[stacks_lib.TeacherStack | stacks_lib.CachedTeachers, ...]
   num_models: int
 
@@ -80,12 +81,12 @@ def make_abstract_step(
     stacks, teacher_params, teacher_batch = _online(round_config, members, start)
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
-  loss_fn = objective.make_objective(round_config, start, stacks, groups=mesh.size)
+  loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
   tx, schedule = round_lib.make_optimizer(round_config)
   rng = jax.random.key(0)
   params = jax.tree.map(_shape, loss_fn.init_params(start.params, rng))
   state = jax.eval_shape(
-    lambda p: step_lib.init_state(p, tx, rng, loss_fn.init_memory()), params
+    lambda p: step_lib.init_state(p, tx, rng, loss_fn.init_carry()), params
   )
   columns = text.num_columns(round_config.text, round_config.columns)
   columns = max(columns, 2 * bool(round_config.switch_case))
@@ -95,10 +96,17 @@ def make_abstract_step(
     "attention_mask": jax.ShapeDtypeStruct(ids, bool),
     "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
     **teacher_batch,
-    **_of_corpus(loss_fn.corpus_settings, ids),
+    **loss_fn.abstract_batch(round_config.batch_size, round_config.max_length),
   }
+  size = Size(
+    batch=round_config.batch_size,
+    columns=columns,
+    length=round_config.max_length,
+    squared_length=round_config.max_length**2,
+    max_length=round_config.max_length,
+  )
   head = encoder_lib.abstract_params(start.config, encoder_lib.LanguageModelHead)
-  teacher_params = (*teacher_params, *loss_fn.frozen_params(start.params, head))
+  frozen = {"teachers": teacher_params, **loss_fn.frozen_params(start.params, head)}
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)
   over_batch = mesh_lib.over_batch(mesh, axis=0 if num_models == 1 else 1)
@@ -114,29 +122,13 @@ def make_abstract_step(
     arguments=(
       mesh_lib.abstract(state, mesh),
       jax.tree.map(lambda x: _shape(x, sharding=over_batch), batch),
-      mesh_lib.abstract(teacher_params, mesh),
+      mesh_lib.abstract(frozen, mesh),
     ),
     num_columns=columns,
-    start=start,
+    flops=num_models * loss_fn.flops(size),
     stacks=stacks,
     num_models=num_models,
   )
-
-
-def _of_corpus(settings, ids: tuple[int, int, int]) -> dict[str, Any]:
-  """What `corpus.Corpus` joins to a batch."""
-  size, _, length = ids
-  batch = {}
-  if "clusters" in settings:
-    shape = (size, len(settings["clusters"]["num_clusters"]))
-    batch["clusters"] = jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch["confidence"] = jax.ShapeDtypeStruct(shape, jnp.float32)
-  if "retrieved" in settings:
-    batch["sentence_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
-    batch["retrieved_id"] = jax.ShapeDtypeStruct((size,), jnp.int32)
-    batch["retrieved_input_ids"] = jax.ShapeDtypeStruct((size, length), jnp.int32)
-    batch["retrieved_mask"] = jax.ShapeDtypeStruct((size, length), bool)
-  return batch
 
 
 def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,6 @@ from dcse_jax.losses.distillation import join_teachers
 from dcse_jax.losses.distillation import similarity_divergence
 from dcse_jax.losses.language_model import masked_language_model
 from dcse_jax.losses.similarity import cosine_similarity
-from dcse_jax.losses.terms import OFFERED
 from dcse_jax.losses.terms import TERMS
 from dcse_jax.losses.terms import Term
 from dcse_jax.losses.terms import parse
@@ -24,7 +23,6 @@ for _module in pkgutil.iter_modules(__path__):
   importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = (
-  "OFFERED",
   "TERMS",
   "Term",
   "cosine_similarity",

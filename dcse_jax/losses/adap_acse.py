@@ -22,7 +22,7 @@ def adap_acse(
   all_positives: jax.Array,
   teacher: jax.Array,
   all_teacher: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   margin: float = 0.15,
@@ -44,7 +44,7 @@ def adap_acse(
     all_positives: embeddings of the second view, [B, D].
     teacher: of the anchors' sentences, [b, E].
     all_teacher: of the whole batch, [B, E].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     margin: m, in radians.
     similarity_threshold: of the teacher's cosines; 1 keeps every negative, as the
@@ -58,7 +58,7 @@ def adap_acse(
     with Adaptive Angular margin Contrastive Learning, 2024 (arXiv:2403.17486).
   """
   similarity = cosine_similarity(anchors, all_positives)
-  own, is_own = own_columns(similarity, own)
+  labels, is_own = own_columns(similarity, labels)
   alike = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
   shift = margin * (1 - jnp.clip(alike, 0.0, 1.0))
   sine = jnp.sqrt(jnp.maximum(1 - similarity**2, _SMALLEST_SQUARED_SINE))
@@ -66,4 +66,4 @@ def adap_acse(
   is_far = ~is_own & (similarity < math.cos(margin))
   logits = jnp.where(is_far, shifted, similarity) / temperature
   logits = jnp.where(~is_own & (alike > similarity_threshold), MASKED, logits)
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -15,7 +15,7 @@ def info_nce(
   anchors: jax.Array,
   all_positives: jax.Array,
   all_negatives: jax.Array | None = None,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   negative_weight: float = 0.0,
@@ -27,7 +27,7 @@ def info_nce(
     all_positives: embeddings of the second view, [B, D].
     all_negatives: embeddings of hard negatives, [B, D]; row i was mined for anchor
       i, and every row is a negative of every anchor.
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines; smaller is sharper.
     negative_weight: added to the logit of an anchor with its own hard negative;
       above 0 it counts e^negative_weight times.
@@ -39,18 +39,18 @@ def info_nce(
     Gao et al., SimCSE, 2021, Eq. 1 and Sec. 4 (arXiv:2104.08821).
   """
   logits = cosine_similarity(anchors, all_positives) / temperature
-  own, is_own = own_columns(logits, own)
+  labels, is_own = own_columns(logits, labels)
   if all_negatives is not None:
     hard = cosine_similarity(anchors, all_negatives) / temperature
     logits = jnp.concatenate([logits, hard + negative_weight * is_own], axis=1)
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 @term(margin=Range(0, 2))
 def focal_info_nce(
   anchors: jax.Array,
   all_positives: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   margin: float = 0.3,
@@ -65,7 +65,7 @@ def focal_info_nce(
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the re-weighted cosines.
     margin: the paper's m; a negative with s_ij + margin > 1 counts more than
       under InfoNCE, any other less.
@@ -79,6 +79,6 @@ def focal_info_nce(
     Focal-InfoNCE, 2023 (arXiv:2310.06918).
   """
   similarity = cosine_similarity(anchors, all_positives)
-  own, is_own = own_columns(similarity, own)
+  labels, is_own = own_columns(similarity, labels)
   logits = similarity * (similarity + jnp.where(is_own, 0.0, margin)) / temperature
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

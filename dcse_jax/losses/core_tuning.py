@@ -18,7 +18,7 @@ def core_tuning(
   anchors: jax.Array,
   all_positives: jax.Array,
   rng: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   alpha: float = 1.0,
@@ -38,7 +38,7 @@ def core_tuning(
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, v, [B, D].
     rng: a key; every row draws its own l from it, by its number.
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines. The paper's 0.07 is of images.
     alpha: of the Beta distribution; 1 draws l uniformly.
 
@@ -50,14 +50,16 @@ def core_tuning(
     via Contrast-Regularized Fine-Tuning, 2021 (arXiv:2102.06605).
   """
   similarity = cosine_similarity(anchors, all_positives)
-  own, is_own = own_columns(similarity, own)
+  labels, is_own = own_columns(similarity, labels)
   hardest = jnp.argmax(jnp.where(is_own, MASKED, similarity), axis=1)
-  share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(row_keys(rng, own))
+  share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(
+    row_keys(rng, labels)
+  )
   unit = normalize(all_positives)
-  mixed = share[:, None] * unit[own] + (1 - share[:, None]) * unit[hardest]
+  mixed = share[:, None] * unit[labels] + (1 - share[:, None]) * unit[hardest]
   to_mixed = pair_cosine(anchors, mixed)
   logits = jnp.concatenate([similarity, to_mixed[:, None]], axis=1) / temperature
   log_all = jax.nn.log_softmax(logits)
-  of_own = jnp.take_along_axis(log_all, own[:, None], axis=1)[:, 0]
+  of_own = jnp.take_along_axis(log_all, labels[:, None], axis=1)[:, 0]
   focal = lambda log_p: -(1 - jnp.exp(log_p)) * log_p
   return 0.5 * (focal(of_own) + focal(log_all[:, -1]))

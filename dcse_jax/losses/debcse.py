@@ -38,7 +38,7 @@ def debcse(
   all_input_ids: jax.Array,
   attention_mask: jax.Array,
   all_attention_mask: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   teacher: jax.Array | None = None,
   all_teacher: jax.Array | None = None,
   *,
@@ -68,7 +68,7 @@ def debcse(
     all_input_ids: of the whole batch, [B, S].
     attention_mask: which of the anchors' tokens are there, [b, S], boolean or 0/1.
     all_attention_mask: of the whole batch, [B, S].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     teacher: of the anchors' sentences, [b, E], if there are teachers: m_ij is then
       their cosine. Without, it is that of the two anchors, and m_ii that of an
       anchor and its positive.
@@ -84,7 +84,7 @@ def debcse(
     Embedding Learning in the Debiasing Perspective, 2023 (arXiv:2309.07396).
   """
   similarity = cosine_similarity(anchors, all_positives)
-  own, is_own = own_columns(similarity, own)
+  labels, is_own = own_columns(similarity, labels)
   if teacher is None:
     semantic = jnp.where(is_own, similarity, cosine_similarity(anchors, all_anchors))
   else:

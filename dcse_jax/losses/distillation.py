@@ -106,7 +106,7 @@ def distillation(
   teacher: jax.Array,
   all_teacher: jax.Array,
   rng: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   student_temperature: float = 0.025,
   teacher_temperature: float = 0.0125,
@@ -126,7 +126,7 @@ def distillation(
     teacher: of the same sentences, [b, E], as `join_teachers` gives them.
     all_teacher: the same of the whole batch, [B, E].
     rng: a key, for the shuffling.
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
     teacher_temperature: divides the teachers' averaged cosines.
     divergence: see `similarity_divergence`.
@@ -145,11 +145,11 @@ def distillation(
   rules = dict(probability=group_probability, size=group_size, top=group_top)
   rules = {name: value for name, value in rules.items() if value}
   if rules:
-    target = group_shuffle(target, rng, own, **rules)
+    target = group_shuffle(target, rng, labels, **rules)
   return similarity_divergence(
     cosine_similarity(anchors, all_anchors),
     target,
-    own,
+    labels,
     student_temperature=student_temperature,
     teacher_temperature=teacher_temperature,
     divergence=divergence,
@@ -159,7 +159,7 @@ def distillation(
 def similarity_divergence(
   student_similarity: jax.Array,
   teacher_similarity: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   student_temperature: float,
   teacher_temperature: float,
@@ -176,7 +176,7 @@ def similarity_divergence(
     student_similarity: raw cosines of b sentences of a batch with all of it,
       [b, B]; those with themselves are ignored.
     teacher_similarity: the same by the teacher. Its gradient is not stopped here.
-    own: which of the B columns is each row's own, [b]; by default the first b.
+    labels: which of the B columns is each row's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
     teacher_temperature: divides the teacher's cosines.
     divergence: "cross_entropy", "kl" or "js".
@@ -197,7 +197,7 @@ def similarity_divergence(
       f"student_similarity is {student_similarity.shape} and "
       f"teacher_similarity is {teacher_similarity.shape}: they must agree"
     )
-  _, is_own = own_columns(student_similarity, own)
+  _, is_own = own_columns(student_similarity, labels)
   log_p = jax.nn.log_softmax(
     _mask_own(student_similarity / student_temperature, is_own)
   )
@@ -234,7 +234,7 @@ def jensen_shannon(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 def group_shuffle(
   teacher_similarity: jax.Array,
   rng: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   probability: float | None = None,
   size: int | None = None,
@@ -261,7 +261,7 @@ def group_shuffle(
     teacher_similarity: raw cosines of b sentences of a batch with all of it,
       [b, B].
     rng: a key; every row draws its own permutation from it, by its number.
-    own: which of the B columns is each row's own, [b]; by default the first b.
+    labels: which of the B columns is each row's own, [b]; by default the first b.
     probability: the share of probability in a group, in (0, 1].
     size: values in a group, at least 1.
     top: how many of the first ranks to shuffle, or (start, end).
@@ -283,7 +283,7 @@ def group_shuffle(
   values = teacher_similarity.astype(jnp.float32)
   # A row's own is masked, so it sorts to the last rank, and its column is given a
   # last group of its own: it cannot mix with the others.
-  own, is_own = own_columns(values, own)
+  labels, is_own = own_columns(values, labels)
   masked = _mask_own(values, is_own)
   ranked = _sort_descending(masked)
   if probability is not None:
@@ -293,8 +293,8 @@ def group_shuffle(
   group = jnp.where(is_own, jnp.uint32(num_groups), group)
   # Columns in the order of their groups, at random within each, take the values
   # from the highest down: a group has as many columns as values.
-  take = _random_order(row_keys(rng, own), group, num_groups.bit_length())
-  of_own = jnp.take_along_axis(values, own[:, None], axis=1)
+  take = _random_order(row_keys(rng, labels), group, num_groups.bit_length())
+  of_own = jnp.take_along_axis(values, labels[:, None], axis=1)
   ranked = jnp.where(jnp.arange(columns) == columns - 1, of_own, ranked)
   row = jnp.arange(len(values))[:, None]
   return jnp.zeros_like(values).at[row, take].set(ranked, unique_indices=True)

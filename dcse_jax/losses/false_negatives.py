@@ -23,7 +23,7 @@ def incremental_false_negatives(
   confidence: jax.Array,
   all_confidence: jax.Array,
   progress: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   mode: str = "eliminate",
@@ -51,7 +51,7 @@ def incremental_false_negatives(
       [0, 1].
     all_confidence: the same of the whole batch, [B, G].
     progress: the share of the training that is done, in [0, 1].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     mode: "eliminate" or "attract".
     num_clusters: of each granularity.
@@ -66,7 +66,7 @@ def incremental_false_negatives(
   """
   del num_clusters, refresh_every  # The clustering reads them, in `corpus`.
   logits = cosine_similarity(anchors, all_positives) / temperature
-  _, is_own = own_columns(logits, own)
+  _, is_own = own_columns(logits, labels)
   is_sure = lambda x: x >= 1.0 - progress
   same = clusters[:, None] == all_clusters[None]
   same &= is_sure(confidence)[:, None] & is_sure(all_confidence)[None]

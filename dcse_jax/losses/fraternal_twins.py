@@ -20,7 +20,7 @@ def fraternal_twins(
   undropped: jax.Array,
   queue: jax.Array,
   is_queued: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   margin: float = 0.05,
@@ -46,7 +46,7 @@ def fraternal_twins(
     undropped: of the first view without dropout, [b, D].
     queue: of the second view in past batches, [Q, D]; no gradient.
     is_queued: which of these are there yet, [Q] boolean.
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     margin: by how much the identical twin is to be nearer, a difference of cosines.
     queue_size: Q.
@@ -59,11 +59,11 @@ def fraternal_twins(
     Contrastive Learning of Sentence Representations, 2023 (arXiv:2307.10932).
   """
   logits = cosine_similarity(anchors, all_positives) / temperature
-  own, _ = own_columns(logits, own)
+  labels, _ = own_columns(logits, labels)
   past = cosine_similarity(anchors, jax.lax.stop_gradient(queue)) / temperature
   past = jnp.where(is_queued, past, MASKED)
   contrast = optax.losses.softmax_cross_entropy_with_integer_labels(
-    jnp.concatenate([logits, past], axis=1), own
+    jnp.concatenate([logits, past], axis=1), labels
   )
   kept = pair_cosine(anchors, undropped) - pair_cosine(anchors, positives)
   return contrast + jax.nn.relu(margin - kept) / temperature

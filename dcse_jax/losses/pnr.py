@@ -26,7 +26,7 @@ def pnr(
   predictions: jax.Array,
   all_positives: jax.Array,
   all_teacher: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
 ) -> jax.Array:
@@ -51,7 +51,7 @@ def pnr(
     predictions: the predictor's of these, [b, D].
     all_positives: embeddings of the second view, [B, D].
     all_teacher: of every sentence, [B, E], E = D times the number of teachers.
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines. The paper's 0.2 is of images.
 
   Returns:
@@ -73,7 +73,7 @@ def pnr(
     return product / temperature
 
   def cross_entropy(logits, pseudo):
-    columns, is_own = own_columns(logits, own)
+    columns, is_own = own_columns(logits, labels)
     pseudo = jnp.where(is_own, MASKED, pseudo)
     every = jnp.concatenate([logits, pseudo], axis=1)
     return optax.losses.softmax_cross_entropy_with_integer_labels(every, columns)

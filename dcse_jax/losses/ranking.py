@@ -17,7 +17,7 @@ def list_net(
   all_positives: jax.Array,
   teacher: jax.Array,
   all_teacher: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   student_temperature: float = 0.05,
   teacher_temperature: float = 0.025,
@@ -33,7 +33,7 @@ def list_net(
     all_positives: of the second view of the whole batch, [B, D].
     teacher: of the anchors' sentences, [b, E].
     all_teacher: of the whole batch, [B, E].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines, the paper's tau_2.
     teacher_temperature: divides the teacher's, the paper's tau_3 = tau_2 / 2.
 
@@ -47,7 +47,7 @@ def list_net(
   return similarity_divergence(
     cosine_similarity(anchors, all_positives),
     jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher)),
-    own,
+    labels,
     student_temperature=student_temperature,
     teacher_temperature=teacher_temperature,
   )
@@ -59,7 +59,7 @@ def list_mle(
   all_positives: jax.Array,
   teacher: jax.Array,
   all_teacher: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   student_temperature: float = 0.05,
 ) -> jax.Array:
@@ -78,7 +78,7 @@ def list_mle(
     all_positives: of the second view of the whole batch, [B, D].
     teacher: of the anchors' sentences, [b, E].
     all_teacher: of the whole batch, [B, E].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
 
   Returns:
@@ -89,7 +89,7 @@ def list_mle(
     to Rank, 2023 (arXiv:2305.16726); Xia et al., ListMLE, ICML 2008.
   """
   logits = cosine_similarity(anchors, all_positives) / student_temperature
-  _, is_own = own_columns(logits, own)
+  _, is_own = own_columns(logits, labels)
   target = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
   # Masked, a row's own comes last, and is cut off.
   order = jnp.argsort(-jnp.where(is_own, MASKED, target), axis=1)[:, :-1]

@@ -19,7 +19,7 @@ from dcse_jax.losses.terms import term
 def relaxed_contrastive(
   anchors: jax.Array,
   all_positives: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   teacher: jax.Array | None = None,
   all_teacher: jax.Array | None = None,
   *,
@@ -40,7 +40,7 @@ def relaxed_contrastive(
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     teacher: of the anchors' sentences, [b, E], if there are teachers.
     all_teacher: of the whole batch, [B, E].
     temperature: divides the cosines.
@@ -59,7 +59,7 @@ def relaxed_contrastive(
     (arXiv:2401.04928).
   """
   similarity = cosine_similarity(anchors, all_positives)
-  _, is_pair = own_columns(similarity, own)
+  _, is_pair = own_columns(similarity, labels)
   if teacher is not None:
     alike = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
     is_pair |= alike > teacher_threshold

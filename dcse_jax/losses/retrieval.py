@@ -18,7 +18,7 @@ def retrieved_negatives(
   sentence_id: jax.Array,
   all_retrieved: jax.Array,
   all_retrieved_id: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   num_neighbours: int = 8,
@@ -39,7 +39,7 @@ def retrieved_negatives(
       equal ones.
     all_retrieved: embeddings of what was retrieved, [B, D].
     all_retrieved_id: of these sentences in the corpus, [B].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     num_neighbours: how many nearest sentences there are to draw from.
     search_pooling: what neighbours are near by: "model", the model's own pooling, or
@@ -54,9 +54,9 @@ def retrieved_negatives(
   """
   del num_neighbours, search_pooling  # The search reads them, in `corpus`.
   logits = cosine_similarity(anchors, all_positives) / temperature
-  own, _ = own_columns(logits, own)
+  labels, _ = own_columns(logits, labels)
   more = cosine_similarity(anchors, all_retrieved) / temperature
   is_itself = sentence_id[:, None] == all_retrieved_id[None]
   more = jnp.where(is_itself, -jnp.inf, more)
   logits = jnp.concatenate([logits, more], axis=1)
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

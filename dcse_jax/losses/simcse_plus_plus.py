@@ -20,7 +20,7 @@ def undropped_negatives(
   positives: jax.Array,
   undropped: jax.Array,
   all_undropped: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   positive_ratio: float = 1.0,
@@ -36,7 +36,7 @@ def undropped_negatives(
     positives: of the second view, [b, D].
     undropped: of the first view without dropout, [b, D].
     all_undropped: the same of the whole batch, [B, D].
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     positive_ratio: r; below 1 no pair can be so alike that it has no gradient. The
       paper has none of it, and the published run takes 0.9.
@@ -49,10 +49,10 @@ def undropped_negatives(
     Two Perspectives, 2023 (arXiv:2305.13192).
   """
   negatives = cosine_similarity(undropped, all_undropped)
-  own, is_own = own_columns(negatives, own)
+  labels, is_own = own_columns(negatives, labels)
   positive = positive_ratio * pair_cosine(anchors, positives)[:, None]
   logits = jnp.where(is_own, positive, negatives) / temperature
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, own)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 @term()

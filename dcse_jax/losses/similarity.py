@@ -55,7 +55,7 @@ def pair_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def own_columns(
-  similarity: jax.Array, own: jax.Array | None
+  similarity: jax.Array, labels: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
   """Which column of [b, B] similarities is each row's own sentence.
 
@@ -64,14 +64,14 @@ def own_columns(
     own: the rows' numbers in the batch, [b]; None if they are its first.
 
   Returns:
-    `own`, and where it is, [b, B] boolean.
+    `labels`, and where it is, [b, B] boolean.
   """
   rows, columns = similarity.shape
-  if own is None:
-    own = jnp.arange(rows)
-  return own, own[:, None] == jnp.arange(columns)
+  if labels is None:
+    labels = jnp.arange(rows)
+  return labels, labels[:, None] == jnp.arange(columns)
 
 
-def row_keys(rng: jax.Array, own: jax.Array) -> jax.Array:
+def row_keys(rng: jax.Array, labels: jax.Array) -> jax.Array:
   """A key for each row of a batch, by its number: the same in whatever block it is."""
-  return jax.vmap(lambda number: jax.random.fold_in(rng, number))(own)
+  return jax.vmap(lambda number: jax.random.fold_in(rng, number))(labels)

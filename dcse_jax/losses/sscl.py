@@ -15,7 +15,7 @@ def sscl(
   anchors: jax.Array,
   all_positives: jax.Array,
   all_layers: jax.Array,
-  own: jax.Array | None = None,
+  labels: jax.Array | None = None,
   *,
   temperature: float = 0.05,
   layers: tuple[int, ...] = (11,),
@@ -32,7 +32,7 @@ def sscl(
     all_positives: embeddings of the second view, [B, D].
     all_layers: embeddings of the first view by each of `layers`, [B, L, D]. (The
       published code takes the second view's as well.)
-    own: which of the B rows is each anchor's own, [b]; by default the first b.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     layers: which layers a step embeds, the first being 1. The paper's are the last
       but one, or that and the one before; the published run takes layer 2.
@@ -45,9 +45,9 @@ def sscl(
     Representation, 2023 (arXiv:2305.06154).
   """
   logits = cosine_similarity(anchors, all_positives) / temperature
-  own, _ = own_columns(logits, own)
+  labels, _ = own_columns(logits, labels)
   negatives = all_layers.reshape(-1, all_layers.shape[-1])
   extra = cosine_similarity(anchors, negatives) / temperature
   cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-  with_layers = cross_entropy(jnp.concatenate([logits, extra], axis=1), own)
-  return 0.5 * (with_layers + cross_entropy(logits, own))
+  with_layers = cross_entropy(jnp.concatenate([logits, extra], axis=1), labels)
+  return 0.5 * (with_layers + cross_entropy(logits, labels))

@@ -1,7 +1,7 @@
 """Terms: pure functions that an objective is a weighted sum of.
 
 A term says by its parameters what it needs, and a training step computes only
-that. Those before the `*` are what a step offers (`objective.Objective` lists it):
+that. Those before the `*` are what a step offers (`objective.inputs` lists it):
 `x` is an array with a row for each anchor that the term is asked for, [b, ...],
 `all_x` the same of the whole batch, [B, ...]; a default of None means that it may be
 missing. Those after it are settings, with their defaults, and fields of a config
@@ -134,33 +134,6 @@ class Term:
 
 TERMS: dict[str, Term] = {}
 
-# What a step offers: with a row for each sentence, which may be asked for as "all_x",
-# too; for each sentence's tokens, which are gone when the batch is together; and what
-# the step has for all rows alike. `objective` says what each is.
-_ROWS = (
-  "anchors",
-  "positives",
-  "negatives",
-  "undropped",
-  "layers",
-  "predictions",
-  "teacher",
-  "input_ids",
-  "attention_mask",
-  "clusters",
-  "confidence",
-  "sentence_id",
-  "retrieved",
-  "retrieved_id",
-)
-OFFERED = (
-  *_ROWS,
-  *(f"all_{name}" for name in _ROWS),
-  *("masked_logits", "masked_labels", "is_masked"),
-  *("replaced_logits", "is_replaced", "is_token"),
-  *("own", "rng", "progress", "queue", "is_queued"),
-)
-
 # The sign of an exponent, as in 1e+0, adds no terms.
 _PLUS = re.compile(r"(?<![\d.][eE])\+")
 
@@ -187,11 +160,13 @@ def term(
         needs.append(name)
       else:
         welcomes.append(name)
-    own = {name: POSITIVE for name in settings if name.endswith("temperature")} | ranges
-    if own.keys() != settings.keys():
+    labels = {
+      name: POSITIVE for name in settings if name.endswith("temperature")
+    } | ranges
+    if labels.keys() != settings.keys():
       raise TypeError(f"{fn.__name__}: give the range of each of {', '.join(settings)}")
     TERMS[fn.__name__] = Term(
-      fn.__name__, fn, tuple(needs), tuple(welcomes), settings, own, check
+      fn.__name__, fn, tuple(needs), tuple(welcomes), settings, labels, check
     )
     return fn
 

@@ -1,6 +1,6 @@
-"""Batches beyond memory: computed block by block, with the gradient of the whole.
+"""Batches beyond memory: computed chunk by chunk, with the gradient of the whole.
 
-A block's activations are forgotten when its result is there, and computed again in
+A chunk's activations are forgotten when its result is there, and computed again in
 the backward pass. Of sentences, as microbatches, that is gradient caching, after
 Gao et al., 2021 (arXiv:2101.06983), by rematerialisation; of rows of a loss, it
 keeps [B, B] similarities out of memory.
@@ -17,12 +17,12 @@ from dcse_jax.model.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class Chunks:
   """How a batch is divided.
 
   Attributes:
-    number: of blocks, one after the other.
-    groups: equal parts of the batch, one for each device: every block has as many
+    number: of chunks, one after the other.
+    groups: equal parts of the batch, one for each device: every chunk has as many
       rows of each, so that none leaves its device.
   """
 
@@ -30,7 +30,7 @@ class Blocks:
   groups: int = 1
 
   def map(self, fn: Callable[[Any, jax.Array | None], Any], rows: Any) -> Any:
-    """Calls a function block by block.
+    """Calls a function chunk by chunk.
 
     Args:
       fn: from a tree of rows [n, ...], and their numbers in the batch [n] or None
@@ -43,14 +43,14 @@ class Blocks:
     if self.number == 1:
       return fn(rows, None)
     numbers = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
-    blocks = jax.tree.map(self._split, (rows, numbers))
+    chunks = jax.tree.map(self._split, (rows, numbers))
     # The loop keeps what is computed twice apart, so that XLA need not.
     once_more = jax.checkpoint(fn, prevent_cse=False)
-    results = jax.lax.map(lambda block: once_more(*block), blocks)
+    results = jax.lax.map(lambda chunk: once_more(*chunk), chunks)
     return jax.tree.map(self._join, results)
 
-  def packing_of_block(self, packing: Packing | None) -> Packing | None:
-    """Of a batch with a group for each device and block, the packing of a block."""
+  def packing_of_chunk(self, packing: Packing | None) -> Packing | None:
+    """Returns, of a batch with a group for each device and chunk, the packing of a chunk."""
     return packing and dataclasses.replace(
       packing, groups=packing.groups // self.number
     )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import importlib.util
 import logging
 import pathlib
 
@@ -20,6 +19,8 @@ from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.objective.inputs import Start
+from dcse_jax.recipe import compose
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
@@ -194,41 +195,17 @@ class Inputs:
         f"max_length={round_config.max_length}, but {model} takes "
         f"{self.start.config.max_tokens} tokens at most"
       )
-    terms = config_lib.terms(round_config)
-    takes = losses.taken(terms)
-    masks = "masked_logits" in takes or "replaced_logits" in takes
-    if masks and self.start.tokenizer.mask_token_id is None:
-      raise UserError(f"round {name}: the tokenizer of {model} has no mask token")
-    for each in terms:
-      layers = each.settings.get("layers", ())
-      if layers and max(layers) >= self.start.config.num_layers:
-        raise UserError(
-          f"round {name}: {each.term.name}.layers={tuple(layers)}, but {model} has "
-          f"{self.start.config.num_layers} layers, of which the last is the embedding's "
-          "own: name earlier ones"
-        )
-    if "replaced_logits" in takes and not self._has_language_model(round_config.start):
-      raise UserError(
-        f"round {name}: replaced_token_detection fills in words by the language-model "
-        f"head of what it starts from, which {round_config.start or model} lacks: "
-        "start from a round with masked_language_model, or use another model"
-      )
-    if "clusters" in takes and importlib.util.find_spec("sklearn") is None:
-      raise UserError(
-        f"round {name}: clusters need scikit-learn: pip install 'dcse_jax[eval]'"
-      )
-    needs = [x for x in ("predictions", "queue", "replaced_logits") if x in takes]
-    if needs and self.start.pooled_size != self.start.config.hidden_size:
-      raise UserError(
-        f"round {name}: {needs[0]} are of embeddings as wide as the encoder's states, and "
-        f"{model} is pooled by {self.start.pooling}: use a model with one pooling"
-      )
     tokens = self.tokens(round_config)
-    if len(tokens.tokens) > 2 and "negatives" not in takes:
-      raise UserError(
-        f"round {name}: no term of objective={round_config.objective!r} takes hard "
-        "negatives: name two columns, or use info_nce"
-      )
+    start = Start(
+      name=round_config.start or model,
+      pooled_size=self.start.pooled_size,
+      has_mask_token=self.start.tokenizer.mask_token_id is not None,
+      has_language_model=self._has_language_model(round_config.start),
+      columns=len(tokens.tokens),
+    )
+    objective = compose.make_objective(round_config, self.start)
+    if complaint := objective.validate(start):
+      raise UserError(f"round {name}: {complaint}")
     rows = tokens.max_batch_size
     if rows < round_config.batch_size:
       raise UserError(

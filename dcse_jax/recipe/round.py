@@ -26,7 +26,8 @@ from dcse_jax.model import model as model_lib
 from dcse_jax.model import packing
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
-from dcse_jax.objective import objective
+from dcse_jax.objective.inputs import Size
+from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import monitor
 from dcse_jax.runtime import mesh as mesh_lib
@@ -129,7 +130,7 @@ class Round:
     if teachers:
       self._distillation = self._measure_teachers(teachers)
       self._teaching = self._prepare(teachers)
-    self._loss_fn = objective.make_objective(
+    self._loss_fn = compose.make_objective(
       config, start, self._teaching.stacks, groups=mesh.size
     )
     if config.sparsity:
@@ -212,10 +213,10 @@ class Round:
       tx,
       schedule,
       mesh=self._mesh,
-      teacher_params=(
-        *self._teaching.params,
-        *self._loss_fn.frozen_params(self._start.params, self._start.language_model),
-      ),
+      teacher_params={
+        "teachers": self._teaching.params,
+        **self._loss_fn.frozen_params(self._start.params, self._start.language_model),
+      },
       num_models=num_models,
       packings=packing.make_packings(
         self._tokens.num_tokens(np.arange(len(self._tokens))),
@@ -234,19 +235,20 @@ class Round:
     )
 
   def _work(self, num_models: int) -> flops.Work:
-    """Of a step, in the mean over batches."""
+    """Estimates the average cost of a step."""
     config, columns = self._config, len(self._tokens.tokens)
     lengths = np.concatenate([np.diff(offsets) for offsets in self._tokens.offsets])
     return flops.Work(
       tokens=config.batch_size * columns * lengths.mean(),
       flops=num_models
-      * flops.step_flops(
-        config,
-        self._start,
-        self._teaching.stacks,
-        columns=columns,
-        length=lengths.mean(),
-        squared_length=np.square(lengths, dtype=float).mean(),
+      * self._loss_fn.flops(
+        Size(
+          batch=config.batch_size,
+          columns=columns,
+          length=lengths.mean(),
+          squared_length=np.square(lengths, dtype=float).mean(),
+          max_length=config.max_length,
+        )
       ),
       dtype=config.dtype,
     )
@@ -261,7 +263,7 @@ class Round:
       params=self._loss_fn.init_params(
         self._start.params, init_rng, self._start.language_model
       ),
-      memory=self._loss_fn.init_memory(),
+      memory=self._loss_fn.init_carry(),
       batches=self._batches(
         seed,
         others=self._teaching.sources,

@@ -46,8 +46,13 @@ class _Path(type(epath.Path())):
         yield from path.glob(rest) if rest else (path,)
 
 
+# Fields that checkpoints call otherwise, as they were called once.
+_NAMES = {"carry": "memory"}
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
-  return {field: getattr(state, field) for field in TrainState.__dataclass_fields__}
+  fields = TrainState.__dataclass_fields__
+  return {_NAMES.get(field, field): getattr(state, field) for field in fields}
 
 
 class Checkpoints:
@@ -213,7 +218,9 @@ class Checkpoints:
         progress=ocp.args.JsonRestore(),
       ),
     )
-    return TrainState(**restored["state"]), restored["progress"]
+    state = restored["state"]
+    state |= {ours: state.pop(theirs) for ours, theirs in _NAMES.items()}
+    return TrainState(**state), restored["progress"]
 
   def close(self) -> None:
     """Waits for saves under way, and ends."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 
 Params = Mapping[str, Any]
@@ -38,7 +39,7 @@ def contributions(
 
   @jax.jit
   def one(params, batch, rng):
-    gradient = jax.grad(lambda p: loss_fn(p, batch, rng, ())[0])(params)
+    gradient = jax.grad(lambda p: loss_fn(p, StepInputs(batch, rng))[0])(params)
     weigh = lambda p, g: jnp.abs(p * g)
     return jax.tree.map(weigh, params["encoder"], gradient["encoder"])
 

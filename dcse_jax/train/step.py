@@ -1,10 +1,8 @@
 """One training step, a pure function of the global batch.
 
-A loss function takes (params, batch, rng, teacher_params, packing, memory, progress)
-to the scalar loss and its named parts, of which `memory`, if it is there, is handed
-to the next step; `make_train_step` turns any such function into a step. `packing` is
-static: what the batch's first column, or all of its columns if it has several, holds
-at most without its padding (`packing.Packing`).
+A loss function takes parameters and `StepInputs` to the scalar loss and its named parts,
+of which `carry`, if it is there, is handed to the next step; `make_train_step` turns any
+such function into a step.
 """
 
 from collections.abc import Callable
@@ -15,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcse_jax.objective.inputs import StepInputs
+
 Metrics = dict[str, jax.Array]
-# (params, batch, rng, teacher_params, packing, memory, progress) -> loss, parts.
-LossFn = Callable[..., tuple[jax.Array, Metrics]]
+# (params, inputs) -> loss, parts.
+LossFn = Callable[[Any, StepInputs], tuple[jax.Array, Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class TrainState:
     skipped: of these so many changed nothing, for a loss or a gradient that was
       not a number.
     rng: raw data of the run's key; a step folds its number in.
-    memory: what the loss keeps from step to step without training it.
+    carry: what the loss hands from step to step without training it.
   """
 
   params: Any
@@ -39,11 +39,11 @@ class TrainState:
   step: jax.Array
   skipped: jax.Array
   rng: jax.Array
-  memory: Any
+  carry: Any
 
 
 def init_state(
-  params: Any, tx: optax.GradientTransformation, rng: jax.Array, memory: Any = ()
+  params: Any, tx: optax.GradientTransformation, rng: jax.Array, carry: Any = ()
 ) -> TrainState:
   """The state before the first step."""
   return TrainState(
@@ -52,7 +52,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     skipped=jnp.zeros((), jnp.int32),
     rng=jax.random.key_data(rng),
-    memory=memory,
+    carry=carry,
   )
 
 
@@ -62,26 +62,28 @@ def make_train_step(
   schedule: optax.Schedule,
   num_steps: int,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The step (state, batch, teacher_params, packing) -> (state, metrics).
+  """Makes the step (state, batch, frozen, packing) -> (state, metrics).
 
   It is not yet jitted; packing must be static, None leaves the padding in. A
   batch whose loss or gradient is not finite changes neither parameters nor
   optimizer; `is_finite` of the metrics says so.
   """
 
-  def train_step(state, batch, teacher_params, packing=None):
+  def train_step(state, batch, frozen, packing=None):
     rng = jax.random.wrap_key_data(state.rng)
     rng = jax.random.fold_in(rng, state.step)
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params,
-      batch,
-      rng,
-      teacher_params,
-      packing,
-      state.memory,
-      state.step / num_steps,
+      StepInputs(
+        batch=batch,
+        rng=rng,
+        frozen=frozen,
+        packing=packing,
+        carry=state.carry,
+        progress=state.step / num_steps,
+      ),
     )
-    memory = parts.pop("memory", state.memory)
+    carry = parts.pop("carry", state.carry)
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -102,7 +104,7 @@ def make_train_step(
       opt_state=jax.tree.map(keep, opt_state, state.opt_state),
       step=state.step + 1,
       skipped=state.skipped + ~is_finite,
-      memory=jax.tree.map(keep, memory, state.memory),
+      carry=jax.tree.map(keep, carry, state.carry),
     )
     return state, metrics
 

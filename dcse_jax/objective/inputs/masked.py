@@ -1,0 +1,147 @@
+"""Masked tokens, and a language model's scores of them."""
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.flops import encoder_flops
+from dcse_jax.objective.inputs.provider import Provider
+from dcse_jax.objective.inputs.rows import flat_views
+from dcse_jax.objective.inputs.rows import number_views
+from dcse_jax.objective.inputs.rows import side_by_side
+
+# Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
+# replaced by any token, 10 % left.
+PREDICTED = 0.15
+SHOWN_AS = (0.8, 0.1)
+
+
+def mask_views(
+  objective, batch, rng, share: float, views: int, shown_as=SHOWN_AS
+) -> dict[str, jax.Array]:
+  """Masks views for a share of their tokens to be guessed, others at each step.
+
+  Args:
+    objective: whose tokenizer says what may be masked, and by what.
+    batch: `input_ids` and `attention_mask`, [B, C, S].
+    rng: a key.
+    share: of the words that are chosen.
+    views: how many; the columns of the text, or a single column as often.
+    shown_as: of the chosen, the share that is masked and that shows any other token.
+
+  Returns:
+    `masked_ids` and `masked_mask`, [B, views, S]; `position`, `masked_labels` and
+    `is_masked` of a few slots, [B, views, K], so that only these meet the vocabulary.
+  """
+  masked = []
+  for view in range(views):
+    column = view if batch["input_ids"].shape[1] > 1 else 0
+    key = jax.random.fold_in(rng, view) if view else rng
+    ids, mask = (batch[n][:, column] for n in ("input_ids", "attention_mask"))
+    masked.append(_mask_tokens(objective, ids, mask, key, share, shown_as))
+  return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *masked)
+
+
+def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
+  choice_rng, kind_rng, token_rng = jax.random.split(rng, 3)
+  special = jnp.isin(input_ids, jnp.asarray(objective.special_token_ids))
+  is_word = attention_mask & ~special
+  slots = max(1, round(share * input_ids.shape[1]))
+  score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
+  _, position = jax.lax.top_k(score, slots)
+  wanted = jnp.maximum(1, jnp.round(share * is_word.sum(axis=1)))
+  wanted = jnp.minimum(wanted, is_word.sum(axis=1))
+  is_masked = jnp.arange(slots) < wanted[:, None]
+  row = jnp.arange(len(input_ids))[:, None]
+  labels = input_ids[row, position]
+  kind = jax.random.uniform(kind_rng, labels.shape)
+  vocab_size = objective.config.vocab_size
+  other = jax.random.randint(token_rng, labels.shape, 0, vocab_size)
+  masked, replaced = shown_as
+  shown = jnp.where(kind < masked, objective.mask_token_id, labels)
+  shown = jnp.where(kind >= 1 - replaced, other, shown)
+  shown = jnp.where(is_masked, shown, labels)
+  return {
+    "masked_ids": input_ids.at[row, position].set(shown),
+    "masked_mask": attention_mask,
+    "position": position,
+    "masked_labels": labels,
+    "is_masked": is_masked,
+  }
+
+
+def mask_complaint(start) -> str:
+  """Says that a start's tokenizer has no mask token, or ""."""
+  if start.has_mask_token:
+    return ""
+  return f"the tokenizer of {start.name} has no mask token"
+
+
+class Masked(Provider):
+  """Scores and labels of masked tokens, [B, K, V] and [B, K], and which count, [B, K].
+
+  They are of the first view, or of two side by side, as the term's setting
+  `masked_views` says.
+  """
+
+  offers = ("masked_logits", "masked_labels", "is_masked")
+  of_tokens = True
+
+  def validate(self, objective, start):
+    return mask_complaint(start)
+
+  def init_params(self, objective, encoder, init, language_model):
+    head = language_model or init("language_model", encoder_lib.LanguageModelHead)
+    return {"language_model": head}
+
+  def flops(self, objective, size):
+    config, slots = objective.config, max(1, round(PREDICTED * size.max_length))
+    masked = size.batch * objective.setting("masked_views")
+    flops = encoder_flops(
+      config,
+      sentences=masked,
+      positions=slots,
+      **size.lengths,
+    )
+    vocabulary = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
+    return flops + masked * slots * vocabulary, 0.0
+
+  def prepare(self, objective, inputs):
+    rng, views = jax.random.fold_in(inputs.rng, 1), objective.setting("masked_views")
+    rows = mask_views(objective, inputs.batch, rng, PREDICTED, views)
+    return {f"guessed_{name}": value for name, value in rows.items()}
+
+  def embed(self, objective, sentences, offered):
+    masked = objective.prepared(sentences, "guessed_")
+    views, packing = masked["position"].shape[1], sentences.packing
+    if sentences.rows["input_ids"].shape[1] == 1:
+      packing = packing and packing.times(views)
+    masked = flat_views(masked)
+    states = encoder_lib.states_at(
+      sentences.params["encoder"],
+      objective.config,
+      masked["masked_ids"],
+      masked["masked_mask"],
+      masked["position"],
+      rng=jax.random.fold_in(sentences.rng, 4),
+      dtype=objective.dtype,
+      packing=packing,
+      numbers=number_views(sentences.row_ids, views),
+    )
+    logits = encoder_lib.score_tokens(
+      sentences.params["language_model"],
+      sentences.params["encoder"],
+      objective.config,
+      states,
+      dtype=objective.dtype,
+    )
+    return {
+      "masked_logits": side_by_side(logits, views),
+      "masked_labels": side_by_side(masked["masked_labels"], views),
+      "is_masked": side_by_side(masked["is_masked"], views),
+    }
+
+  def count(self, arrays):
+    guess = jnp.argmax(arrays["masked_logits"], axis=-1)
+    is_right = (guess == arrays["masked_labels"]) & arrays["is_masked"]
+    return {"accuracy": (is_right.sum(axis=1), arrays["is_masked"].sum(axis=1))}

@@ -1,0 +1,218 @@
+"""What one kind of input of terms is: who needs it, and how it is computed.
+
+An objective asks every provider in a fixed order. To add an input is a file here with one
+provider, and its name in `PROVIDERS`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.packing import Packing
+
+if TYPE_CHECKING:
+  from dcse_jax.objective.objective import Objective
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+  """What a loss function is given beside the parameters.
+
+  Attributes:
+    batch: `input_ids` and `attention_mask`, [B, C, S]. One column is encoded twice
+      under independent dropout; of more, the first is the anchor, the second the
+      positive, the third a hard negative. Providers may ask for more.
+    rng: the step's key.
+    frozen: parameters that are read but not trained, by name: `teachers`, a tree for
+      each stack, and what `Objective.frozen_params` gives.
+    packing: of the batch's first column, or of all of them if there are several; None
+      leaves the padding in. The loss is the same.
+    carry: what the step before gave; at first `Objective.init_carry`.
+    progress: the share of the training that is done, in [0, 1].
+  """
+
+  batch: Mapping[str, Any]
+  rng: jax.Array
+  frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  packing: Packing | None = None
+  carry: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+  progress: jax.Array | float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences:
+  """One microbatch of a step.
+
+  Attributes:
+    params: all that is trained.
+    frozen: as `StepInputs.frozen`.
+    rows: `input_ids` and `attention_mask`, [b, C, S], and what providers prepared.
+    row_ids: their numbers in the batch, [b]; None if they are all of it.
+    rng: the step's key.
+    packing: of this microbatch.
+  """
+
+  params: Any
+  frozen: Mapping[str, Any]
+  rows: Arrays
+  row_ids: jax.Array | None
+  rng: jax.Array
+  packing: Packing | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What is known of a round's start before anything is trained.
+
+  Attributes:
+    name: for people.
+    pooled_size: numbers in what its pooling gives.
+    has_mask_token: whether its tokenizer has one.
+    has_language_model: whether it comes with a language-model head.
+    columns: of the round's text.
+  """
+
+  name: str
+  pooled_size: int
+  has_mask_token: bool
+  has_language_model: bool
+  columns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A batch as FLOPs are counted.
+
+  Attributes:
+    batch: sentences.
+    columns: of the text.
+    length: mean tokens of a sentence.
+    squared_length: the mean of their squares.
+    max_length: tokens that a row may have.
+  """
+
+  batch: int
+  columns: int
+  length: float
+  squared_length: float
+  max_length: int
+
+  @property
+  def lengths(self) -> dict[str, float]:
+    """The two means, by name."""
+    return {"length": self.length, "squared_length": self.squared_length}
+
+
+class Provider:
+  """One kind of input. The methods are called in this order, where it is asked for.
+
+  Attributes:
+    offers: names of arrays as terms ask for them. All but `of_tokens` have a row for
+      each sentence, and the same name with "all_" before it is of the whole batch.
+    of_tokens: whether they are of single tokens: terms that ask for them are computed
+      microbatch by microbatch, and the arrays are forgotten.
+    of_step: those of `offers` that all rows share.
+    needs_views: whether `Views` must be computed for it.
+    compared: those of `offers` that terms compare with every anchor, an embedding wide.
+  """
+
+  offers: tuple[str, ...] = ()
+  of_tokens = False
+  of_step: tuple[str, ...] = ()
+  needs_views = False
+  compared: tuple[str, ...] = ()
+
+  def is_asked(self, objective: "Objective") -> bool:
+    """Whether any term, or another provider, needs it."""
+    return objective.takes_any(self.offers)
+
+  # Before a training.
+
+  def validate(self, objective: "Objective", start: Start) -> str:
+    """Says why a round cannot have it, or ""."""
+    del objective, start
+    return ""
+
+  def init_params(
+    self,
+    objective: "Objective",
+    encoder: encoder_lib.Params,
+    init: Callable[[str, type], encoder_lib.Params],
+    language_model: encoder_lib.Params | None,
+  ) -> Arrays:
+    """Makes what is trained for it, by name.
+
+    Args:
+      objective: that asks.
+      encoder: that training starts from.
+      init: makes random parameters of a module, by the name that they will have.
+      language_model: the start's head, if it has one.
+    """
+    del objective, encoder, init, language_model
+    return {}
+
+  def frozen_params(
+    self,
+    objective: "Objective",
+    encoder: encoder_lib.Params,
+    language_model: encoder_lib.Params | None,
+  ) -> Arrays:
+    """Gives what is read but not trained, by name."""
+    del objective, encoder, language_model
+    return {}
+
+  def init_carry(self, objective: "Objective") -> Arrays:
+    """Makes what the first step is handed, by name."""
+    del objective
+    return {}
+
+  def corpus_settings(self, objective: "Objective") -> Arrays:
+    """Gives what `corpus.Corpus` has to join to batches, by its name there."""
+    del objective
+    return {}
+
+  def abstract_batch(self, objective: "Objective", batch: int, length: int) -> Arrays:
+    """Gives the shapes of what `corpus.Corpus` joins to a batch of rows."""
+    del objective, batch, length
+    return {}
+
+  def flops(self, objective: "Objective", size: Size) -> tuple[float, float]:
+    """Counts one forward pass of what is trained, and of what is frozen."""
+    del objective, size
+    return 0.0, 0.0
+
+  # In a step.
+
+  def prepare(self, objective: "Objective", inputs: StepInputs) -> Arrays:
+    """Makes what its microbatches need, with a row for each sentence of the batch."""
+    del objective, inputs
+    return {}
+
+  def embed(
+    self, objective: "Objective", sentences: Sentences, offered: Arrays
+  ) -> Arrays:
+    """Computes arrays of one microbatch; `offered` has those of earlier providers."""
+    del objective, sentences, offered
+    return {}
+
+  def count(self, arrays: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Counts, of its arrays of tokens, hits and trials in each row by metric."""
+    del arrays
+    return {}
+
+  def join(
+    self, objective: "Objective", params: Any, inputs: StepInputs, offered: Arrays
+  ) -> Arrays:
+    """Computes arrays of the whole batch, of `offered` or of the step."""
+    del objective, params, inputs, offered
+    return {}
+
+  def carry(self, inputs: StepInputs, offered: Arrays) -> Arrays:
+    """Gives what the next step is handed."""
+    del inputs, offered
+    return {}

@@ -1,0 +1,41 @@
+"""From the config of a round to its objective."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from dcse_jax import config as config_lib
+from dcse_jax.model.chunks import Chunks
+from dcse_jax.model.model import Model
+from dcse_jax.objective.objective import Objective
+
+
+def make_objective(
+  config: config_lib.ConfigDict,
+  start: Model,
+  stacks: Sequence[Any] = (),
+  *,
+  groups: int = 1,
+) -> Objective:
+  """Makes the objective of a round.
+
+  Args:
+    config: of the round.
+    start: the model that it starts from.
+    stacks: its teachers.
+    groups: devices that share a batch.
+  """
+  tokenizer = start.tokenizer
+  return Objective(
+    terms=config_lib.terms(config),
+    config=start.config,
+    pooling=start.pooling,
+    dtype=jnp.dtype(config.dtype),
+    stacks=stacks,
+    mask_token_id=tokenizer.mask_token_id,
+    special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
+    microbatches=Chunks(config.microbatches, groups),
+    row_chunks=Chunks(config.row_blocks, groups),
+    text=config.objective,
+  )
