@@ -58,6 +58,7 @@ def command(workdir, variant=CACHED, **fields):
       for key, value in STEPS.items()
     },
     **{"rounds.base.num_train_steps": STEPS["num_train_steps"]},
+    **{"rounds.pretrained.warmup_steps": 20},
     **VARIANTS[variant],
     **fields,
   )

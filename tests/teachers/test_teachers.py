@@ -344,7 +344,7 @@ def test_cached_and_online_teachers_train_alike(files):
   folder.save(with_other_tokenizer(5, hidden_size=24), files / "t3")
   online = distil(files, "online")
   assert len(online) == 4
-  for dtype, tolerance in (("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)):
+  for dtype, tolerance in (("float32", 1e-5), ("float16", 1e-3), ("bfloat16", 1e-2)):
     cached = distil(files, dtype, teacher_cache=dtype)
     np.testing.assert_allclose(cached, online, rtol=tolerance)
   # Each teacher once, and no embedding is computed again by another round.

@@ -102,8 +102,8 @@ def test_a_recipe_trains_on_any_mesh_and_in_parts_to_the_same_scores(files):
   [
     (3, 2, r"mesh.data=3, mesh.fsdp=2: .*number of devices, 8"),
     (-1, 3, r"mesh.data=-1, mesh.fsdp=3"),
-    (-1, 0, "sizes are above 0"),
-    (0, 1, "sizes are above 0"),
+    (-1, 0, "mesh.fsdp=0: must be a whole number, 1 or more"),
+    (0, 1, "mesh.data=0: name a number of devices"),
   ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(files, data, fsdp, message):
