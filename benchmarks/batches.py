@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import prepare
 from dcse_jax import losses
 from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.chunks import Chunks
 from dcse_jax.objective import objective as objective_lib
 from dcse_jax.objective.objective import Objective
 
@@ -50,7 +50,7 @@ def _seconds(programs, *arguments, rounds: int) -> list[float]:
 
 def _loss(terms, number: int, anchors, positives, teacher, rng):
   offered = {"anchors": anchors, "positives": positives, "teacher": teacher}
-  values = objective_lib.compare(terms, offered, rng, row_blocks=Blocks(number))
+  values = objective_lib.compare(terms, offered, rng, row_blocks=Chunks(number))
   return sum(map(jnp.mean, values.values()))
 
 
@@ -106,7 +106,7 @@ def measure_microbatches(options) -> None:
         losses.parse("info_nce"),
         config=config,
         pooling="cls",
-        microbatches=Blocks(number),
+        microbatches=Chunks(number),
       )
       params = loss_fn.init_params(encoder, key)
       fn = jax.value_and_grad(loss_fn, has_aux=True)

@@ -12,6 +12,7 @@ from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import digests as digests_lib
 
@@ -94,6 +95,16 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
   """The rows of metrics.jsonl without what no two runs have in common."""
   rows = read_jsonl(path)
   return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+
+
+def called(loss_fn):
+  """A loss function with what a step gives it laid open, to be compiled and derived."""
+
+  def call(params, batch, rng, frozen=None, packing=None, carry=None, progress=0.0):
+    inputs = StepInputs(batch, rng, frozen or {}, packing, carry or {}, progress)
+    return loss_fn(params, inputs)
+
+  return call
 
 
 def language_model_loss(model: model_lib.Model) -> Objective:

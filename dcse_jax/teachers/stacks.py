@@ -16,7 +16,7 @@ import numpy as np
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import backend
@@ -140,7 +140,7 @@ def teacher_embeddings(
   *,
   dtype,
   packing: Packing | None = None,
-  microbatches: Blocks = Blocks(),
+  microbatches: Chunks = Chunks(),
 ) -> jax.Array:
   """What all teachers together think of a batch's first column.
 

@@ -15,6 +15,9 @@ import pytest
 from dcse_jax.ahead import abstract_step
 from dcse_jax.ahead import hlo
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.flops import encoder_flops
+from dcse_jax.objective.inputs import Size
+from dcse_jax.recipe import compose
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers.stacks import CachedTeachers
 from dcse_jax.teachers.stacks import TeacherStack
@@ -116,11 +119,11 @@ def test_an_encoders_flops_are_its_matrix_products():
   # [128] with [128, 128], the feed-forward two with [128, 512], scores and weighted
   # values 32 products of [128] each; two FLOPs a multiplication.
   token = 2 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 32 * 128)
-  assert flops.encoder_flops(CONFIG, **SHAPE) == 16 * 32 * 3 * token
+  assert encoder_flops(CONFIG, **SHAPE) == 16 * 32 * 3 * token
   # Of the last layer for one position: keys and values for 32, the rest for one.
   last = 32 * 2 * (2 * 128 * 128) + 2 * (2 * 128 * 128 + 2 * 128 * 512 + 2 * 32 * 128)
   expected = 16 * (32 * 2 * token + last)
-  assert flops.encoder_flops(CONFIG, positions=1, **SHAPE) == expected
+  assert encoder_flops(CONFIG, positions=1, **SHAPE) == expected
 
 
 @pytest.mark.parametrize("pooling, positions", [("cls", 1), ("mean", 0)])
@@ -134,7 +137,7 @@ def test_xla_counts_as_many_flops_of_an_encoder_and_its_gradient(pooling, positi
     jax.ShapeDtypeStruct((16, 32), jnp.int32),
     jax.ShapeDtypeStruct((16, 32), bool),
   )
-  ours = flops.encoder_flops(CONFIG, positions=positions, **SHAPE)
+  ours = encoder_flops(CONFIG, positions=positions, **SHAPE)
   for times, fn in ((1, loss), (3, jax.grad(loss))):
     theirs = jax.jit(fn).lower(*arguments).compile().cost_analysis()["flops"]
     # XLA counts what is done to single elements, too: softmax, LayerNorm, ...
@@ -154,16 +157,19 @@ def abstract_model(pooling):
 def test_a_steps_flops_are_the_students_thrice_and_the_teachers_once():
   start = abstract_model("cls")
   lengths = dict(length=10.0, squared_length=110.0)
-  encode = lambda sentences, pooling="cls": flops.encoder_flops(
+  encode = lambda sentences, pooling="cls": encoder_flops(
     start.config, sentences=sentences, positions=int(pooling == "cls"), **lengths
   )
   # Two views, each through a projection [16, 16]; one matrix of cosines.
   product = 2 * 16 * 16 * 16
   plain = 3 * (encode(32) + 32 * 2 * 16 * 16 + product)
   names = lambda stacks: "info_nce + distillation" if stacks else "info_nce"
-  count = lambda *stacks, **kwargs: flops.step_flops(
-    round_config(objective=names(stacks)), start, stacks, **lengths, **kwargs
-  )
+
+  def count(*stacks, columns=1):
+    config = round_config(objective=names(stacks))
+    size = Size(batch=16, columns=columns, max_length=32, **lengths)
+    return compose.make_objective(config, start, stacks).flops(size)
+
   assert count() == plain
   # Three columns: three encodings, and cosines with hard negatives, too.
   assert count(columns=3) == 3 * (encode(48) + 48 * 2 * 16 * 16 + 2 * product)
@@ -178,10 +184,12 @@ def test_a_language_models_flops_are_those_of_what_is_predicted():
   start = abstract_model("mean")
   # 15 % of 32 tokens are 5.
   lengths = dict(length=32, squared_length=32**2)
-  encoder = flops.encoder_flops(start.config, sentences=16, positions=5, **lengths)
+  encoder = encoder_flops(start.config, sentences=16, positions=5, **lengths)
   head = 16 * 5 * 2 * 16 * (16 + start.config.vocab_size)
   config = round_config(objective="masked_language_model")
-  assert flops.step_flops(config, start, **lengths) == 3 * (encoder + head)
+  size = Size(batch=16, columns=1, max_length=32, **lengths)
+  objective = compose.make_objective(config, start)
+  assert objective.flops(size) == 3 * (encoder + head)
 
 
 def test_utilisation_is_of_the_peak_where_it_is_known():
@@ -239,12 +247,12 @@ def test_cached_teachers_come_with_the_abstract_batch(files):
   mesh = mesh_lib.make_mesh(jax.devices()[:2])
   config = recipe(files, teacher_cache="float16")
   step = abstract_step.make_abstract_step(config, "student", mesh)
-  _, batch, teacher_params = step.arguments
+  _, batch, frozen = step.arguments
   # Four models of the first round, of width 16 as the start.
   embeddings = batch["teacher_embeddings"]
   assert (embeddings.shape, embeddings.dtype) == ((8, 4 * 16), jnp.float16)
   assert step.stacks == (CachedTeachers((16,) * 4, (0.25,) * 4),)
-  assert not jax.tree.leaves(teacher_params)
+  assert not jax.tree.leaves(frozen)
 
 
 def test_rounds_train_together_and_teachers_read_their_own_tokens_abstractly(files):
@@ -256,14 +264,14 @@ def test_rounds_train_together_and_teachers_read_their_own_tokens_abstractly(fil
   config.rounds.student.teachers = ("base", str(files / "other"))
   mesh = mesh_lib.make_mesh(jax.devices()[:2])
   step = abstract_step.make_abstract_step(config, "student", mesh)
-  state, batch, teacher_params = step.arguments
+  state, batch, frozen = step.arguments
   assert step.num_models == len(config.rounds.student.seeds) == 4
   assert isinstance(state, step_lib.TrainState) and state.step.shape == (4,)
   assert batch["input_ids"].shape == (4, 8, 1, 16)
   assert len(batch["teacher_tokens"]) == 1
   # Four of the student's shape, and one of its own.
   assert [len(stack.weights) for stack in step.stacks] == [4, 1]
-  shapes = [p["layers"]["query"]["bias"].shape for p in teacher_params]
+  shapes = [p["layers"]["query"]["bias"].shape for p in frozen["teachers"]]
   assert shapes == [(4, 1, 16), (1, 1, 32)]
 
 

@@ -55,19 +55,19 @@ def offers(seed=0, batch=6, features=5):
   }
 
 
-def evaluate(name, offered, own=None, **settings):
-  """A term's losses of all rows, or of those numbered `own`."""
+def evaluate(name, offered, labels=None, **settings):
+  """A term's losses of all rows, or of those numbered `labels`."""
   term = losses.TERMS[name]
   arguments = {}
   for parameter in term.takes:
     base = parameter.removeprefix("all_")
     value = offered.get(base)
     is_of_rows = base == parameter and base not in OF_STEP
-    if is_of_rows and own is not None and value is not None:
-      value = value[own]
+    if is_of_rows and labels is not None and value is not None:
+      value = value[labels]
     arguments[parameter] = value
-  if "own" in term.takes:
-    arguments["own"] = own
+  if "labels" in term.takes:
+    arguments["labels"] = labels
   return jax.jit(functools.partial(term.fn, **settings))(**arguments)
 
 

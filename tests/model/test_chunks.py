@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcse_jax import losses
-from dcse_jax.model.chunks import Blocks
+from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.packing import Packing
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
@@ -22,7 +22,7 @@ def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
   def fn(rows, numbers):
     return 2 * rows, numbers, jnp.full_like(rows, rows.sum())
 
-  doubled, numbers, sums = Blocks(2, groups=2).map(fn, jnp.arange(10, 18))
+  doubled, numbers, sums = Chunks(2, groups=2).map(fn, jnp.arange(10, 18))
   assert doubled.tolist() == list(range(20, 36, 2))
   assert numbers.tolist() == list(range(8))
   first, second = 10 + 11 + 14 + 15, 12 + 13 + 16 + 17
@@ -38,7 +38,9 @@ def value_and_grad(*, mesh=None, packing=None, columns=1, **blocks):
   if mesh is not None:
     batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(mesh))
     params, teacher_params = mesh_lib.put_params((params, teacher_params), mesh)
-  run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
+  run = jax.jit(
+    jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
+  )
   (loss, _), grads = run(params, batch, jax.random.key(3), teacher_params, packing)
   return jax.device_get((loss, grads))
 
@@ -56,7 +58,7 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize("number", [2, 8])
 def test_parts_give_the_gradient_of_the_whole_batch(number, columns):
   whole = value_and_grad(columns=columns)
-  parts = value_and_grad(microbatches=Blocks(number), columns=columns)
+  parts = value_and_grad(microbatches=Chunks(number), columns=columns)
   assert_close(parts, whole)
 
 
@@ -67,7 +69,7 @@ def test_parts_may_be_packed_and_divided_among_devices():
   packing = Packing(24 - 1, groups=8)
   lengths = models.random_batch(0, batch=16)["attention_mask"].sum(axis=(1, 2))
   assert lengths.reshape(8, 2).sum(axis=1).max() <= packing.tokens
-  parts = value_and_grad(microbatches=Blocks(2, groups=4), mesh=mesh, packing=packing)
+  parts = value_and_grad(microbatches=Chunks(2, groups=4), mesh=mesh, packing=packing)
   assert_close(parts, whole)
 
 
@@ -78,24 +80,24 @@ def test_pretraining_in_parts_gives_the_gradient_of_the_whole_batch():
 
   def run(microbatches):
     whole = dataclasses.replace(loss_fn, microbatches=microbatches)
-    (loss, parts), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(
-      params, models.random_batch(1, batch=16), jax.random.key(2), ()
-    )
+    (loss, parts), grads = jax.jit(
+      jax.value_and_grad(models.called(whole), has_aux=True)
+    )(params, models.random_batch(1, batch=16), jax.random.key(2))
     return jax.device_get((loss, (grads, parts)))
 
-  assert_close(run(Blocks(4)), run(Blocks()))
+  assert_close(run(Chunks(4)), run(Chunks()))
 
 
 @pytest.mark.parametrize("columns", [1, 3])
 def test_blocks_of_rows_give_the_gradient_of_the_whole_batch(columns):
   # Group-P's shuffling is part of it: a row draws the same wherever it is.
   whole = value_and_grad(columns=columns)
-  assert_close(value_and_grad(row_blocks=Blocks(4), columns=columns), whole)
+  assert_close(value_and_grad(row_chunks=Chunks(4), columns=columns), whole)
 
 
 def test_blocks_of_rows_and_microbatches_divide_among_devices():
   mesh = mesh_lib.make_mesh(jax.devices()[:4], data=2, fsdp=2)
-  blocks = dict(microbatches=Blocks(2, groups=4), row_blocks=Blocks(4, groups=4))
+  blocks = dict(microbatches=Chunks(2, groups=4), row_chunks=Chunks(4, groups=4))
   assert_close(value_and_grad(mesh=mesh, **blocks), value_and_grad())
 
 
@@ -119,12 +121,12 @@ def test_two_views_masked_and_edited_are_the_same_in_microbatches():
 
   def run(microbatches):
     whole = dataclasses.replace(loss_fn, microbatches=microbatches)
-    (loss, parts), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(
-      params, batch, jax.random.key(3), frozen
-    )
+    (loss, parts), grads = jax.jit(
+      jax.value_and_grad(models.called(whole), has_aux=True)
+    )(params, batch, jax.random.key(3), frozen)
     return jax.device_get((loss, (grads, parts)))
 
-  whole, parts = run(Blocks()), run(Blocks(4))
+  whole, parts = run(Chunks()), run(Chunks(4))
   assert whole[1][1]["replaced_token_detection"] > 0.1
   assert_close(parts, whole)
 
@@ -153,7 +155,8 @@ def every_term(mesh=None, **blocks):
   )
   head = loss_fn.init_params(student.params, jax.random.key(3))["language_model"]
   params = loss_fn.init_params(student.params, jax.random.key(0))
-  frozen = (*teacher_params, *loss_fn.frozen_params(student.params, head))
+  frozen = {"teachers": teacher_params}
+  frozen |= loss_fn.frozen_params(student.params, head)
   near = models.random_batch(9, batch=16)
   batch = models.random_batch(0, batch=16) | {
     "clusters": rng.integers(0, 3, (16, 2)).astype(np.int32),
@@ -163,16 +166,18 @@ def every_term(mesh=None, **blocks):
     "retrieved_input_ids": near["input_ids"][:, 0],
     "retrieved_mask": near["attention_mask"][:, 0],
   }
-  memory = loss_fn.init_memory()
-  memory["queue"] = rng.normal(size=memory["queue"].shape).astype(np.float32)
-  memory["queued"] = np.asarray(20, np.int32)
+  carry = loss_fn.init_carry()
+  carry["queue"] = rng.normal(size=carry["queue"].shape).astype(np.float32)
+  carry["queued"] = np.asarray(20, np.int32)
   if mesh is not None:
     batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(mesh))
-    params, frozen, memory = mesh_lib.put_params((params, frozen, memory), mesh)
-  run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
+    params, frozen, carry = mesh_lib.put_params((params, frozen, carry), mesh)
+  run = jax.jit(
+    jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
+  )
   with mesh_lib.traced_over(mesh):
     (loss, parts), grads = run(
-      params, batch, jax.random.key(3), frozen, None, memory, 0.5
+      params, batch, jax.random.key(3), frozen, None, carry, 0.5
     )
   return names, jax.device_get((loss, parts, grads))
 
@@ -180,7 +185,7 @@ def every_term(mesh=None, **blocks):
 def test_every_term_is_the_same_in_blocks_in_microbatches_and_on_eight_devices():
   names, (loss, parts, grads) = every_term()
   mesh = mesh_lib.make_mesh(data=4, fsdp=2)
-  blocks = dict(microbatches=Blocks(2, groups=8), row_blocks=Blocks(2, groups=8))
+  blocks = dict(microbatches=Chunks(2, groups=8), row_chunks=Chunks(2, groups=8))
   _, (_, in_parts, theirs) = every_term(mesh, **blocks)
   for name in names:
     assert np.isfinite(parts[name]), name
@@ -188,9 +193,9 @@ def test_every_term_is_the_same_in_blocks_in_microbatches_and_on_eight_devices()
   expected = sum((i + 1) * parts[name] for i, name in enumerate(names))
   assert loss == pytest.approx(expected, rel=1e-5)
   # The queue moves on by a batch: the newest are this one's positives.
-  assert parts["memory"]["queued"] == 24
+  assert parts["carry"]["queued"] == 24
   np.testing.assert_allclose(
-    in_parts["memory"]["queue"], parts["memory"]["queue"], atol=1e-5
+    in_parts["carry"]["queue"], parts["carry"]["queue"], atol=1e-5
   )
   scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
   jax.tree.map(

@@ -37,12 +37,13 @@ def distilling(pooling):
     pooling=pooling,
     stacks=stacks,
   )
-  return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), teacher_params
+  params = loss_fn.init_params(STUDENT.params, jax.random.key(0))
+  return loss_fn, params, {"teachers": teacher_params}
 
 
 def pretraining():
   loss_fn = models.language_model_loss(STUDENT)
-  return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), ()
+  return loss_fn, loss_fn.init_params(STUDENT.params, jax.random.key(0)), {}
 
 
 OBJECTIVES = {
@@ -55,7 +56,7 @@ OBJECTIVES = {
 def loss_and_gradient(objective, packing, batch=BATCH):
   loss_fn, params, teacher_params = OBJECTIVES[objective]()
   (loss, _), gradient = jax.jit(
-    jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4
+    jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
   )(params, batch, jax.random.key(7), teacher_params, packing)
   return loss, gradient
 

@@ -41,7 +41,7 @@ def make_trainer(
   *,
   devices=1,
   mesh=None,
-  teacher_params=(),
+  teacher_params={},
   num_models=1,
   packings=(),
   steps=6,
@@ -71,7 +71,7 @@ def make_trainer(
 @functools.cache
 def distilling():
   """A loss with three teachers in two stacks, and Group-P."""
-  stacks, teacher_params = stacks_lib.stack_teachers(TEACHERS, [1, 1, 1])
+  stacks, params = stacks_lib.stack_teachers(TEACHERS, [1, 1, 1])
   loss_fn = Objective(
     losses.parse(
       "info_nce + distillation", {"distillation": {"group_probability": 0.5}}
@@ -80,7 +80,7 @@ def distilling():
     pooling="cls",
     stacks=stacks,
   )
-  return loss_fn, teacher_params
+  return loss_fn, {"teachers": params}
 
 
 def student_params(seed=0):
@@ -140,8 +140,8 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
     stacks=stacks,
   )
   # In one program: to compile every operation by itself takes longer.
-  loss, parts = jax.jit(loss_fn)(
-    {"encoder": student.params}, batch, jax.random.key(0), teacher_params
+  loss, parts = jax.jit(models.called(loss_fn))(
+    {"encoder": student.params}, batch, jax.random.key(0), {"teachers": teacher_params}
   )
 
   def embed(model, column):
@@ -179,10 +179,10 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32():
   exact = dataclasses.replace(loss_fn, terms=losses.parse("info_nce + distillation"))
   loss_fn = dataclasses.replace(exact, dtype=jnp.bfloat16)
   arguments = (models.random_batch(0), jax.random.key(0), teacher_params)
-  (rough, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+  (rough, _), grads = jax.jit(jax.value_and_grad(models.called(loss_fn), has_aux=True))(
     student_params(), *arguments
   )
-  fine, _ = jax.jit(exact)(student_params(), *arguments)
+  fine, _ = jax.jit(models.called(exact))(student_params(), *arguments)
   assert rough.dtype == jnp.float32
   assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
   np.testing.assert_allclose(rough, fine, rtol=0.05)
@@ -250,7 +250,7 @@ def language_model(monkeypatch, batch, rng):
   # In one program: to compile every operation by itself takes longer.
   @jax.jit
   def run(params, batch, rng):
-    loss, parts = loss_fn(params, batch, rng, ())
+    loss, parts = models.called(loss_fn)(params, batch, rng)
     return shown["input_ids"], loss, parts
 
   shown_ids, loss, parts = run(params, batch, rng)
@@ -497,9 +497,10 @@ def contrasting(dtype=jnp.float32):
 def spoiling(loss_fn, *, loss_rows=(), gradient_rows=()):
   """A loss function that is not finite on batches that hold one of these rows."""
 
-  def spoiled(params, batch, *rest):
-    loss, parts = loss_fn(params, batch, *rest)
-    holds = lambda rows: jnp.isin(batch["example_id"], jnp.asarray(rows)).any()
+  def spoiled(params, inputs):
+    loss, parts = loss_fn(params, inputs)
+    example_id = inputs.batch["example_id"]
+    holds = lambda rows: jnp.isin(example_id, jnp.asarray(rows)).any()
     loss = jnp.where(holds(loss_rows), jnp.inf, loss)
     # The root of one, or of zero, where its derivative times zero is no number.
     one = 1 + 0 * jnp.sum(jax.tree.leaves(params)[0])
@@ -518,7 +519,7 @@ def test_a_step_that_is_not_finite_changes_neither_parameters_nor_optimizer(dtyp
   for first in (0, 100, 200, 300):
     ids = np.arange(first, first + 8, dtype=np.int32)
     state, values = trainer.step_fn(
-      jax.tree.map(jnp.array, states[-1]), {**batch, "example_id": ids}, ()
+      jax.tree.map(jnp.array, states[-1]), {**batch, "example_id": ids}, {}
     )
     assert bool(values["is_finite"]) == (first in (0, 300))
     states.append(jax.device_get(state))
