@@ -19,6 +19,7 @@ from dcse_jax import losses
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.objective import objective as objective_lib
+from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 
 _WIDTH = 768
@@ -50,7 +51,7 @@ def _seconds(programs, *arguments, rounds: int) -> list[float]:
 
 def _loss(terms, number: int, anchors, positives, teacher, rng):
   offered = {"anchors": anchors, "positives": positives, "teacher": teacher}
-  values = objective_lib.compare(terms, offered, rng, row_blocks=Chunks(number))
+  values = objective_lib.compare(terms, offered, rng, row_chunks=Chunks(number))
   return sum(map(jnp.mean, values.values()))
 
 
@@ -109,13 +110,15 @@ def measure_microbatches(options) -> None:
         microbatches=Chunks(number),
       )
       params = loss_fn.init_params(encoder, key)
-      fn = jax.value_and_grad(loss_fn, has_aux=True)
-      program, size = _compile(fn, params, data, key, ())
+      call = lambda params, data, key, f=loss_fn: f(params, StepInputs(data, key))
+      program, size = _compile(
+        jax.value_and_grad(call, has_aux=True), params, data, key
+      )
       programs.append(program)
       sizes.append(size)
     seconds = [None] * len(numbers)
     if batch <= options.largest_timed_encoded:
-      seconds = _seconds(programs, params, data, key, (), rounds=options.rounds)
+      seconds = _seconds(programs, params, data, key, rounds=options.rounds)
     for number, size, time_ in zip(numbers, sizes, seconds):
       shown = "" if time_ is None else f"{time_:7.2f}  {time_ / seconds[0]:.2f}"
       print(f"  {batch:6d}  {number:3d}  {size / 1e6:8.0f}  {shown}", flush=True)

@@ -16,6 +16,7 @@ from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import ops
 from dcse_jax.model import packing
+from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import memory
 from dcse_jax.runtime import mesh as mesh_lib
@@ -99,7 +100,7 @@ class Ours:
       optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
       schedule,
       mesh=mesh_lib.make_mesh(),
-      teacher_params=teacher_params,
+      teacher_params={"teachers": teacher_params},
       packings=packings,
       batch_size=options.batch,
       num_steps=1,
@@ -136,9 +137,14 @@ class Ours:
 
   def loss(self) -> float:
     batch, packed = self._batch(0)
-    loss, _ = jax.jit(self._plain_loss, static_argnums=4)(
-      self._state.params, batch, jax.random.key(0), self._trainer.teacher_params, packed
-    )
+    frozen, key = self._trainer.teacher_params, jax.random.key(0)
+
+    @jax.jit
+    def plain(params, batch, frozen):
+      inputs = StepInputs(batch, key, frozen, packed)
+      return self._plain_loss(params, inputs)[0]
+
+    loss = plain(self._state.params, batch, frozen)
     return float(loss)
 
   def compile(self) -> None:

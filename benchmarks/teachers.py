@@ -68,7 +68,7 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
     schedule,
     mesh=mesh_lib.make_mesh(),
-    teacher_params=teacher_params,
+    teacher_params={"teachers": teacher_params},
     num_models=num_models,
     batch_size=size,
     num_steps=1000,
