@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import inspect
 import math
+import numbers
 import re
 from typing import Any
 
 import jax
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Range:
     return "" if all(map(self._holds, values)) else f"must be {self}"
 
   def _holds(self, value: Any) -> bool:
-    kinds = (int, np.integer) if self.whole else (int, float, np.integer, np.floating)
-    # Python's True is an int; and infinity is no range's own word for "no bound".
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    # Python's True is a number, too, and an infinite value is none that a run can use.
+    kind = numbers.Integral if self.whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
       return False
     if not math.isfinite(value):
       return False
