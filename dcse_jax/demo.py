@@ -122,8 +122,10 @@ class _Models:
     ]
 
   def examples(self) -> list[str]:
-    """The corpus's first sentence and the one least like it, each with the two
-    nearest, by the first model.
+    """Picks sentences of the corpus that show what likeness is.
+
+    They are the first and the one least like it, each with the two nearest, by the
+    first model.
     """
     embeddings = self._embeddings[0]
     farthest = int(np.argmin(embeddings @ embeddings[0]))

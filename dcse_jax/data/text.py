@@ -201,7 +201,7 @@ def open_bytes(source: str) -> Iterator[BinaryIO]:
 
 
 def _lines(source: str) -> Iterator[str]:
-  """Decoded lines without their \\n; no other character ends a line."""
+  """Decodes lines and leaves out line feeds; no other character ends a line."""
   lines_before = 0
   with open_bytes(source) as file:
     while block := file.read(_BLOCK_BYTES):

@@ -1,5 +1,6 @@
-"""A model folder: weights, tokenizer and pooling, as transformers and
-sentence-transformers read and write them.
+"""A model folder, as transformers and sentence-transformers read and write it.
+
+It holds weights, a tokenizer and what comes after the encoder.
 """
 
 from collections.abc import Callable, Iterator, Mapping

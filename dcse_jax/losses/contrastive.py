@@ -37,12 +37,23 @@ def info_nce(
 
   References:
     Gao et al., SimCSE, 2021, Eq. 1 and Sec. 4 (arXiv:2104.08821).
+
+  Example:
+    Two sentences that have nothing in common, each its own positive: the chance of the
+    right one is e^2 / (e^2 + 1).
+
+    >>> import jax.numpy as jnp
+    >>> eye = jnp.eye(2)
+    >>> print(info_nce(eye, eye, temperature=0.5).round(4))
+    [0.1269 0.1269]
   """
   logits = cosine_similarity(anchors, all_positives) / temperature
   labels, is_own = own_columns(logits, labels)
   if all_negatives is not None:
     hard = cosine_similarity(anchors, all_negatives) / temperature
-    logits = jnp.concatenate([logits, hard + negative_weight * is_own], axis=1)
+    logits = jnp.concatenate(
+      [logits, hard + jnp.where(is_own, negative_weight, 0.0)], axis=1
+    )
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

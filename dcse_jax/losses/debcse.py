@@ -19,7 +19,7 @@ def _overlap(ids, mask, all_ids, all_mask):
   def first_of_each(ids, mask):
     same = (ids[:, :, None] == ids[:, None, :]) & mask[:, None, :]
     earlier = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool), k=-1)
-    return mask & ~jnp.any(same & earlier, axis=2)
+    return mask & ~jnp.any(same & earlier[None], axis=2)
 
   distinct, all_distinct = first_of_each(ids, mask), first_of_each(all_ids, all_mask)
   same = ids[:, None, :, None] == all_ids[None, :, None, :]

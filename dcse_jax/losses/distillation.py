@@ -140,6 +140,19 @@ def distillation(
 
   References:
     Xu et al., DistillCSE, 2023, Eq. 2 to 7 (arXiv:2310.13499).
+
+  Example:
+    The teacher finds the first two of three sentences alike, and the third alike to
+    none; a student that finds none alike gives each of two others a half.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> teacher = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> student = jnp.eye(3)
+    >>> key = jax.random.key(0)  # For the shuffling, which is off by default.
+    >>> loss = distillation(student, student, teacher, teacher, key)
+    >>> print(loss.round(4))  # The logarithm of 2.
+    [0.6931 0.6931 0.6931]
   """
   target = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
   rules = dict(probability=group_probability, size=group_size, top=group_top)
@@ -357,7 +370,7 @@ def _group_by_probability(masked, ranked, probability):
   thresholds = jnp.asarray([k * probability for k in range(1, groups)], jnp.float32)
   cumulative = jnp.cumsum(jax.nn.softmax(ranked, axis=1), axis=1)
   # So few thresholds are compared with all at once: a binary search is a loop.
-  reached = cumulative[:, None] >= thresholds[:, None]
+  reached = cumulative[:, None] >= thresholds[None, :, None]
   first = jnp.sum(~reached, axis=-1, dtype=jnp.int32)
   # The highest value of each group after the first; none reaches a threshold that
   # rounding keeps the sum below.

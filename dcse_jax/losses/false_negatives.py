@@ -78,4 +78,4 @@ def incremental_false_negatives(
   positives = like | is_own
   log_share = jax.nn.log_softmax(logits, axis=1)
   total = jnp.sum(jnp.where(positives, log_share, 0.0), axis=1)
-  return -total / jnp.sum(positives, axis=1)
+  return -total / jnp.sum(positives, axis=1, dtype=total.dtype)

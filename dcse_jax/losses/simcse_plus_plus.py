@@ -80,8 +80,8 @@ def dimension_contrast(
 
   def standardise(x):
     x = x.astype(jnp.float32)
-    x = x - x.mean(axis=0)
-    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0) + _SMALLEST_VARIANCE)
+    x = x - x.mean(axis=0, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=0, keepdims=True) + _SMALLEST_VARIANCE)
 
   batch, dimensions = all_anchors.shape
   correlation = jnp.matmul(

@@ -57,11 +57,11 @@ def pair_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 def own_columns(
   similarity: jax.Array, labels: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Which column of [b, B] similarities is each row's own sentence.
+  """Finds which column of [b, B] similarities is each row's own sentence.
 
   Args:
     similarity: of b rows of a batch of B with all of it.
-    own: the rows' numbers in the batch, [b]; None if they are its first.
+    labels: the rows' numbers in the batch, [b]; None if they are its first.
 
   Returns:
     `labels`, and where it is, [b, B] boolean.
@@ -69,7 +69,7 @@ def own_columns(
   rows, columns = similarity.shape
   if labels is None:
     labels = jnp.arange(rows)
-  return labels, labels[:, None] == jnp.arange(columns)
+  return labels, labels[:, None] == jnp.arange(columns)[None]
 
 
 def row_keys(rng: jax.Array, labels: jax.Array) -> jax.Array:

@@ -493,8 +493,8 @@ def test_lines_keeps_every_line_however_odd(tmp_path):
   rows = ["\ufeffone", "", " \t", "\0\0", "two", "two", "\ufeffa\rb\u2028c", "last "]
   content = "\r\n".join(rows).encode()
   expected = ["one", *rows[1:]]  # Only the mark at the start is none of the text.
-  for name, content in (("a.txt", content), ("a.txt.gz", gzip.compress(content))):
-    read = lines.Lines(write(tmp_path, name, content))
+  for name, written in (("a.txt", content), ("a.txt.gz", gzip.compress(content))):
+    read = lines.Lines(write(tmp_path, name, written))
     assert len(read) == 8 and list(read) == expected
     assert [read[i] for i in range(8)] == expected
 

@@ -50,7 +50,7 @@ def offers(seed=0, batch=6, features=5):
     "queue": draw(4, features),
     "is_queued": jnp.asarray([True, True, False, True]),
     "input_ids": jax.random.randint(next(keys), (batch, 7), 0, 9),
-    "attention_mask": jnp.arange(7) < 2 + jnp.arange(batch)[:, None],
+    "attention_mask": jnp.arange(7)[None] < 2 + jnp.arange(batch)[:, None],
     "rng": jax.random.key(7),
   }
 
@@ -332,7 +332,7 @@ def test_undropped_negatives_are_the_only_negatives():
   # Two views at a cosine of 0.6, the second alike for all: no matter.
   eye = jnp.eye(5)
   offered = {
-    "anchors": 0.6 * eye[4] + 0.8 * eye[:4],
+    "anchors": 0.6 * eye[4:] + 0.8 * eye[:4],
     "positives": jnp.tile(eye[4], (4, 1)),
     "undropped": eye[:4],
   }
