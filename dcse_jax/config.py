@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from dcse_jax import losses
-from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
@@ -237,7 +237,7 @@ def simcse(variant: str) -> ConfigDict:
     },
   )
   config.num_train_steps = 1_000_000 // config.batch_size
-  config.test = sts.SEVEN_TEST_SETS
+  config.test = sts_sets.SEVEN_TEST_SETS
   return config
 
 

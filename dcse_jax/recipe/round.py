@@ -120,9 +120,8 @@ class Round:
     self._terms = {each.term.name: each for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
     score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
-    self._scorer = score(inputs.sets)
-    names = [name for name in config.dev if name in inputs.sets]
-    self._dev = score({name: inputs.sets[name] for name in names})
+    self._scorer = score([*inputs.dev, *inputs.test])
+    self._dev = score(inputs.dev)
     self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
     self._teaching = teaching_lib.Teaching()
     self._distillation: dict[int, monitor.Distillation] = {}
@@ -316,7 +315,7 @@ class Round:
     batches = self._batches(seed)
     size = monitor.probe_size(len(self._tokens), config.batch_size)
     rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
-    held_out = monitor.dev_sentences(inputs.sets, config.dev)
+    held_out = monitor.dev_sentences(inputs.dev)
     return monitor.Probe(
       train=inputs.sentences(config, np.concatenate(rows)),
       held_out=held_out[: monitor.probe_size(len(held_out), config.batch_size)],
@@ -402,13 +401,18 @@ class Round:
     return teaching_lib.online(teachers, self._tokens, config.dtype)
 
   def _finish(self, seed: int, params: Any) -> None:
-    scores = self._scorer.spearman(params)
+    scores = self._scorer.scores(params)
+    num_dev = len(self._inputs.dev)
+    dev, test = (
+      {name: score for each in part for name, score in each.items()}
+      for part in (scores[:num_dev], scores[num_dev:])
+    )
     result = dict(
       round=self._name,
       seed=seed,
-      dev=_mean(scores, self._config.dev),
-      test=_mean(scores, self._config.test),
-      sets=scores,
+      dev=_mean(dev, self._config.dev),
+      test=_mean(test, self._config.test),
+      sets=dev | test,
     )
     path = self._folder / str(seed)
     model = dataclasses.replace(
