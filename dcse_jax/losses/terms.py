@@ -128,7 +128,7 @@ class Term:
 
   @property
   def papers(self) -> list[str]:
-    """ArXiv's numbers of the papers that its docstring names."""
+    """arXiv's numbers of the papers that its docstring names."""
     return re.findall(r"arXiv:(\d{4}\.\d{4,5})", self.fn.__doc__)
 
 

@@ -32,7 +32,7 @@ def _keep(x):
 
 @jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """X [..., I] times kernel [I, O] plus bias [O]."""
+  """x [..., I] times kernel [I, O] plus bias [O]."""
   return x @ kernel + bias
 
 

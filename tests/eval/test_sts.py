@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dcse_jax.eval import registry
 from dcse_jax.eval import sts
 from dcse_jax.eval import sts_sets
 from dcse_jax.runtime.errors import UserError
@@ -86,7 +87,7 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
   write(tmp_path / "X.tsv", "1\ta\tb\n2\ta\tc\n")
   with pytest.raises(UserError, match="'STSB-dev'.*holds X"):
-    sts_sets.read_sts(str(tmp_path), ["STSB-dev"])
+    registry.read_named(["STSB-dev"], str(tmp_path), dev=True)
   with pytest.raises(UserError, match="holds no .tsv file"):
     sts_sets.read_sts(str(tmp_path / "nowhere"))
 
