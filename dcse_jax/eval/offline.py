@@ -27,7 +27,7 @@ from dcse_jax.runtime.files import write_json
 def evaluate(
   models: Sequence[str],
   places: Mapping[str, Sequence[str]],
-  options: Options = Options(),
+  options: Options,
   *,
   loading: Mapping[str, Any] | None = None,
   output: str | None = None,

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcse_jax.eval import diagnostics
@@ -12,6 +13,7 @@ from dcse_jax.eval import registry
 from dcse_jax.eval.evaluator import Subject
 from dcse_jax.eval.evaluator import distinct_sentences
 from dcse_jax.eval.evaluator import embed_once
+from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
@@ -153,35 +155,40 @@ class Scorer:
     return metrics
 
 
-class Distillation:
-  """The distillation loss of a student on a probe: no dropout, no shuffling.
+class HeldOut:
+  """The losses of terms on a probe, without dropout and chance.
 
   Args:
-    student: whose tokenizer, shape and pooling the parameters have.
+    model: whose tokenizer, shape and pooling the parameters have.
     probe: the sentences.
-    targets: averaged similarities by the teachers, [n, B, B], by split.
-    **settings: of `losses.similarity_divergence`.
+    terms: those that have a held-out measure.
+    teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
   """
 
   def __init__(
     self,
-    student: model_lib.Model,
+    model: model_lib.Model,
     probe: Probe,
-    targets: dict[str, np.ndarray],
-    **settings: Any,
+    terms: Sequence[Weighted],
+    teachers: dict[str, np.ndarray],
   ):
-    self._probe, self._targets, self._settings = probe, targets, settings
+    self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
-      # As trained: the loss sees the projection.
-      split: embedder(student, getattr(probe, split), probe.max_length, projected=True)
-      for split in targets
+      # As trained: losses see the projection.
+      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
+      for split in teachers
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """In nats, "eval/distillation_train" and "..._held_out" if there is such."""
+    """In nats, "eval/TERM_train" and "eval/TERM_held_out" if there is such."""
     result = {}
     for split, embed in self._embed.items():
-      result[f"eval/distillation_{split}"] = diagnostics.distillation_loss(
-        self._probe.batches(embed(params)), self._targets[split], **self._settings
-      )
+      batches = self._probe.batches(embed(params))
+      for each in self._terms:
+        values = []
+        for anchors, teacher in zip(batches, self._teachers[split]):
+          arrays = {"anchors": jnp.asarray(anchors), "teacher": jnp.asarray(teacher)}
+          arrays |= {f"all_{name}": array for name, array in arrays.items()}
+          values.append(each.term.held_out(arrays, each.settings))
+        result[f"eval/{each.term.name}_{split}"] = float(np.mean(values))
     return result

@@ -130,9 +130,13 @@ def test_a_kind_of_ones_own_is_one_class_and_one_line(monkeypatch):
 
 def test_a_name_that_nothing_yields_is_refused_with_what_there_is(files):
   for name in ("nowhere:x", "masked_words:"):
-    with pytest.raises(UserError, match=f"'{name}': use a set .*transfer:DIR or masked"):
+    with pytest.raises(
+      UserError, match=f"'{name}': use a set .*transfer:DIR or masked"
+    ):
       registry.read_named((name,), "", dev=True)
-  with pytest.raises(UserError, match="'x:y': .* holds STSB-dev, X-test; or use .*FILE"):
+  with pytest.raises(
+    UserError, match="'x:y': .* holds STSB-dev, X-test; or use .*FILE"
+  ):
     registry.read_named(("x:y",), str(files / "sts"), dev=True)
 
 
