@@ -149,9 +149,11 @@ def default() -> ConfigDict:
   # of this share of its words switched. Of a cased model only; 0 switches none.
   config.switch_case = 0.0
 
-  # A folder of STS sets, NAME.tsv; empty trains without evaluation, and the
-  # last parameters count as the best. The mean over `dev` chooses the best
-  # parameters; `test` is scored once with these.
+  # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;
+  # `test` is scored once with these. Both name sets of the folder, transfer:DIR for
+  # the mean over transfer tasks (of `dev` without their test sets), or
+  # masked_words:FILE for the share of masked words guessed. Names of sets count for
+  # nothing without the folder; where nothing is left the last parameters are kept.
   config.sts = ""
   config.dev = ("STSB-dev",)
   config.test = ()
