@@ -25,7 +25,7 @@ python -m dcse_jax.main --config configs/distillcse.py \\
 """
 
 from dcse_jax import config as config_lib
-from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 
 # Variant: hub id, learning rate. The batch is 64 for all.
 _VARIANTS = {
@@ -49,7 +49,7 @@ def get_config(variant="bert-base"):
   config.distillation.student_temperature = student
   config.distillation.teacher_temperature = teacher
   config.distillation.group_probability = 0.1
-  config.test = sts.SEVEN_TEST_SETS
+  config.test = sts_sets.SEVEN_TEST_SETS
   seeds = (42, 43, 44, 45)
   config.recipe = ("base", "student", "second")
   config.rounds.base = config_lib.round_config(seeds)

@@ -21,7 +21,7 @@ Without STS sets leave --config.sts out: the last parameters count.
 """
 
 from dcse_jax import config as config_lib
-from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 
 
 def get_config(variant=""):
@@ -29,7 +29,7 @@ def get_config(variant=""):
   variants = {"": (100_000, 5_000, 5_000, 250), "cpu": (6_000, 120, 500, 40)}
   pretraining, training, warmup, every = config_lib.choose(variant, variants)
   config = config_lib.default()
-  config.test = sts.SEVEN_TEST_SETS
+  config.test = sts_sets.SEVEN_TEST_SETS
   config.encoder = dict(
     vocab_size=8000,
     hidden_size=256,

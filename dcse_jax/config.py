@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from dcse_jax import losses
-from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
@@ -150,9 +150,11 @@ def default() -> ConfigDict:
   # of this share of its words switched. Of a cased model only; 0 switches none.
   config.switch_case = 0.0
 
-  # A folder of STS sets, NAME.tsv; empty trains without evaluation, and the
-  # last parameters count as the best. The mean over `dev` chooses the best
-  # parameters; `test` is scored once with these.
+  # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;
+  # `test` is scored once with these. Both name sets of the folder, transfer:DIR for
+  # the mean over transfer tasks (of `dev` without their test sets), or
+  # masked_words:FILE for the share of masked words guessed. Names of sets count for
+  # nothing without the folder; where nothing is left the last parameters are kept.
   config.sts = ""
   config.dev = ("STSB-dev",)
   config.test = ()
@@ -238,7 +240,7 @@ def simcse(variant: str) -> ConfigDict:
     },
   )
   config.num_train_steps = 1_000_000 // config.batch_size
-  config.test = sts.SEVEN_TEST_SETS
+  config.test = sts_sets.SEVEN_TEST_SETS
   return config
 
 

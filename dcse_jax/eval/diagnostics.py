@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
-from dcse_jax import losses
 from dcse_jax.model.vectors import unit_length
 
 # The paper correlates the twelve sentences that a teacher finds most alike.
@@ -100,48 +98,3 @@ def teacher_spread(embeddings: Sequence[np.ndarray]) -> dict[str, Any]:
     "second_order": _spread(seconds),
     "top12_spearman": correlation.tolist(),
   }
-
-
-def average_similarities(
-  embeddings: Sequence[np.ndarray], weights: Sequence[float]
-) -> np.ndarray:
-  """What a student is taught of each batch: [n, B, D_t] each to [n, B, B]."""
-  joint = [losses.join_teachers(batch, weights) for batch in zip(*embeddings)]
-  return np.stack([losses.cosine_similarity(batch, batch) for batch in joint])
-
-
-def share_one_hot(targets: np.ndarray, temperature: float) -> float:
-  """In how many rows the teachers' softmax leaves nothing but one sentence.
-
-  Args:
-    targets: similarities by the teachers, [n, B, B].
-    temperature: divides them.
-
-  Returns:
-    The share of rows, in [0, 1], of which the largest probability is 1 in float32:
-    all others together are below 6e-8, and teach nothing.
-  """
-  others = targets.astype(np.float64) / temperature
-  diagonal = np.arange(targets.shape[-1])
-  others[:, diagonal, diagonal] = -np.inf
-  rest = np.exp(others - others.max(axis=-1, keepdims=True)).sum(axis=-1) - 1
-  return float(np.mean(np.float32(1 / (1 + rest)) == 1))
-
-
-def distillation_loss(
-  embeddings: np.ndarray, targets: np.ndarray, **settings: Any
-) -> float:
-  """Mean distillation loss without dropout and without shuffling.
-
-  Args:
-    embeddings: of the student, [n, B, D].
-    targets: similarities by the teachers, [n, B, B].
-    **settings: of `losses.similarity_divergence`.
-  """
-  each = [
-    losses.similarity_divergence(
-      losses.cosine_similarity(jnp.asarray(e), jnp.asarray(e)), target, **settings
-    )
-    for e, target in zip(embeddings, targets)
-  ]
-  return float(np.mean(each))

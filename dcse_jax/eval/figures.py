@@ -51,6 +51,7 @@ class Round:
 
   @property
   def pretrains(self) -> bool:
+    """Whether it has the scale of masked words alone."""
     return self.terms == ["masked_language_model"]
 
   @property

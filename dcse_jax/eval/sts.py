@@ -1,297 +1,22 @@
 """Semantic textual similarity: Spearman correlation with human scores."""
 
-import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import hashlib
-import json
-import math
-import pathlib
+import functools
+from typing import Any, Self
 
 import numpy as np
 import scipy  # Its parts load at first use: two seconds of every start.
 
+from dcse_jax.eval import sts_sets
+from dcse_jax.eval.evaluator import Evaluator
+from dcse_jax.eval.evaluator import Options
+from dcse_jax.eval.evaluator import Subject
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
-from dcse_jax.runtime.files import user_path
 
-# What SimCSE and its successors report, in their order; files of an STS folder.
-SEVEN_TEST_SETS = (
-  "STS12-test",
-  "STS13-test",
-  "STS14-test",
-  "STS15-test",
-  "STS16-test",
-  "STSB-test",
-  "SICKR-test",
-)
-
-# What MTEB scores in place of SICKR-test, and what SimCSE's analysis takes pairs from.
-SICKR_ALL, STSB_ALL = "SICKR-all", "STSB-all"
-
-# By year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
-_SENTEVAL_SUBSETS = {
-  "STS12": "MSRpar MSRvid SMTeuroparl surprise.OnWN surprise.SMTnews",
-  "STS13": "FNWN headlines OnWN",
-  "STS14": "deft-forum deft-news headlines OnWN images tweet-news",
-  "STS15": "answers-forums answers-students belief headlines images",
-  "STS16": "answer-answer headlines plagiarism postediting question-question",
-}
-_SENTEVAL_SICK = {"train": "train", "dev": "trial", "test": "test_annotated"}
-
-
-@dataclasses.dataclass(frozen=True)
-class StsSet:
-  """Sentence pairs with a human score each; all three of equal length."""
-
-  scores: np.ndarray
-  first: list[str]
-  second: list[str]
-
-
-def digest(sts_set: StsSet) -> str:
-  """Of the pairs and their scores."""
-  rows = zip(sts_set.scores.tolist(), sts_set.first, sts_set.second)
-  return hashlib.blake2b(json.dumps(list(rows)).encode(), digest_size=16).hexdigest()
-
-
-def _read_lines(path: pathlib.Path) -> list[str]:
-  """The lines of a UTF-8 file, empty ones too, without their ends."""
-  try:
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from error
-  if not lines[-1]:
-    lines.pop()  # After the last line's end.
-  for number, line in enumerate(lines, 1):
-    try:
-      lines[number - 1] = line.decode("utf-8").rstrip("\r")
-    except UnicodeDecodeError as error:
-      raise UserError(
-        f"{path}:{number}: not UTF-8; re-save the file as UTF-8"
-      ) from error
-  return lines
-
-
-def _number(text: str) -> float:
-  """The finite number that a text spells, else NaN."""
-  try:
-    number = float(text)
-  except ValueError:
-    return math.nan
-  return number if math.isfinite(number) else math.nan
-
-
-def _make_set(path: pathlib.Path, pairs: Sequence[tuple[float, str, str]]) -> StsSet:
-  if len(pairs) < 2:
-    raise UserError(f"{path} holds {len(pairs)} pairs: Spearman needs two")
-  scores, first, second = zip(*pairs)
-  return StsSet(np.asarray(scores), list(first), list(second))
-
-
-def _spaced(sentence: str) -> str:
-  """A sentence as SentEval has it: its tokens, one space between two."""
-  return " ".join(sentence.split())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-  """How a file of pairs is laid out in fields between tabs, never quoted.
-
-  Attributes:
-    form: for errors.
-    score, first, second: which field each is.
-    most: fields in a line; there are at least as many as are read.
-    header: lines before the pairs.
-    clean: what is done to a sentence.
-  """
-
-  form: str
-  score: int
-  first: int
-  second: int
-  most: float = math.inf
-  header: int = 0
-  clean: Callable[[str], str] = _spaced
-
-  def read(self, path: pathlib.Path) -> StsSet:
-    pairs = []
-    fewest = 1 + max(self.score, self.first, self.second)
-    for number, line in enumerate(_read_lines(path), 1):
-      if not line or number <= self.header:
-        continue
-      fields = line.split("\t")
-      right = fewest <= len(fields) <= self.most
-      score = _number(fields[self.score]) if right else math.nan
-      if math.isnan(score):
-        raise UserError(f"{path}:{number}: expected {self.form}, separated by tabs")
-      sentences = fields[self.first], fields[self.second]
-      pairs.append((score, *map(self.clean, sentences)))
-    return _make_set(path, pairs)
-
-
-_TSV = _Table("a score, two sentences and at most a subset", 0, 1, 2, 4, clean=str)
-# Some lines of the organisers' own STS-B have licences after the sentences.
-_STSB = _Table("genre, file, year, id, score and two sentences", 4, 5, 6)
-_SICK = _Table(
-  "pair_ID, sentence_A, sentence_B, relatedness_score and entailment_judgment",
-  *(3, 1, 2, 5),
-  header=1,
-)
-
-
-def read_sts_file(path: pathlib.Path) -> StsSet:
-  """Reads `score TAB sentence1 TAB sentence2 [TAB subset]` lines, no header.
-
-  Fields are never quoted. Subsets are concatenated: the SimCSE "all"
-  convention.
-
-  Raises:
-    UserError: a line of another form, named, or no line at all.
-  """
-  return _TSV.read(path)
-
-
-def _read_year(folder: pathlib.Path) -> StsSet:
-  """Reads SentEval's STS??-en-test; pairs without a score are left out."""
-  pairs = []
-  for subset in _SENTEVAL_SUBSETS[folder.name[:5]].split():
-    path = folder / f"STS.input.{subset}.txt"
-    gold = folder / f"STS.gs.{subset}.txt"
-    lines, scores = _read_lines(path), _read_lines(gold)
-    if len(lines) != len(scores):
-      raise UserError(
-        f"{gold} has {len(scores)} lines and {path.name} {len(lines)}: they "
-        "must be as many; fetch both again"
-      )
-    for number, (line, text) in enumerate(zip(lines, scores), 1):
-      # The organisers' own STS16 files have two more, the sentences' sources.
-      fields = line.split("\t")
-      if len(fields) < 2:
-        raise UserError(f"{path}:{number}: expected two sentences, separated by a tab")
-      if not text.strip():
-        continue
-      score = _number(text)
-      if math.isnan(score):
-        raise UserError(f"{gold}:{number}: expected a score or nothing")
-      pairs.append((score, _spaced(fields[0]), _spaced(fields[1])))
-  return _make_set(folder, pairs)
-
-
-_Files = dict[str, tuple[Callable[[pathlib.Path], StsSet], pathlib.Path]]
-
-
-def _senteval_files(path: pathlib.Path) -> _Files:
-  """SentEval's sets at a path: each one's reader and file; none if there is none.
-
-  Args:
-    path: SentEval's `data`, `data/downstream` or `data/downstream/STS`.
-  """
-  files = {}
-  for root in (path / "downstream", path, path.parent):
-    if root == path.parent and path.name != "STS":
-      continue
-    for year in _SENTEVAL_SUBSETS:
-      files[f"{year}-test"] = _read_year, root / "STS" / f"{year}-en-test"
-    for split, name in _SENTEVAL_SICK.items():
-      benchmark = root / "STS" / "STSBenchmark" / f"sts-{split}.csv"
-      files[f"STSB-{split}"] = _STSB.read, benchmark
-      files[f"SICKR-{split}"] = _SICK.read, root / "SICK" / f"SICK_{name}.txt"
-    there = {
-      name: (read, file) for name, (read, file) in files.items() if file.exists()
-    }
-    if there:
-      return dict(sorted(there.items()))
-  return {}
-
-
-def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSet]:
-  """Reads STS sets: a folder of them, SentEval's own folder, or one file.
-
-  Args:
-    folder: holds NAME.tsv files (see `read_sts_file`); or is one such file; or is
-      SentEval's `data`, `data/downstream` or `data/downstream/STS`, whose sets
-      get the names STS12-test to STS16-test, STSB-SPLIT and SICKR-SPLIT with
-      SPLIT train, dev or test.
-    names: which sets; None means all.
-
-  Raises:
-    UserError: no such folder or set, or a file of another form.
-  """
-  path = user_path(folder)
-  tables = [path] if path.is_file() else sorted(path.glob("*.tsv"))
-  files = {file.stem: (read_sts_file, file) for file in tables}
-  files = files or _senteval_files(path)
-  if not files:
-    raise UserError(
-      f"{folder} holds no .tsv file and is not SentEval's data folder: name a "
-      "folder of STS sets"
-    )
-  for name in names or ():
-    if name not in files:
-      raise UserError(
-        f"no evaluation yields {name!r}: {folder} holds {', '.join(files)}"
-      )
-  chosen = list(files) if names is None else names
-  return {name: files[name][0](files[name][1]) for name in chosen}
-
-
-def all_splits(sets: dict[str, StsSet], name: str) -> StsSet:
-  """Joins the train, dev and test pairs of NAME-all.
-
-  Raises:
-    UserError: one of the three is not there.
-  """
-  parts = [f"{name.removesuffix('-all')}-{split}" for split in ("train", "dev", "test")]
-  for part in parts:
-    if part not in sets:
-      raise UserError(
-        f"{name} is train, dev and test together, and {part} is not there: add it"
-      )
-  return StsSet(
-    np.concatenate([sets[part].scores for part in parts]),
-    [sentence for part in parts for sentence in sets[part].first],
-    [sentence for part in parts for sentence in sets[part].second],
-  )
-
-
-def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
-  """MTEB's SICK-R: in place of SICKR-test, SICKR-all with train and dev pairs too.
-
-  Sets without SICKR-test are returned as they are.
-
-  Raises:
-    UserError: SICKR-train or SICKR-dev is not there.
-  """
-  if "SICKR-test" not in sets:
-    return sets
-  try:
-    whole = all_splits(sets, SICKR_ALL)
-  except UserError as error:
-    raise UserError(
-      f"MTEB's SICK-R: {error}, or choose the SentEval convention"
-    ) from error
-  renamed = {"SICKR-test": SICKR_ALL}
-  return {
-    renamed.get(name, name): whole if name in renamed else pairs
-    for name, pairs in sets.items()
-  }
-
-
-def is_test(name: str) -> bool:
-  """Whether a set is none to train or to choose by, as its name says."""
-  return not name.lower().endswith(("-train", "-dev"))
-
-
-def averaged_sets(names: Sequence[str]) -> list[str]:
-  """The sets that "avg" is the mean of: the seven where all are there.
-
-  Else all but train and dev sets; where a folder holds nothing else, those count.
-  """
-  seven = [n for n in names if n in (*SEVEN_TEST_SETS, SICKR_ALL)]
-  if len(seven) == len(SEVEN_TEST_SETS):
-    return seven
-  return [n for n in names if is_test(n)] or list(names)
+# What the two ways to score SICK-R are called in tables.
+CONVENTIONS = {"senteval": "SentEval", "mteb": "MTEB"}
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -312,7 +37,7 @@ def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 Rows = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def index_sentences(sets: dict[str, StsSet]) -> tuple[list[str], Rows]:
+def index_sentences(sets: dict[str, sts_sets.StsSet]) -> tuple[list[str], Rows]:
   """Every distinct sentence of the sets, and where each pair's are in that list.
 
   Returns:
@@ -328,7 +53,7 @@ def index_sentences(sets: dict[str, StsSet]) -> tuple[list[str], Rows]:
 
 
 def score_pairs(
-  embeddings: np.ndarray, rows: Rows, sets: dict[str, StsSet]
+  embeddings: np.ndarray, rows: Rows, sets: dict[str, sts_sets.StsSet]
 ) -> dict[str, float]:
   """Scores every set.
 
@@ -338,19 +63,21 @@ def score_pairs(
     sets: by name.
 
   Returns:
-    Spearman in percent by set, and "avg", their mean over `averaged_sets`.
+    Spearman in percent by set, and "avg", their mean over `sts_sets.averaged_sets`.
   """
   scores = {}
   for name, pairs in sets.items():
     first, second = rows[name]
     cosine = paired_cosine(embeddings[first], embeddings[second])
     scores[name] = spearman(cosine, pairs.scores)
-  scores["avg"] = float(np.mean([scores[n] for n in averaged_sets(list(sets))]))
+  scores["avg"] = float(
+    np.mean([scores[n] for n in sts_sets.averaged_sets(list(sets))])
+  )
   return scores
 
 
 def score_sts(
-  embed: Callable[[list[str]], np.ndarray], sets: dict[str, StsSet]
+  embed: Callable[[list[str]], np.ndarray], sets: dict[str, sts_sets.StsSet]
 ) -> dict[str, float]:
   """`score_pairs`, by a function from sentences to embeddings [n, D]."""
   sentences, rows = index_sentences(sets)
@@ -424,3 +151,169 @@ def uniformity(embeddings: np.ndarray) -> float:
     potential = np.exp(4.0 * np.minimum(cosine, 1.0) - 4.0, dtype=np.float64)
     total += np.triu(potential, k=1).sum()
   return float(np.log(total / (len(unit) * (len(unit) - 1) / 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sts(Evaluator):
+  """Scores embeddings by Spearman on STS sets.
+
+  Attributes:
+    sets: by name, those that are scored.
+    options: how.
+    sphere: what alignment and uniformity are measured on, by its name; None where a
+      command finds no such set, and while training, where the dev sets serve.
+  """
+
+  kind = "sts"
+  form = "DIR"
+  about = "Folder of TSVs, one a set; one TSV; or SentEval's data folder. Repeats."
+  measure = "Spearman"
+
+  sets: dict[str, sts_sets.StsSet]
+  options: Options = Options()
+  sphere: tuple[str, sts_sets.StsSet] | None = None
+
+  @classmethod
+  def of_sets(cls, folder: str, names: Sequence[str]) -> Self:
+    """Reads the named sets of a folder, for training.
+
+    Raises:
+      KeyError: there is no such set: its name, and what the folder holds.
+      UserError: the folder or a file cannot be read.
+    """
+    there = sts_sets.find(folder)
+    for name in names:
+      if name not in there:
+        raise KeyError(name, f"{folder} holds {', '.join(there)}")
+    return cls(sts_sets.read_sts(folder, names))
+
+  @classmethod
+  def read(cls, places: Sequence[str], options: Options) -> Self:
+    """Reads the sets to score, the seven first and in the order of papers.
+
+    Without options.dev train sets are left out unless there is nothing else; with it
+    only sets whose names end in -dev are scored.
+    """
+    there: dict[str, sts_sets.StsSet] = {}
+    for place in places:
+      more = sts_sets.read_sts(place)
+      if both := there.keys() & more.keys():
+        raise UserError(f"--sts {place}: there is a {min(both)} already; rename one")
+      there |= more
+    return cls(_to_score(there, options), options, _sphere(there, options))
+
+  @functools.cached_property
+  def _index(self) -> tuple[list[str], Rows]:
+    return index_sentences(self.sets)
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """Names of the sets."""
+    return tuple(self.sets)
+
+  @property
+  def sentences(self) -> Iterable[str]:
+    """Sentences of the sets, and of the one that alignment is of."""
+    yield from self._index[0]
+    if self.sphere:
+      yield from self.sphere[1].first
+      yield from self.sphere[1].second
+
+  def score(self, subject: Subject) -> dict[str, float]:
+    """Spearman by set, "avg", and alignment and uniformity where `sphere` is."""
+    sentences, rows = self._index
+    scores = score_pairs(subject.embed(sentences), rows, self.sets)
+    if not self.sphere:
+      return scores
+    pairs, above = self.sphere[1], self.options.alignment_above
+    first, second = subject.embed(pairs.first), subject.embed(pairs.second)
+    distinct = list(dict.fromkeys((*pairs.first, *pairs.second)))
+    return scores | {
+      "alignment": alignment(first, second, pairs.scores, strictly_above=above),
+      "uniformity": uniformity(subject.embed(distinct)),
+    }
+
+  def metric_name(self, column: str) -> str:
+    """What a set's score is called in metrics.jsonl."""
+    return f"eval/{column.lower()}_spearman"
+
+  def metrics(self, scores: dict[str, float], subject: Subject) -> dict[str, float]:
+    """Spearman by set; alignment, the mean over sets; uniformity of all sentences."""
+    sentences, rows = self._index
+    embeddings = subject.embed(sentences)
+    alignments = [
+      alignment(*(embeddings[r] for r in rows[name]), pairs.scores)
+      for name, pairs in self.sets.items()
+    ]
+    return super().metrics(scores, subject) | {
+      "eval/alignment": float(np.mean(alignments)),
+      "eval/uniformity": uniformity(embeddings),
+    }
+
+  def digest(self, column: str) -> str:
+    """A digest of a set's pairs and their scores."""
+    return sts_sets.digest(self.sets[column])
+
+  def describe(self) -> dict[str, Any]:
+    """The title, what the mean is of, the pairs, and what alignment is of."""
+    convention, dev = self.options.convention, self.options.dev
+    title = (
+      f"{CONVENTIONS[convention]} convention: Spearman x 100 of cosines, subsets of a "
+      'set together ("all")'
+    )
+    every = sts_sets.SICKR_ALL
+    for name, by in (("SICKR-test", "its {:,} test"), (every, "all its {:,}")):
+      if name in self.sets:
+        title += f", SICK-R by {by.format(len(self.sets[name].scores))} pairs"
+    return {
+      "title": title + (", dev sets only" if dev else ""),
+      "averaged": sts_sets.averaged_sets(list(self.sets)),
+      "pairs": {name: len(pairs.scores) for name, pairs in self.sets.items()},
+      "alignment": {
+        "set": self.options.alignment_set or _sphere_name(dev),
+        "strictly_above": self.options.alignment_above,
+      },
+    }
+
+
+def _to_score(
+  sets: dict[str, sts_sets.StsSet], options: Options
+) -> dict[str, sts_sets.StsSet]:
+  if options.dev:
+    sets = {n: pairs for n, pairs in sets.items() if n.lower().endswith("-dev")}
+    if not sets:
+      raise UserError("--dev: no set is named NAME-dev; add one or leave --dev out")
+    return sets
+  if options.convention == "mteb":
+    sets = sts_sets.with_all_of_sickr(sets)
+  trained_on = [name for name in sets if name.lower().endswith("-train")]
+  if len(trained_on) < len(sets):
+    sets = {name: pairs for name, pairs in sets.items() if name not in trained_on}
+  order = (*sts_sets.SEVEN_TEST_SETS, sts_sets.SICKR_ALL, *sets)
+  return {name: sets[name] for name in dict.fromkeys(order) if name in sets}
+
+
+def _sphere_name(dev: bool) -> str:
+  return "STSB-dev" if dev else "STSB-test"
+
+
+def _sphere(
+  sets: dict[str, sts_sets.StsSet], options: Options
+) -> tuple[str, sts_sets.StsSet] | None:
+  """The set that alignment is measured on; None where it is not asked for nor there."""
+  name = options.alignment_set
+  chosen = name or _sphere_name(options.dev)
+  if options.dev and sts_sets.is_test(chosen):
+    raise UserError(f"--alignment_set {chosen}: --dev looks at no test set")
+  if chosen == sts_sets.STSB_ALL and chosen not in sets:
+    sets = {**sets, chosen: sts_sets.all_splits(sets, chosen)}
+  if chosen not in sets:
+    if name is None:
+      return None
+    raise UserError(f"--alignment_set {name}: --sts holds {', '.join(sets) or 'none'}")
+  alike = paraphrases(sets[chosen].scores, strictly_above=options.alignment_above)
+  if not alike.any():
+    raise UserError(
+      f"no pair of {chosen} has a score above {options.alignment_above:g}: lower it"
+    )
+  return chosen, sets[chosen]

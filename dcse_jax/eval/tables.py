@@ -1,73 +1,11 @@
-"""The tables of an evaluation, as text and as Markdown."""
+"""Tables as text for a terminal, and those of an evaluation as Markdown, too."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
 
-from dcse_jax.eval import sts
-from dcse_jax.eval import transfer
 from dcse_jax.runtime import files
-
-CONVENTIONS = {"senteval": "SentEval", "mteb": "MTEB"}
-
-
-def sphere_set(dev: bool) -> str:
-  """Names the set that alignment and uniformity are measured on unless told."""
-  return "STSB-dev" if dev else "STSB-test"
-
-
-def describe(
-  sets: dict[str, sts.StsSet],
-  tasks: dict[str, transfer.Task],
-  *,
-  convention: str,
-  dev: bool,
-  classifier: str = "sklearn",
-  sphere: str | None = None,
-  strictly_above: float | None = None,
-) -> dict[str, Any]:
-  """What an evaluation measures: all of its results but the figures.
-
-  Args:
-    sets: the STS sets that are scored.
-    tasks: the transfer tasks that are scored.
-    convention: one of `CONVENTIONS`.
-    dev: whether only what one may choose by is scored.
-    classifier: one of `transfer.CLASSIFIERS`.
-    sphere: the set that alignment and uniformity are measured on, if not `sphere_set`.
-    strictly_above: see `sts.paraphrases`.
-
-  Returns:
-    "convention" and "dev"; and "sts" and "transfer" as far as there, each with a
-    "title", the names that are "averaged" and, of STS sets, their "pairs" and what
-    "alignment" is of, of transfer tasks the "classifier".
-  """
-  description: dict[str, Any] = {"convention": convention, "dev": dev}
-  if sets:
-    title = (
-      f"{CONVENTIONS[convention]} convention: Spearman x 100 of cosines, subsets of a "
-      'set together ("all")'
-    )
-    for name, by in (("SICKR-test", "its {:,} test"), (sts.SICKR_ALL, "all its {:,}")):
-      if name in sets:
-        title += f", SICK-R by {by.format(len(sets[name].scores))} pairs"
-    description["sts"] = {
-      "title": title + (", dev sets only" if dev else ""),
-      "averaged": sts.averaged_sets(list(sets)),
-      "pairs": {name: len(pairs.scores) for name, pairs in sets.items()},
-      "alignment": {"set": sphere or sphere_set(dev), "strictly_above": strictly_above},
-    }
-  if tasks:
-    of = "validation accuracy" if dev else "accuracy"
-    description["transfer"] = {
-      "title": (
-        f"SentEval's transfer tasks: {of} x 100 on frozen embeddings by "
-        f"{transfer.CLASSIFIERS[classifier]}"
-      ),
-      "classifier": classifier,
-      "averaged": list(tasks),
-    }
-  return description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +16,9 @@ class _Table:
 
 
 def _tables(results: dict[str, Any]) -> list[_Table]:
-  return [_table(part, results) for part in ("sts", "transfer") if part in results]
+  # What `Evaluator.describe` says has a title.
+  parts = [k for k, v in results.items() if isinstance(v, dict) and "title" in v]
+  return [_table(part, results) for part in parts]
 
 
 def _table(part: str, results: dict[str, Any]) -> _Table:
@@ -119,19 +59,29 @@ def as_text(results: dict[str, Any]) -> str:
   """Tables with aligned columns, a row a model.
 
   Args:
-    results: of `describe`, with "models" by name as `evaluate.pool` gives them and
-      perhaps "options".
+    results: by kind what `Evaluator.describe` says, with "models" by name as
+      `offline.pool` gives them and perhaps "options".
   """
-  return "\n\n".join(map(_text, _tables(results)))
+  return "\n\n".join(
+    "\n".join((aligned(table.title, table.rows), *table.notes))
+    for table in _tables(results)
+  )
 
 
-def _text(table: _Table) -> str:
-  widths = [max(map(len, column)) for column in zip(*table.rows)]
-  lines = [table.title]
-  for first, *cells in table.rows:
+def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
+  """Lays out a table for a terminal.
+
+  Args:
+    title: the line above it.
+    rows: cells of each row, the header's first; the first cell of a row, a name, is
+      aligned to the left and all others to the right.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = [title]
+  for first, *cells in rows:
     right = (cell.rjust(width) for cell, width in zip(cells, widths[1:]))
     lines.append("  ".join((first.ljust(widths[0]), *right)))
-  return "\n".join(lines + table.notes)
+  return "\n".join(lines)
 
 
 def as_markdown(results: dict[str, Any]) -> str:

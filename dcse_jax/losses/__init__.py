@@ -11,6 +11,7 @@ from dcse_jax.losses.contrastive import info_nce
 from dcse_jax.losses.distillation import distillation
 from dcse_jax.losses.distillation import group_shuffle
 from dcse_jax.losses.distillation import join_teachers
+from dcse_jax.losses.distillation import share_one_hot
 from dcse_jax.losses.distillation import similarity_divergence
 from dcse_jax.losses.language_model import masked_language_model
 from dcse_jax.losses.similarity import cosine_similarity
@@ -33,6 +34,7 @@ __all__ = (
   "join_teachers",
   "masked_language_model",
   "parse",
+  "share_one_hot",
   "similarity_divergence",
   "taken",
 )

@@ -93,8 +93,71 @@ def _check_groups(settings, batch_size: int) -> str:
   return ""
 
 
+def _held_out(
+  anchors: jax.Array,
+  all_anchors: jax.Array,
+  teacher: jax.Array,
+  all_teacher: jax.Array,
+  *,
+  student_temperature: float,
+  teacher_temperature: float,
+  divergence: str,
+) -> jax.Array:
+  """The term without shuffling."""
+  return similarity_divergence(
+    cosine_similarity(anchors, all_anchors),
+    cosine_similarity(teacher, all_teacher),
+    student_temperature=student_temperature,
+    teacher_temperature=teacher_temperature,
+    divergence=divergence,
+  )
+
+
+def share_one_hot(teacher_similarity: jax.Array, temperature: float) -> jax.Array:
+  """The share of rows where the teachers' softmax leaves nothing but one sentence.
+
+  Args:
+    teacher_similarity: raw cosines of batches of sentences, [n, B, B].
+    temperature: divides them.
+
+  Returns:
+    The share, in [0, 1], of rows of which the largest probability is 1 in float32: all
+    others together are below 6e-8, and teach nothing.
+  """
+  logits = teacher_similarity.astype(jnp.float32) / temperature
+  logits = jnp.where(jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits)
+  # The largest is left out of the sum: beside its 1 the others would be rounded away.
+  ranked = jnp.sort(logits, axis=-1)
+  others = jnp.exp(ranked[..., :-1] - ranked[..., -1:]).sum(axis=-1)
+  return jnp.mean(1.0 / (1.0 + others) == 1.0)
+
+
+def _warnings(
+  teacher: jax.Array, *, teacher_temperature: float, group_probability: float
+) -> list[str]:
+  """Says where the teachers' softmax, or a group, holds a single sentence."""
+  found, batch_size = [], teacher.shape[1]
+  similarity = jnp.stack([cosine_similarity(batch, batch) for batch in teacher])
+  share = float(share_one_hot(similarity, teacher_temperature))
+  if share > 0.5:
+    found.append(
+      f"at distillation.teacher_temperature={teacher_temperature:g} one sentence has "
+      f"all the probability in {100 * share:.0f} % of rows, and the others teach "
+      "nothing: raise it"
+    )
+  if 0 < (batch_size - 1) * group_probability < 2:
+    found.append(
+      f"distillation.group_probability={group_probability:g} of "
+      f"batch_size={batch_size}: groups hold fewer than two sentences, so next to "
+      "nothing is shuffled"
+    )
+  return found
+
+
 @term(
   check=_check_groups,
+  held_out=_held_out,
+  warnings=_warnings,
   divergence=Choice(DIVERGENCES),
   group_probability=SHARE,
   group_size=Range(0, whole=True),

@@ -9,7 +9,7 @@ under the name of the term. It returns one loss an anchor, [b]. Row by row is al
 that a term may know of `x`: so a batch can be taken in blocks of rows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import inspect
 import math
@@ -88,6 +88,25 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Measure:
+  """A pure function of arrays and settings, which its parameters name as a term's do.
+
+  Its arrays are some of `HELD_OUT`, of sentences that no step trains on just then.
+  """
+
+  fn: Callable[..., Any]
+  takes: tuple[str, ...]
+  settings: tuple[str, ...]
+
+  def __call__(self, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """What the function gives; more arrays and settings than it takes may be given."""
+    return self.fn(
+      **{name: arrays[name] for name in self.takes},
+      **{name: settings[name] for name in self.settings},
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Term:
   """A registered term.
 
@@ -99,6 +118,9 @@ class Term:
     ranges: what each setting may be, by its name.
     check: settings by name, and the batch size, to what is wrong with them
       together, or to "".
+    held_out: the loss of each sentence without dropout and chance, [B]; None where
+      none is measured while a model trains.
+    warnings: what is likely not meant, each a sentence; None where nothing can be.
   """
 
   name: str
@@ -108,6 +130,8 @@ class Term:
   settings: Mapping[str, Any]
   ranges: Mapping[str, Range | Choice]
   check: Callable[[Mapping[str, Any], int], str]
+  held_out: Measure | None = None
+  warnings: Measure | None = None
 
   @property
   def takes(self) -> tuple[str, ...]:
@@ -134,6 +158,10 @@ class Term:
 
 TERMS: dict[str, Term] = {}
 
+# What a held-out measure and warnings may ask for: embeddings of a batch of sentences
+# without dropout, by the model after its projection and by the teachers.
+HELD_OUT = ("anchors", "all_anchors", "teacher", "all_teacher")
+
 # The sign of an exponent, as in 1e+0, adds no terms.
 _PLUS = re.compile(r"(?<![\d.][eE])\+")
 
@@ -141,36 +169,67 @@ _PLUS = re.compile(r"(?<![\d.][eE])\+")
 def term(
   *,
   check: Callable[..., str] = lambda settings, batch_size: "",
+  held_out: Callable[..., jax.Array] | None = None,
+  warnings: Callable[..., Sequence[str]] | None = None,
   **ranges: Range | Choice,
 ):
   """Registers a function as the term of its name.
 
   Args:
     check: as `Term.check`.
+    held_out: the term without dropout and chance, of arrays of `HELD_OUT` and settings,
+      to the loss of each sentence, [B].
+    warnings: of the first batches of the training text, [n, B, ...], and settings, to
+      what is likely not meant.
     **ranges: what each setting may be; every one needs its own but temperatures,
       which are above 0.
   """
 
   def register(fn):
-    needs, welcomes, settings = [], [], {}
-    for name, parameter in inspect.signature(fn).parameters.items():
-      if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
-        settings[name] = parameter.default
-      elif parameter.default is inspect.Parameter.empty:
-        needs.append(name)
-      else:
-        welcomes.append(name)
-    labels = {
-      name: POSITIVE for name in settings if name.endswith("temperature")
-    } | ranges
-    if labels.keys() != settings.keys():
+    needs, welcomes, settings = _parameters(fn)
+    temperatures = {n: POSITIVE for n in settings if n.endswith("temperature")}
+    every = temperatures | ranges
+    if every.keys() != settings.keys():
       raise TypeError(f"{fn.__name__}: give the range of each of {', '.join(settings)}")
+    measures = {"held_out": held_out, "warnings": warnings}
     TERMS[fn.__name__] = Term(
-      fn.__name__, fn, tuple(needs), tuple(welcomes), settings, labels, check
+      fn.__name__,
+      fn,
+      needs,
+      welcomes,
+      settings,
+      every,
+      check,
+      **{name: _measure(each, settings) for name, each in measures.items() if each},
     )
     return fn
 
   return register
+
+
+def _parameters(fn) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
+  """Names of the arrays that a function needs and welcomes, and its settings."""
+  needs, welcomes, settings = [], [], {}
+  for name, parameter in inspect.signature(fn).parameters.items():
+    if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
+      settings[name] = parameter.default
+    elif parameter.default is inspect.Parameter.empty:
+      needs.append(name)
+    else:
+      welcomes.append(name)
+  return tuple(needs), tuple(welcomes), settings
+
+
+def _measure(fn, settings: Mapping[str, Any]) -> Measure:
+  takes, welcomes, own = _parameters(fn)
+  unknown = [name for name in (*takes, *welcomes) if name not in HELD_OUT]
+  unknown += [name for name in own if name not in settings]
+  if unknown:
+    raise TypeError(
+      f"{fn.__name__} asks for {', '.join(unknown)}: it may ask for "
+      + ", ".join((*HELD_OUT, *settings))
+    )
+  return Measure(fn, takes, tuple(own))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import math
 import pathlib
 from typing import Any
 
+from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import Training
 from dcse_jax.model import head as head_lib
@@ -109,6 +110,7 @@ def load(
       )
     model = dataclasses.replace(model, head=head)
   scores = read_json(result)["sets"] if is_finished and not keep_head else {}
+  scores = {name: scores[name] for name in scores if registry.is_set(name)}
   training = Training(
     name=f"{seed_folder.parent.name}/{seed_folder.name}",
     config=config,

@@ -14,7 +14,7 @@ from dcse_jax.data import synthetic
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.data.switch_case import switch_case
-from dcse_jax.eval import sts
+from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
@@ -59,7 +59,7 @@ def new_shape(
 
 
 class Inputs:
-  """Text, STS sets, the encoder to start from and outside teachers of a recipe.
+  """Text, evaluators, the encoder to start from and outside teachers of a recipe.
 
   Args:
     config: of the recipe.
@@ -68,7 +68,9 @@ class Inputs:
 
   Attributes:
     start: the encoder that rounds start from.
-    sets: the dev and test sets by name; none if the config names no folder.
+    dev: the evaluators that choose the best parameters; none where the config names
+      neither a folder of sets nor anything else.
+    test: those that score the best parameters once.
 
   Raises:
     UserError: anything missing, unreadable, or unfit for what else there is.
@@ -83,7 +85,7 @@ class Inputs:
     self._config, self._rounds, self._workdir = config, rounds, workdir
     if config.synthetic_sentences:
       self._write_synthetic(rounds)
-    self.sets = self._read_sets()
+    self._read_evaluators()
     # Before the encoder, which takes longest to load.
     for round_config in rounds.values():
       self._text(round_config.text, tuple(round_config.columns))
@@ -112,14 +114,25 @@ class Inputs:
     for each in (config, *rounds.values()):
       each.text = str(data / "corpus.txt")
 
-  def _read_sets(self) -> dict[str, sts.StsSet]:
+  def _read_evaluators(self) -> None:
     config = self._config
-    if not config.sts:
-      _log.info("no STS sets: the last parameters of each model are kept")
-      return {}
-    if not config.dev:
+    if config.sts and not config.dev:
       raise UserError("config.dev is empty: name the set that chooses the best")
-    return sts.read_sts(config.sts, (*config.dev, *config.test))
+    self.dev = registry.read_named(config.dev, config.sts, dev=True)
+    self.test = registry.read_named(config.test, config.sts, dev=False)
+    if not self.dev:
+      _log.info("no STS sets: the last parameters of each model are kept")
+    for each in (*self.dev, *self.test):
+      # A part of what is trained is called as it is in a model.
+      if "language_model" in each.evaluator.needs:
+        lacking = [r for r in self._rounds if not self._has_language_model(r)]
+        if len(lacking) == len(self._rounds):
+          raise UserError(
+            f"{next(iter(each.columns))} is measured by a language-model head, which no "
+            "round trains: add masked_language_model to an objective, or name another"
+          )
+        for name in lacking:
+          _log.info("round %s has no %s", name, next(iter(each.columns)))
 
   @_once
   def _text(self, source: str, columns: tuple[str, ...]) -> text_lib.Text:

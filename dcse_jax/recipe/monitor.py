@@ -1,14 +1,19 @@
 """What a model is measured by while it trains, and what is kept of it after."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcse_jax.eval import diagnostics
-from dcse_jax.eval import sts
+from dcse_jax.eval import registry
+from dcse_jax.eval.evaluator import Subject
+from dcse_jax.eval.evaluator import distinct_sentences
+from dcse_jax.eval.evaluator import embed_once
+from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
@@ -56,9 +61,9 @@ def probe_size(num_sentences: int, batch_size: int) -> int:
   return min(wanted, num_sentences // batch_size * batch_size)
 
 
-def dev_sentences(sets: dict[str, sts.StsSet], names: Sequence[str]) -> list[str]:
-  """Each sentence of these sets once, mixed: pairs lie side by side in a file."""
-  sentences, _ = sts.index_sentences({name: sets[name] for name in names if sets})
+def dev_sentences(dev: Sequence[registry.Named]) -> list[str]:
+  """Each sentence of evaluators once, mixed: pairs lie side by side in a file."""
+  sentences = distinct_sentences(each.evaluator for each in dev)
   order = np.random.default_rng(0).permutation(len(sentences))
   return [sentences[i] for i in order]
 
@@ -95,79 +100,95 @@ def embedder(
 
 
 class Scorer:
-  """Spearman, alignment and uniformity of trained parameters on STS sets.
+  """Scores trained parameters by evaluators; each distinct sentence is encoded once.
+
+  Those that need a part which the parameters lack are left out.
 
   Args:
     model: whose tokenizer, shape and pooling the parameters have.
-    sets: by name; may be none.
+    evaluators: may be none.
     projected: scores what comes out of the training-only projection.
   """
 
   def __init__(
     self,
     model: model_lib.Model,
-    sets: dict[str, sts.StsSet],
+    evaluators: Sequence[registry.Named],
     *,
     projected: bool = False,
   ):
-    self._sets = sets
-    sentences, self._rows = sts.index_sentences(sets)
-    self._embed = embedder(model, sentences, model.max_length, projected=projected)
+    self._model, self._evaluators = model, evaluators
+    self._sentences = distinct_sentences(each.evaluator for each in evaluators)
+    self._embed = embedder(
+      model, self._sentences, model.max_length, projected=projected
+    )
 
-  def spearman(self, params: Any) -> dict[str, float]:
-    """Spearman in percent by set."""
-    if not self._sets:
-      return {}
-    scores = sts.score_pairs(self._embed(params), self._rows, self._sets)
-    return {name: scores[name] for name in self._sets}
+  def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
+    """Yields the place of each evaluator that can measure these, and its scores."""
+    language_model = params.get("language_model")
+    model = dataclasses.replace(
+      self._model, params=params["encoder"], language_model=language_model
+    )
+    encode = lambda _: self._embed(params)
+    subject = Subject(model, embed_once(encode, (), self._sentences))
+    for i, named in enumerate(self._evaluators):
+      if all(getattr(model, field) is not None for field in named.evaluator.needs):
+        yield i, named.evaluator.score(subject), subject
+
+  def scores(self, params: Any) -> list[dict[str, float]]:
+    """Scores in percent by name for each evaluator; empty where it is left out."""
+    found: list[dict[str, float]] = [{} for _ in self._evaluators]
+    for i, scores, _ in self._measure(params):
+      columns = self._evaluators[i].columns
+      found[i] = {name: scores[column] for name, column in columns.items()}
+    return found
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """ "eval/..." of every set, and "score", the mean Spearman; none without sets."""
-    if not self._sets:
-      return {}
-    embeddings = self._embed(params)
-    scores = sts.score_pairs(embeddings, self._rows, self._sets)
-    named = {f"eval/{name.lower()}_spearman": scores[name] for name in self._sets}
-    alignments = [
-      sts.alignment(*(embeddings[r] for r in self._rows[name]), pairs.scores)
-      for name, pairs in self._sets.items()
-    ]
-    return named | {
-      "eval/alignment": float(np.mean(alignments)),
-      "eval/uniformity": sts.uniformity(embeddings),
-      "score": float(np.mean([scores[name] for name in self._sets])),
-    }
+    """What evaluators write, and "score", the mean over names; none without any."""
+    metrics, chosen = {}, []
+    for i, scores, subject in self._measure(params):
+      named = self._evaluators[i]
+      metrics |= named.evaluator.metrics(scores, subject)
+      chosen += [scores[column] for column in named.columns.values()]
+    if chosen:
+      metrics["score"] = float(np.mean(chosen))
+    return metrics
 
 
-class Distillation:
-  """The distillation loss of a student on a probe: no dropout, no shuffling.
+class HeldOut:
+  """The losses of terms on a probe, without dropout and chance.
 
   Args:
-    student: whose tokenizer, shape and pooling the parameters have.
+    model: whose tokenizer, shape and pooling the parameters have.
     probe: the sentences.
-    targets: averaged similarities by the teachers, [n, B, B], by split.
-    **settings: of `losses.similarity_divergence`.
+    terms: those that have a held-out measure.
+    teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
   """
 
   def __init__(
     self,
-    student: model_lib.Model,
+    model: model_lib.Model,
     probe: Probe,
-    targets: dict[str, np.ndarray],
-    **settings: Any,
+    terms: Sequence[Weighted],
+    teachers: dict[str, np.ndarray],
   ):
-    self._probe, self._targets, self._settings = probe, targets, settings
+    self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
-      # As trained: the loss sees the projection.
-      split: embedder(student, getattr(probe, split), probe.max_length, projected=True)
-      for split in targets
+      # As trained: losses see the projection.
+      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
+      for split in teachers
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """In nats, "eval/distillation_train" and "..._held_out" if there is such."""
+    """In nats, "eval/TERM_train" and "eval/TERM_held_out" if there is such."""
     result = {}
     for split, embed in self._embed.items():
-      result[f"eval/distillation_{split}"] = diagnostics.distillation_loss(
-        self._probe.batches(embed(params)), self._targets[split], **self._settings
-      )
+      batches = self._probe.batches(embed(params))
+      for each in self._terms:
+        values = []
+        for anchors, teacher in zip(batches, self._teachers[split]):
+          arrays = {"anchors": jnp.asarray(anchors), "teacher": jnp.asarray(teacher)}
+          arrays |= {f"all_{name}": array for name, array in arrays.items()}
+          values.append(each.term.held_out(arrays, each.settings))
+        result[f"eval/{each.term.name}_{split}"] = float(np.mean(values))
     return result

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 
 from dcse_jax import config as config_lib
-from dcse_jax.eval import sts
+from dcse_jax.eval import registry
+from dcse_jax.eval import tables
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
 from dcse_jax.model import encoder as encoder_lib
@@ -168,9 +169,9 @@ class Recipe:
       "model": digests[""],
       "teachers": [digests[m] if isinstance(m, str) else m for m in members],
       "sets": {
-        name: sts.digest(self.inputs.sets[name])
-        for name in (*config.dev, *config.test)
-        if name in self.inputs.sets
+        name: digest
+        for each in (*self.inputs.dev, *self.inputs.test)
+        for name, digest in each.digests.items()
       },
     }
     return json.loads(json.dumps(content))
@@ -258,7 +259,7 @@ class Recipe:
     if processes.is_first():
       self._export(best)
       write_json(self.workdir / "results.json", {"models": models})
-      print(_format_results(rows, self.config.test))
+      print(_format_results(rows, self.config))
       print(
         f"best model of the last round: {self._place.address(self.workdir / 'export')}"
       )
@@ -356,9 +357,9 @@ def _change(field: str, before: Any, now: Any) -> str:
   return f"{field} was {before!r} and is {now!r}"
 
 
-def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:
+def _format_results(rows: Sequence[dict], config: config_lib.ConfigDict) -> str:
   """The closing table: dev, each test set if there are several, their mean."""
-  tests = tests if len(tests) > 1 else ()
+  tests = config.test if len(config.test) > 1 else ()
   header = ["model", "dev", *tests, "test"]
   body = [
     [row["name"], row["dev"], *(row["sets"].get(t) for t in tests), row["test"]]
@@ -367,10 +368,5 @@ def _format_results(rows: Sequence[dict], tests: Sequence[str]) -> str:
   cells = [header] + [
     [line[0], *("-" if v is None else f"{v:.2f}" for v in line[1:])] for line in body
   ]
-  widths = [max(map(len, column)) for column in zip(*cells)]
-  lines = ["Spearman x 100"]
-  for line in cells:
-    first = line[0].ljust(widths[0])
-    rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
-    lines.append("  ".join((first, *rest)))
-  return "\n".join(lines)
+  title = f"{registry.measures([*config.dev, *config.test])} x 100"
+  return tables.aligned(title, cells)

@@ -21,6 +21,7 @@ from dcse_jax import losses
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.eval import diagnostics
 from dcse_jax.hub import folder as folder_lib
+from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import head as head_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model import packing
@@ -47,8 +48,6 @@ _log = logging.getLogger(__name__)
 
 # Weights are judged by so many batches before a sparse training.
 _PRUNING_BATCHES = 32
-# Settings of the term that its loss without dropout and shuffling has, too.
-_DISTILLATION = ("student_temperature", "teacher_temperature", "divergence")
 
 
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
@@ -121,14 +120,13 @@ class Round:
     self._terms = {each.term.name: each for each in config_lib.terms(config)}
     self._tokens = inputs.tokens(config)
     score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
-    self._scorer = score(inputs.sets)
-    names = [name for name in config.dev if name in inputs.sets]
-    self._dev = score({name: inputs.sets[name] for name in names})
+    self._scorer = score([*inputs.dev, *inputs.test])
+    self._dev = score(inputs.dev)
     self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
     self._teaching = teaching_lib.Teaching()
-    self._distillation: dict[int, monitor.Distillation] = {}
+    self._held_out: dict[int, monitor.HeldOut] = {}
     if teachers:
-      self._distillation = self._measure_teachers(teachers)
+      self._held_out = self._measure_teachers(teachers)
       self._teaching = self._prepare(teachers)
     self._loss_fn = compose.make_objective(
       config, start, self._teaching.stacks, groups=mesh.size
@@ -308,8 +306,8 @@ class Round:
 
   def _evaluate(self, seed: int, params: Any) -> dict[str, float]:
     metrics = self._dev.metrics(params)
-    if seed in self._distillation:
-      metrics = self._distillation[seed].metrics(params) | metrics
+    if seed in self._held_out:
+      metrics = self._held_out[seed].metrics(params) | metrics
     return metrics
 
   def _make_probe(self, inputs: inputs_lib.Inputs, seed: int) -> monitor.Probe:
@@ -318,7 +316,7 @@ class Round:
     batches = self._batches(seed)
     size = monitor.probe_size(len(self._tokens), config.batch_size)
     rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
-    held_out = monitor.dev_sentences(inputs.sets, config.dev)
+    held_out = monitor.dev_sentences(inputs.dev)
     return monitor.Probe(
       train=inputs.sentences(config, np.concatenate(rows)),
       held_out=held_out[: monitor.probe_size(len(held_out), config.batch_size)],
@@ -326,7 +324,7 @@ class Round:
       max_length=config.max_length,
     )
 
-  def _measure_teachers(self, teachers) -> dict[int, monitor.Distillation]:
+  def _measure_teachers(self, teachers) -> dict[int, monitor.HeldOut]:
     """Writes how the teachers differ; returns what measures each seed by them."""
     names = [teacher.name for teacher in teachers]
     weights = [teacher.weight for teacher in teachers]
@@ -341,9 +339,11 @@ class Round:
       spread = diagnostics.teacher_spread(on_train[first])
       if processes.is_first():
         write_json(path, {"teachers": names, **spread})
-    if "distillation" not in self._terms:
+    terms = self._terms.values()
+    measured = [each for each in terms if each.term.held_out]
+    warned = [each for each in terms if each.term.warnings]
+    if not measured and not warned:
       return {}
-    settings = self._terms["distillation"].settings
     measures, held_out = {}, None
     for seed, probe in self._probes.items():
       signals.check()
@@ -351,49 +351,22 @@ class Round:
       if probe.held_out:  # The same for every seed.
         held_out = held_out or embed(probe, "held_out")
         embedded["held_out"] = held_out
-      targets = {
-        split: diagnostics.average_similarities(embeddings, weights)
+      joint = {
+        split: np.stack([losses.join_teachers(x, weights) for x in zip(*embeddings)])
         for split, embeddings in embedded.items()
       }
       if not measures:
-        self._warn_if_one_hot(targets["train"])
-      measures[seed] = monitor.Distillation(
-        self._start,
-        probe,
-        targets,
-        **{name: settings[name] for name in _DISTILLATION},
-      )
+        self._warn(warned, joint["train"])
+      measures[seed] = monitor.HeldOut(self._start, probe, measured, joint)
     return measures
 
-  def _warn_if_one_hot(self, targets: np.ndarray) -> None:
-    temperature = self._terms["distillation"].settings["teacher_temperature"]
-    share = diagnostics.share_one_hot(targets, temperature)
-    if share > 0.5:
-      _log.warning(
-        "round %s: at distillation.teacher_temperature=%g one sentence has all the "
-        "probability in %.0f %% of rows, and the others teach nothing: raise it",
-        self._name,
-        temperature,
-        100 * share,
-      )
-
-  def _warn_if_groups_are_small(self) -> None:
-    config = self._config
-    probability = 0.0
-    if "distillation" in self._terms:
-      probability = self._terms["distillation"].settings["group_probability"]
-    if 0 < (config.batch_size - 1) * probability < 2:
-      _log.warning(
-        "round %s: distillation.group_probability=%g of batch_size=%d: groups hold "
-        "fewer than two sentences, so next to nothing is shuffled",
-        self._name,
-        probability,
-        config.batch_size,
-      )
+  def _warn(self, terms: Sequence[Weighted], teacher: np.ndarray) -> None:
+    for each in terms:
+      for warning in each.term.warnings({"teacher": teacher}, each.settings):
+        _log.warning("round %s: %s", self._name, warning)
 
   def _prepare(self, teachers) -> teaching_lib.Teaching:
     config = self._config
-    self._warn_if_groups_are_small()
     if config.teacher_cache:
       return teaching_lib.cached(
         teachers,
@@ -404,13 +377,18 @@ class Round:
     return teaching_lib.online(teachers, self._tokens, config.dtype)
 
   def _finish(self, seed: int, params: Any) -> None:
-    scores = self._scorer.spearman(params)
+    scores = self._scorer.scores(params)
+    num_dev = len(self._inputs.dev)
+    dev, test = (
+      {name: score for each in part for name, score in each.items()}
+      for part in (scores[:num_dev], scores[num_dev:])
+    )
     result = dict(
       round=self._name,
       seed=seed,
-      dev=_mean(scores, self._config.dev),
-      test=_mean(scores, self._config.test),
-      sets=scores,
+      dev=_mean(dev, self._config.dev),
+      test=_mean(test, self._config.test),
+      sets=dev | test,
     )
     path = self._folder / str(seed)
     model = dataclasses.replace(

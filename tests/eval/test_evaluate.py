@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dcse_jax import evaluate
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.eval import offline
 from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.eval import tables
+from dcse_jax.eval.evaluator import Options
+from dcse_jax.eval.sts import Sts
 from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests import processes
@@ -33,45 +36,51 @@ def embed(sentences):
 
 def test_train_sets_are_left_out_and_dev_sets_come_last(folder):
   paths = [str(folder / "sts"), str(folder / "own" / "mine.tsv")]
-  sets = evaluate.read_sets(paths)
-  assert list(sets) == ["STSB-test", "SICKR-test", "SICKR-dev", "STSB-dev", "mine"]
-  assert list(evaluate.read_sets(paths, dev=True)) == ["SICKR-dev", "STSB-dev"]
+  evaluator = Sts.read(paths, Options())
+  assert list(evaluator.sets) == [
+    "STSB-test",
+    "SICKR-test",
+    "SICKR-dev",
+    "STSB-dev",
+    "mine",
+  ]
+  assert list(Sts.read(paths, Options(dev=True)).sets) == ["SICKR-dev", "STSB-dev"]
 
 
 def test_train_sets_that_are_all_there_is_are_scored(tmp_path):
   models.write_sts(tmp_path, "X-train")
-  assert list(evaluate.read_sets([str(tmp_path)])) == ["X-train"]
+  assert list(Sts.read([str(tmp_path)], Options()).sets) == ["X-train"]
 
 
 def test_the_mteb_convention_scores_every_pair_of_sickr(folder):
-  sets = evaluate.read_sets([str(folder / "sts")], convention="mteb")
-  assert list(sets) == ["STSB-test", "SICKR-all", "SICKR-dev", "STSB-dev"]
-  assert len(sets["SICKR-all"].scores) == 60
-  described = tables.describe(sets, {}, convention="mteb", dev=False)
-  assert described["sts"]["title"].startswith("MTEB convention: ")
-  assert "SICK-R by all its 60 pairs" in described["sts"]["title"]
+  evaluator = Sts.read([str(folder / "sts")], Options(convention="mteb"))
+  assert list(evaluator.sets) == ["STSB-test", "SICKR-all", "SICKR-dev", "STSB-dev"]
+  assert len(evaluator.sets["SICKR-all"].scores) == 60
+  described = evaluator.describe()
+  assert described["title"].startswith("MTEB convention: ")
+  assert "SICK-R by all its 60 pairs" in described["title"]
 
 
 def test_two_sets_of_one_name_are_refused(folder):
   with pytest.raises(UserError, match="there is a mine already"):
-    evaluate.read_sets([str(folder / "own"), str(folder / "own" / "mine.tsv")])
+    Sts.read([str(folder / "own"), str(folder / "own" / "mine.tsv")], Options())
   with pytest.raises(UserError, match="no set is named NAME-dev"):
-    evaluate.read_sets([str(folder / "own")], dev=True)
+    Sts.read([str(folder / "own")], Options(dev=True))
 
 
 def test_scores_are_scipys_spearman_of_cosines_and_each_sentence_is_encoded_once(
   folder,
 ):
-  sets = evaluate.read_sets([str(folder / "sts")])
+  evaluator = Sts.read([str(folder / "sts")], Options())
   calls = []
 
   def encode(sentences):
     calls.extend(sentences)
     return embed(sentences)
 
-  scores = evaluate.score(encode, sets, {})["sts"]
+  scores = offline.score(encode, [evaluator])["sts"]
   assert len(calls) == len(set(calls))
-  pairs = sets["STSB-test"]
+  pairs = evaluator.sets["STSB-test"]
   u, v = embed(pairs.first), embed(pairs.second)
   cosine = (u * v).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
   expected = 100 * scipy.stats.spearmanr(cosine, pairs.scores).statistic
@@ -85,17 +94,15 @@ def test_scores_are_scipys_spearman_of_cosines_and_each_sentence_is_encoded_once
 
 
 def test_without_stsb_there_is_no_alignment(folder):
-  sets = evaluate.read_sets([str(folder / "own")])
-  assert set(evaluate.score(embed, sets, {})["sts"]) == {"mine", "avg"}
+  evaluator = Sts.read([str(folder / "own")], Options())
+  assert set(offline.score(embed, [evaluator])["sts"]) == {"mine", "avg"}
 
 
 def test_simcses_alignment_is_of_all_of_stsb_strictly_above_four(folder):
   paths = [str(folder / "sts")]
-  splits = [sts.read_sts(paths[0])[f"STSB-{s}"] for s in ("train", "dev", "test")]
-  sphere = evaluate.read_sphere(paths, "STSB-all", strictly_above=4.0)
-  scores = evaluate.score(
-    embed, evaluate.read_sets(paths), {}, sphere=sphere, strictly_above=4.0
-  )["sts"]
+  splits = [sts_sets.read_sts(paths[0])[f"STSB-{s}"] for s in ("train", "dev", "test")]
+  options = Options(alignment_set="STSB-all", alignment_above=4.0)
+  scores = offline.score(embed, [Sts.read(paths, options)])["sts"]
   rows = [row for p in splits for row in zip(p.scores, p.first, p.second)]
   unit = lambda s: embed([s])[0] / np.linalg.norm(embed([s])[0])
   gaps = [np.sum((unit(a) - unit(b)) ** 2) for score, a, b in rows if score > 4]
@@ -105,25 +112,25 @@ def test_simcses_alignment_is_of_all_of_stsb_strictly_above_four(folder):
   for name, wanted, message in (
     ("STSB-all", {"dev": True}, "--dev looks at no test set"),
     ("nowhere", {}, "--sts holds .*STSB-test"),
-    ("STSB-dev", {"strictly_above": 9.0}, "no pair of STSB-dev has a score above 9"),
+    ("STSB-dev", {"alignment_above": 9.0}, "no pair of STSB-dev has a score above 9"),
   ):
     with pytest.raises(UserError, match=message):
-      evaluate.read_sphere(paths, name, **wanted)
+      Sts.read(paths, Options(alignment_set=name, **wanted))
 
 
 def test_a_model_that_yields_nan_gets_no_score(folder):
-  sets = evaluate.read_sets([str(folder / "own")])
+  evaluator = Sts.read([str(folder / "own")], Options())
   with pytest.raises(UserError, match="yields NaN"):
-    evaluate.score(lambda s: np.full((len(s), 3), np.nan), sets, {})
+    offline.score(lambda s: np.full((len(s), 3), np.nan), [evaluator])
 
 
 def test_seeds_are_pooled_to_mean_and_sample_standard_deviation():
   figures = [70.0, 71.0, 75.0]
-  pooled = evaluate.pool([{"model": "m", "sts": {"X": x}} for x in figures])
+  pooled = offline.pool([{"model": "m", "sts": {"X": x}} for x in figures])
   assert pooled["n"] == 3
   assert pooled["sts"]["mean"]["X"] == pytest.approx(np.mean(figures))
   assert pooled["sts"]["sd"]["X"] == pytest.approx(np.std(figures, ddof=1))
-  assert evaluate.pool([{"sts": {"X": 1.0}}])["sts"] == {"mean": {"X": 1.0}, "sd": None}
+  assert offline.pool([{"sts": {"X": 1.0}}])["sts"] == {"mean": {"X": 1.0}, "sd": None}
 
 
 def write_round(path, seeds):
@@ -142,23 +149,23 @@ def test_a_rounds_folder_stands_for_its_finished_seeds_and_equal_names_for_one(
   round_ = write_round(tmp_path / "run" / "student", [2, 10, 11])
   alone = models.write_tiny_folder(tmp_path / "a=b")
   seeds = [f"{round_}/2/model", f"{round_}/10/model"]
-  assert evaluate.find_models([round_, alone]) == {round_: seeds, alone: [alone]}
-  assert evaluate.find_models([f"x={round_}", f"x={alone}"]) == {"x": [*seeds, alone]}
-  assert evaluate.find_models([f"x={round_}/2"]) == {"x": seeds[:1]}
+  assert offline.find_models([round_, alone]) == {round_: seeds, alone: [alone]}
+  assert offline.find_models([f"x={round_}", f"x={alone}"]) == {"x": [*seeds, alone]}
+  assert offline.find_models([f"x={round_}/2"]) == {"x": seeds[:1]}
   with pytest.raises(UserError, match="2/model is given twice"):
-    evaluate.find_models([f"x={round_}", f"x={round_}/2/model"])
+    offline.find_models([f"x={round_}", f"x={round_}/2/model"])
   with pytest.raises(UserError, match="expected PATH or NAME=PATH"):
-    evaluate.find_models(["x="])
+    offline.find_models(["x="])
   empty = write_round(tmp_path / "run" / "next", [1])
   with pytest.raises(UserError, match="no finished model yet"):
-    evaluate.find_models([empty])
+    offline.find_models([empty])
   (tmp_path / "run" / "results.json").write_text("{}")
   with pytest.raises(UserError, match="is a whole run: name .*/ROUND or"):
-    evaluate.find_models([str(tmp_path / "run")])
+    offline.find_models([str(tmp_path / "run")])
 
 
 def test_a_table_shows_models_side_by_side_with_the_seeds_spread():
-  pool = evaluate.pool
+  pool = offline.pool
   results = {
     "convention": "senteval",
     "dev": False,
@@ -202,7 +209,7 @@ def test_the_command_writes_json_and_markdown_of_all_models(folder):
   both, alone = results["models"]["both"], results["models"][one]
   assert (both["n"], alone["n"]) == (2, 1)
   assert [run["model"] for run in both["runs"]] == [one, two]
-  sets = sts.read_sts(str(folder / "own"))
+  sets = sts_sets.read_sts(str(folder / "own"))
   figures = [sts.score_sts(SentenceEncoder(m).encode, sets)["mine"] for m in (one, two)]
   assert both["sts"]["mean"]["mine"] == pytest.approx(np.mean(figures), abs=1e-3)
   assert both["sts"]["sd"]["mine"] == pytest.approx(np.std(figures, ddof=1), abs=1e-3)

@@ -6,6 +6,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.eval.mteb_encoder import MtebEncoder
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -55,7 +56,7 @@ def sts_task(mteb, path):
   from datasets import Dataset
   from mteb.abstasks import AbsTaskSTS
 
-  pairs = sts.read_sts_file(path)
+  pairs = sts_sets.read_sts_file(path)
 
   class LocalSts(AbsTaskSTS):
     metadata = describe(mteb, "LocalSts", "STS", "cosine_spearman")
@@ -108,7 +109,9 @@ def test_an_sts_task_scores_as_with_sentence_transformers_and_as_our_own(
   theirs = evaluate(sentence_transformers.SentenceTransformer(name), task)
   for score in ("cosine_spearman", "spearman", "cosine_pearson", "euclidean_spearman"):
     assert 100 * ours[score] == pytest.approx(100 * theirs[score], abs=0.05)
-  expected = sts.score_sts(SentenceEncoder(name).encode, sts.read_sts(str(tmp_path)))
+  expected = sts.score_sts(
+    SentenceEncoder(name).encode, sts_sets.read_sts(str(tmp_path))
+  )
   assert 100 * ours["cosine_spearman"] == pytest.approx(expected["X"], abs=0.05)
   assert abs(expected["X"]) > 1  # Not a score that any encoder would get.
 

@@ -5,6 +5,7 @@ import pytest
 
 from dcse_jax.eval import senteval
 from dcse_jax.eval import transfer
+from dcse_jax.eval import transfer_tasks
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn", reason="needs dcse_jax[eval]")
@@ -136,7 +137,7 @@ def test_a_dev_set_chooses_and_stops_as_in_pytorch():
   every = np.concatenate([rows for rows, _ in data.values()])
   starts = dict(zip(parts, np.cumsum([0, 300, 100])))
   task = {
-    split: transfer.Split(
+    split: transfer_tasks.Split(
       labels.astype(str), ([str(starts[split] + i) for i in range(len(labels))],)
     )
     for split, (_, labels) in data.items()
@@ -165,7 +166,7 @@ def test_pairs_are_ordered_by_words_then_class_and_told_as_in_pytorch(monkeypatc
     second = [
       f"{a} {b.split()[0]}" if y else b for a, b, y in zip(first, other, labels)
     ]
-    return transfer.Split(labels.astype(str), (first, second))
+    return transfer_tasks.Split(labels.astype(str), (first, second))
 
   task = {"train": pairs(128), "test": pairs(150)}
   rows = {}

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from dcse_jax.eval import registry
 from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.runtime.errors import UserError
 
 
@@ -35,7 +37,7 @@ def test_subsets_of_a_file_make_one_ranking(tmp_path):
     tmp_path / "X.tsv",
     "1\t0\t50\ta\n2\t0\t40\ta\n1\t0\t20\tb\n2\t0\t10\tb\n",
   )
-  sets = sts.read_sts(str(tmp_path))
+  sets = sts_sets.read_sts(str(tmp_path))
   # Scores 1 2 1 2 against cosines ranked 1 2 3 4.
   expected = 100 * np.corrcoef([1.5, 3.5, 1.5, 3.5], [1, 2, 3, 4])[0, 1]
   scores = sts.score_sts(one_hot_angles, sets)
@@ -51,19 +53,19 @@ def test_each_distinct_sentence_is_embedded_once(tmp_path):
     calls.append(list(sentences))
     return one_hot_angles(sentences)
 
-  sts.score_sts(embed, sts.read_sts(str(tmp_path)))
+  sts.score_sts(embed, sts_sets.read_sts(str(tmp_path)))
   assert calls == [["0", "50", "40"]]
 
 
 def test_the_average_leaves_train_and_dev_sets_out():
   names = ["SICKR-dev", "STS12-test", "STSB-train", "mine"]
-  assert sts.averaged_sets(names) == ["STS12-test", "mine"]
-  assert sts.averaged_sets(["STSB-dev"]) == ["STSB-dev"]
+  assert sts_sets.averaged_sets(names) == ["STS12-test", "mine"]
+  assert sts_sets.averaged_sets(["STSB-dev"]) == ["STSB-dev"]
 
 
 def test_quotes_are_part_of_a_sentence_and_crlf_and_a_byte_order_mark_are_not(tmp_path):
   write(tmp_path / "X.tsv", '\ufeff1.5\tsay "hi\tbye\r\n0\ta\tb\tsubset\r\n')
-  pairs = sts.read_sts_file(tmp_path / "X.tsv")
+  pairs = sts_sets.read_sts_file(tmp_path / "X.tsv")
   assert pairs.first == ['say "hi', "a"]
   assert pairs.second == ["bye", "b"]
   np.testing.assert_array_equal(pairs.scores, [1.5, 0.0])
@@ -73,21 +75,21 @@ def test_quotes_are_part_of_a_sentence_and_crlf_and_a_byte_order_mark_are_not(tm
 def test_a_line_of_another_form_is_named(line, tmp_path):
   write(tmp_path / "X.tsv", f"1\ta\tb\n{line}\n")
   with pytest.raises(UserError, match=r"X\.tsv:2: expected a score"):
-    sts.read_sts(str(tmp_path))
+    sts_sets.read_sts(str(tmp_path))
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
   (tmp_path / "X.tsv").write_bytes(b"1\ta\tb\n1\t\xff\tb\n")
   with pytest.raises(UserError, match=r"X\.tsv:2: not UTF-8"):
-    sts.read_sts(str(tmp_path))
+    sts_sets.read_sts(str(tmp_path))
 
 
 def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
   write(tmp_path / "X.tsv", "1\ta\tb\n2\ta\tc\n")
   with pytest.raises(UserError, match="'STSB-dev'.*holds X"):
-    sts.read_sts(str(tmp_path), ["STSB-dev"])
+    registry.read_named(["STSB-dev"], str(tmp_path), dev=True)
   with pytest.raises(UserError, match="holds no .tsv file"):
-    sts.read_sts(str(tmp_path / "nowhere"))
+    sts_sets.read_sts(str(tmp_path / "nowhere"))
 
 
 def test_alignment_is_the_mean_squared_distance_of_paraphrases():
@@ -195,8 +197,8 @@ def write_senteval(data, tables):
 @pytest.mark.parametrize("inside", ["", "downstream", "downstream/STS"])
 def test_sentevals_own_folder_scores_as_the_same_pairs_as_tsvs(inside, tmp_path):
   write_senteval(tmp_path / "data", tmp_path / "tables")
-  ours = sts.read_sts(str(tmp_path / "tables"))
-  theirs = sts.read_sts(str(tmp_path / "data" / inside))
+  ours = sts_sets.read_sts(str(tmp_path / "tables"))
+  theirs = sts_sets.read_sts(str(tmp_path / "data" / inside))
   assert list(theirs) == list(ours) and len(ours) == 11
   # Three of each subset's four pairs have a score.
   assert len(theirs["STS14-test"].scores) == 3 * 6
@@ -223,35 +225,35 @@ def test_a_line_that_senteval_would_not_have_is_named(file, line, message, tmp_p
     other = path.with_name(path.name.replace(path.name.split(".")[1], other))
     other.write_text(other.read_text() + ("1\n" if other.match("*.gs.*") else "a\tb\n"))
   with pytest.raises(UserError, match=message):
-    sts.read_sts(str(tmp_path / "data"))
+    sts_sets.read_sts(str(tmp_path / "data"))
 
 
 def test_a_file_that_senteval_lacks_is_named(tmp_path):
   write_senteval(tmp_path / "data", tmp_path / "tables")
   (tmp_path / "data/downstream/STS/STS16-en-test/STS.gs.headlines.txt").unlink()
   with pytest.raises(UserError, match=r"cannot read .*STS\.gs\.headlines\.txt"):
-    sts.read_sts(str(tmp_path / "data"))
+    sts_sets.read_sts(str(tmp_path / "data"))
 
 
 def test_one_tsv_is_a_set_named_by_its_stem(tmp_path):
   write(tmp_path / "mine.tsv", "1\ta\tb\n2\ta\tc\n")
-  assert list(sts.read_sts(str(tmp_path / "mine.tsv"))) == ["mine"]
+  assert list(sts_sets.read_sts(str(tmp_path / "mine.tsv"))) == ["mine"]
 
 
 def test_mtebs_sickr_is_all_three_splits_and_the_other_sets_stay(tmp_path):
   write_senteval(tmp_path / "data", tmp_path / "tables")
-  sets = sts.read_sts(str(tmp_path / "tables"))
-  all_of = sts.with_all_of_sickr(sets)
+  sets = sts_sets.read_sts(str(tmp_path / "tables"))
+  all_of = sts_sets.with_all_of_sickr(sets)
   assert len(all_of["SICKR-all"].scores) == 3 * 6
   assert all_of.keys() - sets.keys() == {"SICKR-all"}
   assert sets.keys() - all_of.keys() == {"SICKR-test"}
   del sets["SICKR-dev"]
   with pytest.raises(UserError, match="SICKR-dev is not there"):
-    sts.with_all_of_sickr(sets)
+    sts_sets.with_all_of_sickr(sets)
 
 
 def test_where_all_seven_are_there_the_average_is_of_these():
-  seven = list(sts.SEVEN_TEST_SETS)
-  assert sts.averaged_sets(["mine", *seven, "STSB-dev"]) == seven
+  seven = list(sts_sets.SEVEN_TEST_SETS)
+  assert sts_sets.averaged_sets(["mine", *seven, "STSB-dev"]) == seven
   mteb = [*seven[:-1], "SICKR-all"]
-  assert sts.averaged_sets([*mteb, "mine"]) == mteb
+  assert sts_sets.averaged_sets([*mteb, "mine"]) == mteb

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dcse_jax.eval import transfer
+from dcse_jax.eval import transfer_tasks
 from dcse_jax.runtime.errors import UserError
 
 sklearn = pytest.importorskip("sklearn", reason="needs dcse_jax[eval]")
@@ -30,7 +31,7 @@ def points(seed, num, separable=True):
     x[:, 0] += np.sign(x[:, 0])  # A gap of two around the border.
   y = x[:, 0] > 0 if separable else rng.random(num) < 0.5
   labels = np.where(y, "1", "0")
-  return transfer.Split(labels, ([f"{a} {b}" for a, b in x],))
+  return transfer_tasks.Split(labels, ([f"{a} {b}" for a, b in x],))
 
 
 def task_of(splits, separable=True, num=200):
@@ -72,7 +73,7 @@ def test_numbers_that_vary_by_rounding_alone_make_no_difference():
 
 def test_a_collapsed_encoder_scores_as_the_commoner_label():
   labels = np.asarray(["1"] * 30 + ["0"] * 20)
-  rows = transfer.Split(labels, ([str(i) for i in range(50)],))
+  rows = transfer_tasks.Split(labels, ([str(i) for i in range(50)],))
   scores = transfer.score_task(lambda s: np.ones((len(s), 2)), {"train": rows})
   assert scores["accuracy"] == pytest.approx(60)
 
@@ -95,14 +96,14 @@ def test_pairs_are_told_by_their_difference_and_f1_is_of_label_1():
     same = [f"{a} {b}" for a, b in rng.normal(size=(alike + unlike, 2))]
     far = [f"{float(s.split()[0]) + 5} 0" for s in same[alike:]]
     labels = np.asarray(["1"] * alike + ["0"] * unlike)
-    return transfer.Split(labels, (same, same[:alike] + far))
+    return transfer_tasks.Split(labels, (same, same[:alike] + far))
 
   task = {"train": pairs(0, 60, 60), "test": pairs(1, 30, 10)}
   assert transfer.score_task(two_numbers, task) == {"accuracy": 100.0, "f1": 100.0}
   # With five of the thirty called 0 in the gold: 5 of 30 calls wrong, none missed.
   gold = task["test"].labels.copy()
   gold[:5] = "0"
-  task["test"] = transfer.Split(gold, task["test"].sentences)
+  task["test"] = transfer_tasks.Split(gold, task["test"].sentences)
   scores = transfer.score_task(two_numbers, task)
   assert scores["accuracy"] == pytest.approx(100 * 35 / 40)
   precision, recall = 25 / 30, 1.0
@@ -148,12 +149,12 @@ def test_sentevals_own_folder_gives_the_tasks_of_the_tsvs(tmp_path):
     write(data / "MRPC" / f"msr_paraphrase_{split}.txt", "".join(lines))
     rows = "".join(f"{y}\t{a}\t{b}\n" for y, a, b in rows)
     write(tables / f"MRPC-{split}.tsv.gz", rows)
-  expected = transfer.read_transfer(str(tables))
-  assert tuple(expected) == transfer.TASKS
+  expected = transfer_tasks.read_transfer(str(tables))
+  assert tuple(expected) == transfer_tasks.TASKS
   assert expected["MR"]["train"].sentences[0][-1] == "."
   for folder in (tmp_path / "data", data):
-    tasks = transfer.read_transfer(str(folder))
-    assert tuple(tasks) == transfer.TASKS
+    tasks = transfer_tasks.read_transfer(str(folder))
+    assert tuple(tasks) == transfer_tasks.TASKS
     for name, task in tasks.items():
       assert set(task) == set(expected[name])
       for split, rows in task.items():
@@ -168,14 +169,15 @@ def test_sentevals_own_files_are_latin_1_even_where_they_are_utf8(tmp_path):
   questions = "".join(f"HUM:x Who {i} ?\nNUM:x How {i} ?\n" for i in range(10))
   for file in ("train_5500.label", "TREC_10.label"):
     write(tmp_path / "TREC" / file, questions + "NUM:x caf\xe9 ?\n")
-  tasks = transfer.read_transfer(str(tmp_path))
+  tasks = transfer_tasks.read_transfer(str(tmp_path))
   (cr,), (trec,) = tasks["CR"]["train"].sentences, tasks["TREC"]["test"].sentences
   assert cr[10] == "caf\xc3\xa9" and cr[-2:] == ["one", "two"]
   assert trec[-1] == "caf\xc3\xa9 ?"
   # A table of ours is UTF-8.
   write(tmp_path / "CR.tsv", "1\tcaf\xe9\n" * 10 + "0\tx\n" * 10)
   assert (
-    transfer.read_transfer(str(tmp_path))["CR"]["train"].sentences[0][0] == "caf\xe9"
+    transfer_tasks.read_transfer(str(tmp_path))["CR"]["train"].sentences[0][0]
+    == "caf\xe9"
   )
 
 
@@ -201,10 +203,10 @@ def test_a_task_of_another_form_is_named(files, message, tmp_path):
   for name, text in files.items():
     write(tmp_path / name, text)
   with pytest.raises(UserError, match=message):
-    transfer.read_transfer(str(tmp_path))
+    transfer_tasks.read_transfer(str(tmp_path))
 
 
 def test_a_file_that_is_not_gzip_is_named(tmp_path):
   (tmp_path / "X.tsv.gz").write_bytes(b"1\ta\n")
   with pytest.raises(UserError, match=r"cannot read .*X\.tsv\.gz"):
-    transfer.read_transfer(str(tmp_path))
+    transfer_tasks.read_transfer(str(tmp_path))

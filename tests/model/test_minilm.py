@@ -10,6 +10,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.recipe import recipe as recipe_lib
 from tests import processes
 from tests.recipe.test_recipe import load_config
@@ -33,7 +34,7 @@ def minilm() -> str:
 def test_the_seven_sets_score_as_pytorch_has_them(num_layers, expected):
   encoder = SentenceEncoder(minilm(), num_layers=num_layers)
   names = load_config("distillcse").test
-  scores = sts.score_sts(encoder.encode, sts.read_sts(str(DATA / "sts"), names))
+  scores = sts.score_sts(encoder.encode, sts_sets.read_sts(str(DATA / "sts"), names))
   assert scores["avg"] == pytest.approx(expected, abs=0.02)
 
 

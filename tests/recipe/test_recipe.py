@@ -16,6 +16,7 @@ from dcse_jax import SentenceEncoder
 from dcse_jax import report
 from dcse_jax.eval import figures as figures_lib
 from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
 from dcse_jax.hub import folder
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
@@ -53,7 +54,7 @@ def test_results_list_every_model_in_order_of_training(quickstart):
 
 def test_the_export_is_the_last_rounds_model_and_scores_as_reported(quickstart):
   _, workdir, models_ = quickstart
-  sets = sts.read_sts(str(workdir / "data" / "sts"))
+  sets = sts_sets.read_sts(str(workdir / "data" / "sts"))
   scores = sts.score_sts(SentenceEncoder(workdir / "export").encode, sets)
   assert scores["test"] == pytest.approx(models_[-1]["test"], abs=0.01)
   assert scores["dev"] == pytest.approx(models_[-1]["dev"], abs=0.01)
@@ -264,7 +265,7 @@ def test_a_supervised_model_keeps_its_head_in_scores_and_in_the_export(files):
   head = folder.load(str(files / "run/simcse/42/model")).head
   assert head.kernel.shape == (16, 16) and head.activation == "Tanh"
   # What is exported scores as reported, also in PyTorch; without its head otherwise.
-  sets = sts.read_sts(str(files / "sts"))
+  sets = sts_sets.read_sts(str(files / "sts"))
   theirs = sentence_transformers.SentenceTransformer(
     str(files / "run/export"), device="cpu"
   )

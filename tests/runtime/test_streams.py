@@ -192,7 +192,7 @@ def test_nothing_of_a_file_steers_the_terminal(tmp_path):
     (signal.SIGTERM, monitor.Scorer, "metrics", 2, {"base"}),
     (signal.SIGHUP, monitor.Scorer, "metrics", 2, {"base"}),
     # As its scores are taken, and between it and the next.
-    (signal.SIGTERM, monitor.Scorer, "spearman", 1, {"base"}),
+    (signal.SIGTERM, monitor.Scorer, "scores", 1, {"base"}),
     (signal.SIGTERM, monitor.Probe, "histograms", 1, {"base"}),
     # While teachers are probed, and cached.
     (signal.SIGTERM, monitor.Probe, "embed", 3, {"base", "student"}),

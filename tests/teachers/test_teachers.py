@@ -457,8 +457,27 @@ def test_a_row_is_one_hot_when_the_others_vanish_beside_the_largest():
   row = [0.5, 0.4, 0.3]
   cosines = np.ones((1, 4, 4), np.float32)
   cosines[0][~np.eye(4, dtype=bool)] = np.tile(row, 4)
-  assert diagnostics.share_one_hot(cosines, 0.1 / 20) == 1.0
-  assert diagnostics.share_one_hot(cosines, 0.1 / 10) == 0.0
+  assert losses.share_one_hot(cosines, 0.1 / 20) == 1.0
+  assert losses.share_one_hot(cosines, 0.1 / 10) == 0.0
+
+
+def test_a_term_says_itself_what_is_likely_not_meant():
+  # Eight teachers' sentences at right angles: no row is one-hot, and a group of 0.1
+  # holds 0.7 of the seven others.
+  said = losses.parse("distillation", {"distillation": {"group_probability": 0.1}})
+  term, settings = said[0].term, said[0].settings
+  (warning,) = term.warnings({"teacher": np.eye(8, dtype=np.float32)[None]}, settings)
+  assert warning == (
+    "distillation.group_probability=0.1 of batch_size=8: groups hold fewer than two "
+    "sentences, so next to nothing is shuffled"
+  )
+  settings = {**settings, "group_probability": 0.3}
+  assert not term.warnings({"teacher": np.eye(8, dtype=np.float32)[None]}, settings)
+
+
+def test_a_measure_that_asks_for_what_no_probe_has_is_refused():
+  with pytest.raises(TypeError, match="asks for queue, pace: it may ask for anchors"):
+    losses.terms.term(held_out=lambda queue, *, pace: queue)(lambda anchors: anchors)
 
 
 def test_a_change_of_an_earlier_round_is_refused_even_if_it_is_gone(files):
@@ -567,13 +586,20 @@ def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   settings = dict(
     student_temperature=0.1, teacher_temperature=0.05, divergence="cross_entropy"
   )
-  targets = {
-    split: diagnostics.average_similarities(
-      [probe.embed(teacher, split) for teacher in TEACHERS], (1, 2, 1)
+  joint = {
+    split: np.stack(
+      [
+        losses.join_teachers(batch, (1, 2, 1))
+        for batch in zip(*(probe.embed(teacher, split) for teacher in TEACHERS))
+      ]
     )
     for split in ("train", "held_out")
   }
-  measure = monitor.Distillation(student, probe, targets, **settings)
+  # Shuffling is asked for, and left out of the measure.
+  terms = losses.parse(
+    "distillation", {"distillation": {**settings, "group_probability": 0.5}}
+  )
+  measure = monitor.HeldOut(student, probe, terms, joint)
   ours = measure.metrics({"encoder": student.params})
   for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
     taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))

@@ -1,0 +1,189 @@
+"""Scores models side by side by any evaluators, and pools the seeds of one."""
+
+from collections.abc import Mapping, Sequence
+import time
+from typing import Any
+
+import numpy as np
+
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.eval import registry
+from dcse_jax.eval import tables
+from dcse_jax.eval.evaluator import Embed
+from dcse_jax.eval.evaluator import Evaluator
+from dcse_jax.eval.evaluator import Options
+from dcse_jax.eval.evaluator import Subject
+from dcse_jax.eval.evaluator import embed_once
+from dcse_jax.hub import folder
+from dcse_jax.hub import modules
+from dcse_jax.model.model import Model
+from dcse_jax.model.vectors import is_finite
+from dcse_jax.runtime.errors import UserError
+from dcse_jax.runtime.files import make_folder
+from dcse_jax.runtime.files import user_path
+from dcse_jax.runtime.files import write_json
+
+
+def evaluate(
+  models: Sequence[str],
+  places: Mapping[str, Sequence[str]],
+  options: Options,
+  *,
+  loading: Mapping[str, Any] | None = None,
+  output: str | None = None,
+  markdown: str | None = None,
+) -> dict[str, Any]:
+  """Scores every model on everything, prints the tables and writes files.
+
+  Args:
+    models: as `find_models` takes them.
+    places: by the kind of an evaluator what it reads; none leaves it out.
+    options: of the evaluators.
+    loading: of `SentenceEncoder`, such as another pooling; None is as it is.
+    output: a JSON file to write.
+    markdown: a Markdown file to write.
+
+  Returns:
+    What `output` gets: "convention" and "dev"; by kind what `Evaluator.describe` says;
+    "options", the loading; and "models" by name as `pool` gives them.
+
+  Raises:
+    UserError: anything that is wrong, before the first sentence is encoded where it can
+      be known then.
+  """
+  evaluators = [
+    evaluator.read(places[kind], options)
+    for kind, evaluator in registry.EVALUATORS.items()
+    if places.get(kind)
+  ]
+  members = find_models(models)
+  paths = [name and user_path(name) for name in (output, markdown)]
+  for path in filter(None, paths):
+    make_folder(path.parent)
+    if path.is_dir():
+      raise UserError(f"{path} is a folder: name a file to write")
+  loading = {k: value for k, value in (loading or {}).items() if value is not None}
+  pooled = {}
+  for name, group in members.items():
+    runs = []
+    for place in group:
+      start = time.monotonic()
+      encoder = SentenceEncoder(place, **loading)
+      scores = score(encoder.encode, evaluators, encoder.model, place)
+      runs.append({"model": place, **scores})
+      print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
+    pooled[name] = pool(runs)
+  results = {
+    "convention": options.convention,
+    "dev": options.dev,
+    **{each.kind: each.describe() for each in evaluators},
+    "options": loading,
+    "models": pooled,
+  }
+  print(tables.as_text(results))
+  output, markdown = paths
+  if output:
+    write_json(output, results)
+    print(f"written to {output}")
+  if markdown:
+    tables.write_markdown(markdown, results)
+    print(f"written to {markdown}")
+  return results
+
+
+def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
+  """Finds the model folders or hub ids behind each name.
+
+  Args:
+    arguments: PATH or NAME=PATH, where PATH is a model folder, a hub id, perhaps
+      ID@REVISION, or ROUND or ROUND/SEED of a training run's workdir.
+
+  Raises:
+    UserError: a path that is no model, or given twice under one name.
+  """
+  models: dict[str, list[str]] = {}
+  for argument in arguments:
+    name, equals, place = argument.partition("=")
+    if not equals or user_path(argument).is_dir():
+      name = place = argument
+    if not name or not place:
+      raise UserError(f"--model {argument}: expected PATH or NAME=PATH")
+    members = models.setdefault(name, [])
+    for member in _seeds(place) or [place]:
+      modules.read(folder.locate(member))
+      if member in members:
+        raise UserError(f"--model {argument}: {member} is given twice")
+      members.append(member)
+  return models
+
+
+def _seeds(place: str) -> list[str]:
+  """The finished models of a round's or a seed's folder; none elsewhere."""
+  path = user_path(place)
+  if (path / "results.json").exists():
+    raise UserError(f"{place} is a whole run: name {place}/ROUND or {place}/export")
+  results = [*path.glob("result.json"), *path.glob("*/result.json")]
+  # Seed 10 after seed 2.
+  seeds = sorted((r.parent for r in results), key=lambda s: (len(s.name), s.name))
+  if (path / "origin.json").exists() and not seeds:
+    raise UserError(f"{place} has no finished model yet: train on, or name another")
+  return [str(seed / "model") for seed in seeds]
+
+
+def score(
+  encode: Embed,
+  evaluators: Sequence[Evaluator],
+  model: Model | None = None,
+  name: str = "the model",
+) -> dict[str, dict[str, float]]:
+  """Scores one model by each evaluator; each distinct sentence is encoded once.
+
+  Args:
+    encode: from sentences to embeddings [n, D].
+    evaluators: what scores it.
+    model: the model itself, for evaluators that need more than embeddings.
+    name: of the model, for errors.
+
+  Returns:
+    By kind what `Evaluator.score` gives.
+
+  Raises:
+    UserError: an embedding holds NaN or infinity, or the model lacks what an
+      evaluator needs.
+  """
+  for each in evaluators:
+    if lacking := [field for field in each.needs if getattr(model, field) is None]:
+      raise UserError(f"{name} has no {lacking[0]}, which {each.kind} is measured by")
+
+  def checked(sentences):
+    embeddings = encode(sentences)
+    if not is_finite(embeddings).all():
+      raise UserError(
+        "the model yields NaN or infinity, which nothing can be scored by"
+      )
+    return embeddings
+
+  subject = Subject(model, embed_once(checked, evaluators))
+  return {each.kind: each.score(subject) for each in evaluators}
+
+
+def pool(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Pools the seeds of one model: their mean and sample standard deviation.
+
+  Args:
+    runs: each as `score` gives it, perhaps with more fields; at least one.
+
+  Returns:
+    "n"; by the kind of each evaluator "mean" and "sd" by column, the latter None for
+    one run; and "runs".
+  """
+  pooled: dict[str, Any] = {"n": len(runs)}
+  for part, scores in runs[0].items():
+    if isinstance(scores, dict):
+      values = {key: [run[part][key] for run in runs] for key in scores}
+      mean = {key: float(np.mean(each)) for key, each in values.items()}
+      sd = None
+      if len(runs) > 1:
+        sd = {key: float(np.std(each, ddof=1)) for key, each in values.items()}
+      pooled[part] = {"mean": mean, "sd": sd}
+  return pooled | {"runs": list(runs)}
