@@ -41,6 +41,7 @@ from dcse_jax.train import flops
 from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import pruning
+from dcse_jax.train.batches import JoinedBatches
 
 _log = logging.getLogger(__name__)
 
@@ -207,15 +208,22 @@ class Round:
   def _make_trainer(self, num_models: int):
     config = self._config
     tx, schedule = make_optimizer(config)
-    return loop.make_trainer(
-      self._loss_fn,
-      tx,
-      schedule,
-      mesh=self._mesh,
-      teacher_params=(
-        *self._teaching.params,
-        *self._loss_fn.frozen_params(self._start.params, self._start.language_model),
+    teacher_params = (
+      *self._teaching.params,
+      *self._loss_fn.frozen_params(self._start.params, self._start.language_model),
+    )
+    return loop.Trainer(
+      step_fn=loop.make_step(
+        self._loss_fn,
+        tx,
+        schedule,
+        mesh=self._mesh,
+        num_models=num_models,
+        num_steps=config.num_train_steps,
       ),
+      tx=tx,
+      mesh=self._mesh,
+      teacher_params=mesh_lib.put_params(teacher_params, self._mesh),
       num_models=num_models,
       packings=packing.make_packings(
         self._tokens.num_tokens(np.arange(len(self._tokens))),
@@ -254,6 +262,21 @@ class Round:
   def _make_run(self, seed: int) -> loop.Run:
     rng = jax.random.fold_in(jax.random.key(self._config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
+    corpus = corpus_lib.Corpus(
+      self._folder / str(seed),
+      self._tokens,
+      self._embed_corpus,
+      self._loss_fn.corpus_settings,
+      functools.partial(self._workdir.share, self._folder / str(seed)),
+      seed=seed,
+    )
+    batches = self._batches(
+      seed,
+      others=self._teaching.sources,
+      groups=self._mesh.size * self._config.microbatches,
+      host=jax.process_index(),
+      num_hosts=jax.process_count(),
+    )
     return loop.Run(
       name=model_name(self._name, seed, self._config.seeds),
       folder=self._folder / str(seed),
@@ -262,20 +285,11 @@ class Round:
         self._start.params, init_rng, self._start.language_model
       ),
       memory=self._loss_fn.init_memory(),
-      batches=self._batches(
-        seed,
-        others=self._teaching.sources,
-        groups=self._mesh.size * self._config.microbatches,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-      ),
-      corpus=corpus_lib.Corpus(
-        self._folder / str(seed),
-        self._tokens,
-        self._embed_corpus,
-        self._loss_fn.corpus_settings,
-        functools.partial(self._workdir.share, self._folder / str(seed)),
-        seed=seed,
+      batches=JoinedBatches(
+        batches,
+        lambda batch, step, params: corpus.join(
+          batch, step, lambda: params()["encoder"]
+        ),
       ),
       rng=train_rng,
       evaluate=functools.partial(self._evaluate, seed),
