@@ -196,7 +196,7 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
       str(_best(recipe, config.start) / "model"), default_pooling=config.pooling
     )
     start = dataclasses.replace(start, head=None)
-  round_lib.Round(
+  round_lib.prepare(
     name,
     config,
     workdir=recipe.place,
