@@ -95,12 +95,13 @@ class Ours:
         padded=prepare.MAX_LENGTH,
         num_steps=5000,  # As the published script.
       )
-    self._trainer = loop.make_trainer(
-      loss,
-      optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
-      schedule,
-      mesh=mesh_lib.make_mesh(),
-      teacher_params={"teachers": teacher_params},
+    tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
+    mesh = mesh_lib.make_mesh()
+    self._trainer = loop.Trainer(
+      step_fn=loop.make_step(loss, tx, schedule, mesh=mesh, num_steps=1),
+      tx=tx,
+      mesh=mesh,
+      teacher_params=mesh_lib.put_params({"teachers": teacher_params}, mesh),
       packings=packings,
       batch_size=options.batch,
       num_steps=1,

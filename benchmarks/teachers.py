@@ -63,12 +63,15 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
   schedule = optimizer.make_schedule(
     learning_rate=1e-5, schedule="linear", warmup_steps=0, num_steps=1000
   )
-  trainer = loop.make_trainer(
-    loss_fn,
-    optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
-    schedule,
-    mesh=mesh_lib.make_mesh(),
-    teacher_params={"teachers": teacher_params},
+  tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
+  mesh = mesh_lib.make_mesh()
+  trainer = loop.Trainer(
+    step_fn=loop.make_step(
+      loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=1000
+    ),
+    tx=tx,
+    mesh=mesh,
+    teacher_params=mesh_lib.put_params({"teachers": teacher_params}, mesh),
     num_models=num_models,
     batch_size=size,
     num_steps=1000,

@@ -1,10 +1,11 @@
 """One round of a recipe: its models, each trained, measured and written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import itertools
 import logging
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -19,6 +20,7 @@ import optax
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.data import batches as batches_lib
+from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import diagnostics
 from dcse_jax.hub import folder as folder_lib
 from dcse_jax.losses.terms import Weighted
@@ -43,6 +45,7 @@ from dcse_jax.train import flops
 from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import pruning
+from dcse_jax.train.batches import JoinedBatches
 
 _log = logging.getLogger(__name__)
 
@@ -88,65 +91,62 @@ def make_optimizer(
   return tx, schedule
 
 
+@dataclasses.dataclass(frozen=True)
 class Round:
-  """A round with all that its models start and learn from.
+  """A round with all that its models start and learn from: see `prepare`.
 
-  Args:
+  Attributes:
     name: of the round.
     config: of the round.
     workdir: of the run; gets a folder named as the round, with one for each seed.
-    seeds: of the models to train.
     inputs: text and sets of the recipe.
     start: the encoder that each model starts from.
-    teachers: whose similarities it distils; may be none.
     mesh: the devices.
+    tokens: the round's text.
+    scorer: scores a finished model on all sets.
+    dev: scores a model in training on the sets that choose the best.
+    probes: what to look at each model with, by the seeds to train.
+    held_out: measures of a student in training by seed; may be none.
+    teaching: the teachers as the step takes them.
+    loss_fn: of the step.
   """
 
-  def __init__(
-    self,
-    name: str,
-    config: config_lib.ConfigDict,
-    *,
-    workdir: workdir_lib.Workdir,
-    seeds: Sequence[int],
-    inputs: inputs_lib.Inputs,
-    start: model_lib.Model,
-    teachers: Sequence[teaching_lib.Teacher],
-    mesh: Mesh,
-  ):
-    self._name, self._config = name, config
-    self._workdir, self._folder = workdir, workdir.folder / name
-    self._start, self._mesh, self._inputs = start, mesh, inputs
-    self._terms = {each.term.name: each for each in config_lib.terms(config)}
-    self._tokens = inputs.tokens(config)
-    score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
-    self._scorer = score([*inputs.dev, *inputs.test])
-    self._dev = score(inputs.dev)
-    self._probes = {seed: self._make_probe(inputs, seed) for seed in seeds}
-    self._teaching = teaching_lib.Teaching()
-    self._held_out: dict[int, monitor.HeldOut] = {}
-    if teachers:
-      self._held_out = self._measure_teachers(teachers)
-      self._teaching = self._prepare(teachers)
-    self._loss_fn = compose.make_objective(
-      config, start, self._teaching.stacks, groups=mesh.size
-    )
-    if config.sparsity:
-      # The same for every seed, whichever is trained by this command.
-      self._start = self._prune(config.seeds[0])
+  name: str
+  config: config_lib.ConfigDict
+  workdir: workdir_lib.Workdir
+  inputs: inputs_lib.Inputs
+  start: model_lib.Model
+  mesh: Mesh
+  tokens: tokens_lib.TokenCache
+  scorer: monitor.Scorer
+  dev: monitor.Scorer
+  probes: Mapping[int, monitor.Probe] = dataclasses.field(default_factory=dict)
+  held_out: Mapping[int, monitor.HeldOut] = dataclasses.field(default_factory=dict)
+  teaching: teaching_lib.Teaching = teaching_lib.Teaching()
+  loss_fn: Any = None
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Of the round, in the workdir."""
+    return self.workdir.folder / self.name
+
+  @functools.cached_property
+  def terms(self) -> dict[str, Weighted]:
+    """The objective's terms by name."""
+    return {each.term.name: each for each in config_lib.terms(self.config)}
 
   def train(self) -> None:
     """Trains the models, or goes on with them.
 
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
-    config = self._config
+    config = self.config
     self._tell_negatives()
     # All of a model but its parameters, for readers of checkpoints.
-    template = dataclasses.replace(self._start, params=None, language_model=None)
+    template = dataclasses.replace(self.start, params=None, language_model=None)
     if processes.is_first():
-      folder_lib.save(template, self._folder / "start", overwrite=True)
-    seeds = list(self._probes)
+      folder_lib.save(template, self.folder / "start", overwrite=True)
+    seeds = list(self.probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
       # What was begun goes on first: a seed that is new cannot catch up.
@@ -163,7 +163,7 @@ class Round:
         trainers[size],
         [self._make_run(seed) for seed in group],
         config=config_lib.used(config),
-        before_save=self._workdir.push,
+        before_save=self.workdir.push,
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params))
@@ -172,56 +172,61 @@ class Round:
     """The start without the weights that do least on a seed's first batches."""
     batches = itertools.islice(self._batches(seed), _PRUNING_BATCHES)
     # A new projection is random, and would say which weights it likes.
-    pooling = self._start.pooling
+    pooling = self.start.pooling
     loss_fn = dataclasses.replace(
-      self._loss_fn,
+      self.loss_fn,
       terms=losses.parse("alignment_uniformity"),
       stacks=(),
       pooling="cls_before_pooler" if pooling == "cls" else pooling,
     )
-    rng = jax.random.key(self._config.seed)
-    params = self._start.params
+    rng = jax.random.key(self.config.seed)
+    params = self.start.params
     scores = pruning.contributions(loss_fn, params, batches, rng)
-    pruned = pruning.prune(params, scores, self._config.sparsity)
+    pruned = pruning.prune(params, scores, self.config.sparsity)
     if processes.are_several():  # Others may round otherwise.
       pruned = multihost_utils.broadcast_one_to_all(pruned)
-    return dataclasses.replace(self._start, params=pruned)
+    return dataclasses.replace(self.start, params=pruned)
 
   def _tell_negatives(self) -> None:
-    config, columns = self._config, len(self._tokens.tokens)
-    if "anchors" not in losses.taken(self._terms.values()):
+    config, columns = self.config, len(self.tokens.tokens)
+    if "anchors" not in losses.taken(self.terms.values()):
       return
     # The other positives, and every hard negative.
     negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
     _log.info(
       "round %s: batches of %d over %d devices (data %d, fsdp %d); an anchor sees %d "
       "negatives",
-      self._name,
+      self.name,
       config.batch_size,
-      self._mesh.size,
-      *self._mesh.shape.values(),
+      self.mesh.size,
+      *self.mesh.shape.values(),
       negatives,
     )
 
   def _make_trainer(self, num_models: int):
-    config = self._config
+    config = self.config
     tx, schedule = make_optimizer(config)
-    return loop.make_trainer(
-      self._loss_fn,
-      tx,
-      schedule,
-      mesh=self._mesh,
-      teacher_params={
-        "teachers": self._teaching.params,
-        **self._loss_fn.frozen_params(self._start.params, self._start.language_model),
-      },
+    frozen = self.loss_fn.frozen_params(self.start.params, self.start.language_model)
+    teacher_params = {"teachers": self.teaching.params, **frozen}
+    return loop.Trainer(
+      step_fn=loop.make_step(
+        self.loss_fn,
+        tx,
+        schedule,
+        mesh=self.mesh,
+        num_models=num_models,
+        num_steps=config.num_train_steps,
+      ),
+      tx=tx,
+      mesh=self.mesh,
+      teacher_params=mesh_lib.put_params(teacher_params, self.mesh),
       num_models=num_models,
       packings=packing.make_packings(
-        self._tokens.num_tokens(np.arange(len(self._tokens))),
+        self.tokens.num_tokens(np.arange(len(self.tokens))),
         batch_size=config.batch_size,
-        padded=len(self._tokens.tokens) * config.max_length,
+        padded=len(self.tokens.tokens) * config.max_length,
         num_steps=config.num_train_steps,
-        groups=self._mesh.size * config.microbatches,
+        groups=self.mesh.size * config.microbatches,
       ),
       batch_size=config.batch_size,
       num_steps=config.num_train_steps,
@@ -234,12 +239,12 @@ class Round:
 
   def _work(self, num_models: int) -> flops.Work:
     """Estimates the average cost of a step."""
-    config, columns = self._config, len(self._tokens.tokens)
-    lengths = np.concatenate([np.diff(offsets) for offsets in self._tokens.offsets])
+    config, columns = self.config, len(self.tokens.tokens)
+    lengths = np.concatenate([np.diff(offsets) for offsets in self.tokens.offsets])
     return flops.Work(
       tokens=config.batch_size * columns * lengths.mean(),
       flops=num_models
-      * self._loss_fn.flops(
+      * self.loss_fn.flops(
         Size(
           batch=config.batch_size,
           columns=columns,
@@ -252,69 +257,75 @@ class Round:
     )
 
   def _make_run(self, seed: int) -> loop.Run:
-    rng = jax.random.fold_in(jax.random.key(self._config.seed), seed)
+    rng = jax.random.fold_in(jax.random.key(self.config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
+    corpus = corpus_lib.Corpus(
+      self.folder / str(seed),
+      self.tokens,
+      self._embed_corpus,
+      self.loss_fn.corpus_settings,
+      functools.partial(self.workdir.share, self.folder / str(seed)),
+      seed=seed,
+    )
+    batches = self._batches(
+      seed,
+      others=self.teaching.sources,
+      groups=self.mesh.size * self.config.microbatches,
+      host=jax.process_index(),
+      num_hosts=jax.process_count(),
+    )
     return loop.Run(
-      name=model_name(self._name, seed, self._config.seeds),
-      folder=self._folder / str(seed),
+      name=model_name(self.name, seed, self.config.seeds),
+      folder=self.folder / str(seed),
       checkpoints=self._checkpoints(seed),
-      params=self._loss_fn.init_params(
-        self._start.params, init_rng, self._start.language_model
+      params=self.loss_fn.init_params(
+        self.start.params, init_rng, self.start.language_model
       ),
-      memory=self._loss_fn.init_carry(),
-      batches=self._batches(
-        seed,
-        others=self._teaching.sources,
-        groups=self._mesh.size * self._config.microbatches,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-      ),
-      corpus=corpus_lib.Corpus(
-        self._folder / str(seed),
-        self._tokens,
-        self._embed_corpus,
-        self._loss_fn.corpus_settings,
-        functools.partial(self._workdir.share, self._folder / str(seed)),
-        seed=seed,
+      memory=self.loss_fn.init_carry(),
+      batches=JoinedBatches(
+        batches,
+        lambda batch, step, params: corpus.join(
+          batch, step, lambda: params()["encoder"]
+        ),
       ),
       rng=train_rng,
       evaluate=functools.partial(self._evaluate, seed),
-      sentences=functools.partial(self._inputs.sentences, self._config),
+      sentences=functools.partial(self.inputs.sentences, self.config),
     )
 
   def _checkpoints(self, seed: int) -> epath.Path:
-    return self._workdir.checkpoints(self._folder / str(seed))
+    return self.workdir.checkpoints(self.folder / str(seed))
 
   def _embed_corpus(self, params: Any, pooling: str | None = None) -> np.ndarray:
     return encode_tokens(
       jax.device_put(params),
-      self._start.config,
-      self._tokens.sentences(0, len(self._tokens)),
-      pooling=pooling or self._start.pooling,
-      dtype=jnp.dtype(self._config.dtype),
+      self.start.config,
+      self.tokens.sentences(0, len(self.tokens)),
+      pooling=pooling or self.start.pooling,
+      dtype=jnp.dtype(self.config.dtype),
       mesh=mesh_lib.make_mesh(jax.local_devices()),
     )
 
   def _batches(self, seed: int, **kwargs: Any) -> grain.DatasetIterator:
-    state = np.random.SeedSequence([self._config.seed, seed]).generate_state(1)
+    state = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
     return batches_lib.make_batches(
-      self._tokens,
-      batch_size=self._config.batch_size,
+      self.tokens,
+      batch_size=self.config.batch_size,
       seed=int(state[0]),
       **kwargs,
     )
 
   def _evaluate(self, seed: int, params: Any) -> dict[str, float]:
-    metrics = self._dev.metrics(params)
-    if seed in self._held_out:
-      metrics = self._held_out[seed].metrics(params) | metrics
+    metrics = self.dev.metrics(params)
+    if seed in self.held_out:
+      metrics = self.held_out[seed].metrics(params) | metrics
     return metrics
 
   def _make_probe(self, inputs: inputs_lib.Inputs, seed: int) -> monitor.Probe:
     """The first sentences that a seed trains on, and dev sentences."""
-    config = self._config
+    config = self.config
     batches = self._batches(seed)
-    size = monitor.probe_size(len(self._tokens), config.batch_size)
+    size = monitor.probe_size(len(self.tokens), config.batch_size)
     rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
     held_out = monitor.dev_sentences(inputs.dev)
     return monitor.Probe(
@@ -330,22 +341,22 @@ class Round:
     weights = [teacher.weight for teacher in teachers]
     embed = lambda probe, split: [probe.embed(t.model, split) for t in teachers]
     # A round has one such file, of its first seed, whichever seeds are left to train.
-    first, on_train = self._config.seeds[0], {}
-    path = self._folder / "teachers.json"
+    first, on_train = self.config.seeds[0], {}
+    path = self.folder / "teachers.json"
     is_known = path.exists() and read_json(path).get("teachers") == names
     if len(teachers) > 1 and not processes.agree(is_known):
-      probe = self._probes.get(first) or self._make_probe(self._inputs, first)
+      probe = self.probes.get(first) or self._make_probe(self.inputs, first)
       on_train[first] = embed(probe, "train")
       spread = diagnostics.teacher_spread(on_train[first])
       if processes.is_first():
         write_json(path, {"teachers": names, **spread})
-    terms = self._terms.values()
+    terms = self.terms.values()
     measured = [each for each in terms if each.term.held_out]
     warned = [each for each in terms if each.term.warnings]
     if not measured and not warned:
       return {}
     measures, held_out = {}, None
-    for seed, probe in self._probes.items():
+    for seed, probe in self.probes.items():
       signals.check()
       embedded = {"train": on_train.pop(seed, None) or embed(probe, "train")}
       if probe.held_out:  # The same for every seed.
@@ -357,52 +368,103 @@ class Round:
       }
       if not measures:
         self._warn(warned, joint["train"])
-      measures[seed] = monitor.HeldOut(self._start, probe, measured, joint)
+      measures[seed] = monitor.HeldOut(self.start, probe, measured, joint)
     return measures
 
   def _warn(self, terms: Sequence[Weighted], teacher: np.ndarray) -> None:
     for each in terms:
       for warning in each.term.warnings({"teacher": teacher}, each.settings):
-        _log.warning("round %s: %s", self._name, warning)
+        _log.warning("round %s: %s", self.name, warning)
 
-  def _prepare(self, teachers) -> teaching_lib.Teaching:
-    config = self._config
+  def _teach(self, teachers) -> teaching_lib.Teaching:
+    config = self.config
     if config.teacher_cache:
       return teaching_lib.cached(
         teachers,
-        self._workdir.cache,
+        self.workdir.cache,
         dtype=config.teacher_cache,
         compute_dtype=config.dtype,
       )
-    return teaching_lib.online(teachers, self._tokens, config.dtype)
+    return teaching_lib.online(teachers, self.tokens, config.dtype)
 
   def _finish(self, seed: int, params: Any) -> None:
-    scores = self._scorer.scores(params)
-    num_dev = len(self._inputs.dev)
+    scores = self.scorer.scores(params)
+    num_dev = len(self.inputs.dev)
     dev, test = (
       {name: score for each in part for name, score in each.items()}
       for part in (scores[:num_dev], scores[num_dev:])
     )
     result = dict(
-      round=self._name,
+      round=self.name,
       seed=seed,
-      dev=_mean(dev, self._config.dev),
-      test=_mean(test, self._config.test),
+      dev=_mean(dev, self.config.dev),
+      test=_mean(test, self.config.test),
       sets=dev | test,
     )
-    path = self._folder / str(seed)
+    path = self.folder / str(seed)
     model = dataclasses.replace(
-      self._start,
+      self.start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=head_lib.projection_head(params) if self._config.keep_head else None,
+      head=head_lib.projection_head(params) if self.config.keep_head else None,
     )
     if processes.is_first():
-      write_json(path / "diagnostics.json", self._probes[seed].histograms(model))
+      write_json(path / "diagnostics.json", self.probes[seed].histograms(model))
       folder_lib.save(model, path / "model", overwrite=True)
       # Last: it says that the model is finished.
       write_json(path / "result.json", result)
-    self._workdir.share(path / "model")  # Later rounds load it.
+    self.workdir.share(path / "model")  # Later rounds load it.
+
+
+def prepare(
+  name: str,
+  config: config_lib.ConfigDict,
+  *,
+  workdir: workdir_lib.Workdir,
+  seeds: Sequence[int],
+  inputs: inputs_lib.Inputs,
+  start: model_lib.Model,
+  teachers: Sequence[teaching_lib.Teacher],
+  mesh: Mesh,
+) -> Round:
+  """Tokenises, embeds, measures and prunes all that a round's training needs.
+
+  Args:
+    name: of the round.
+    config: of the round.
+    workdir: of the run.
+    seeds: of the models to train.
+    inputs: text and sets of the recipe.
+    start: the encoder that each model starts from.
+    teachers: whose similarities it distils; may be none.
+    mesh: the devices.
+  """
+  score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
+  made = Round(
+    name,
+    config,
+    workdir=workdir,
+    inputs=inputs,
+    start=start,
+    mesh=mesh,
+    tokens=inputs.tokens(config),
+    scorer=score([*inputs.dev, *inputs.test]),
+    dev=score(inputs.dev),
+  )
+  probes = {seed: made._make_probe(inputs, seed) for seed in seeds}
+  made = dataclasses.replace(made, probes=probes)
+  if teachers:
+    held_out = made._measure_teachers(teachers)
+    teaching = made._teach(teachers)
+    made = dataclasses.replace(made, held_out=held_out, teaching=teaching)
+  loss_fn = compose.make_objective(
+    config, start, made.teaching.stacks, groups=mesh.size
+  )
+  made = dataclasses.replace(made, loss_fn=loss_fn)
+  if config.sparsity:
+    # The same for every seed, whichever is trained by this command.
+    made = dataclasses.replace(made, start=made._prune(config.seeds[0]))
+  return made
 
 
 def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:

@@ -1,5 +1,5 @@
 """One model from its start to its best parameters.
 
 Doors: `loop` (steps, logs, evaluations, checkpoints), `step` (one step, a pure function),
-`checkpoint`, `optimizer`, `flops`.
+`batches` (what the loop asks for), `checkpoint`, `optimizer`, `flops`.
 """

@@ -7,11 +7,9 @@ import functools
 import logging
 import math
 import pathlib
-import time
 from typing import Any
 
 from etils import epath
-import grain
 import jax
 from jax.sharding import Mesh
 import numpy as np
@@ -19,16 +17,15 @@ import optax
 
 from dcse_jax.model.packing import Packing
 from dcse_jax.model.packing import choose_packing
-from dcse_jax.objective import corpus as corpus_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.train import checkpoint
 from dcse_jax.train import flops
+from dcse_jax.train import run_log
 from dcse_jax.train import step as step_lib
-from dcse_jax.train.metrics import JsonLines
-from dcse_jax.train.metrics import Metrics
+from dcse_jax.train.batches import Batches
 
 _log = logging.getLogger(__name__)
 
@@ -45,28 +42,30 @@ class Trainer:
     step_fn: jitted (state, batch, teacher_params, packing) -> (state, metrics);
       donates the state. With several models every leaf of state, batch and
       metrics has a leading axis of models.
+    teacher_params: on the devices, as `mesh.put_params` lays them out.
+    batch_size: of the global batch; divides among the mesh.
+    max_skipped_steps: as many steps of a model may have a loss or a gradient that
+      is not finite, and change nothing; at one more the run stops.
+    work: of a step.
+    num_models: trained together by one call.
     packings: what a batch may be packed into, the tightest first; one that fits
       none keeps its padding. The step is compiled for each that is met.
-    num_models: trained together by one call.
-    work: of a step.
     profile_steps: the first step to trace, and the first not to; none if empty.
-    max_skipped_steps: so many steps of a model may have a loss or a gradient that
-      is not finite, and change nothing; at one more the run stops.
   """
 
   step_fn: Callable[..., Any]
   tx: optax.GradientTransformation
   mesh: Mesh
   teacher_params: Any
-  num_models: int
-  packings: tuple[Packing, ...]
   batch_size: int
   num_steps: int
   log_every: int
   eval_every: int
   max_skipped_steps: int
   work: flops.Work
-  profile_steps: tuple[int, ...]
+  num_models: int = 1
+  packings: tuple[Packing, ...] = ()
+  profile_steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Run:
     checkpoints: of the run; a checkpoint there is gone on from.
     params: to start from.
     memory: of the loss, to start from.
-    batches: endless.
-    corpus: adds to them what the terms ask for of the whole text.
+    batches: endless, each with `example_id` and `num_tokens`.
     rng: of the run.
     evaluate: scores its parameters. Without a "score" the last are the best.
     sentences: of example ids, for people.
@@ -91,8 +89,7 @@ class Run:
   checkpoints: epath.Path
   params: Any
   memory: Any
-  batches: grain.DatasetIterator
-  corpus: corpus_lib.Corpus
+  batches: Batches
   rng: jax.Array
   evaluate: Evaluate
   sentences: Callable[[np.ndarray], list[str]]
@@ -125,46 +122,6 @@ def make_step(
     out_shardings=(None, mesh_lib.replicated(mesh)),
     static_argnums=3,
     donate_argnums=0,
-  )
-
-
-def make_trainer(
-  loss_fn: step_lib.LossFn,
-  tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  *,
-  mesh: Mesh,
-  teacher_params: Any = (),
-  num_models: int = 1,
-  packings: tuple[Packing, ...] = (),
-  batch_size: int,
-  num_steps: int,
-  log_every: int,
-  eval_every: int,
-  max_skipped_steps: int,
-  work: flops.Work,
-  profile_steps: tuple[int, ...] = (),
-) -> Trainer:
-  """Makes the step, and puts the teachers where it reads them.
-
-  batch_size divides among the mesh.
-  """
-  return Trainer(
-    step_fn=make_step(
-      loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=num_steps
-    ),
-    tx=tx,
-    mesh=mesh,
-    teacher_params=mesh_lib.put_params(teacher_params, mesh),
-    num_models=num_models,
-    packings=packings,
-    batch_size=batch_size,
-    num_steps=num_steps,
-    log_every=log_every,
-    eval_every=eval_every,
-    max_skipped_steps=max_skipped_steps,
-    work=work,
-    profile_steps=profile_steps,
   )
 
 
@@ -208,71 +165,35 @@ def train(
       damaged; or something cannot be written.
     Interrupted: by a signal; what was trained is saved.
   """
-  num_models = trainer.num_models
   stores = [checkpoint.Checkpoints(run.checkpoints) for run in runs]
-  # Models that train together go on together: from a step that all have saved.
-  step = max(set.intersection(*(set(store.steps) for store in stores)), default=0)
-  for run, store in zip(runs, stores):
-    _tell_damage(run, store, step)
-  for store in stores:
-    store.go_on_from(step)
+  first_step = _find_step(runs, stores)
   with contextlib.ExitStack() as stack:
     for store in stores:
       # On the way out, by whatever way, saves under way are waited for.
       stack.enter_context(contextlib.closing(store))
-    states = [
-      step_lib.init_state(run.params, trainer.tx, run.rng, run.memory) for run in runs
-    ]
-    best = [(-math.inf, 0)] * num_models
-    lines_before = [{}] * num_models
-    if step:
-      like = mesh_lib.abstract(states[0], trainer.mesh)
-      restored = [store.restore(step, like) for store in stores]
-      states = [state for state, _ in restored]
-      # Those of earlier versions do not count them.
-      lines_before = [progress.get("lines", {}) for _, progress in restored]
-      for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
-        run.batches.set_state(progress["data"])
-        if progress["best_score"] > -math.inf:
-          best[i] = (progress["best_score"], progress["best_step"])
-        _log.info("%s: going on from step %d", run.name, step)
-    # A copy, since the first step donates it and runs share what they start from.
-    if step:
-      states = [mesh_lib.gathered(state, trainer.mesh) for state in states]
-    state = mesh_lib.put_params(
-      _stack([jax.device_get(state) for state in states]), trainer.mesh
-    )
-    logs = [
-      stack.enter_context(contextlib.closing(_Log(run, trainer, step, position=i)))
-      for i, run in enumerate(runs)
-    ]
+    state, best, lines_before = _restore(trainer, runs, stores, first_step)
+    logs = []
+    for i, run in enumerate(runs):
+      log = _open_log(trainer, run, first_step, position=i)
+      logs.append(stack.enter_context(contextlib.closing(log)))
     for log, lines in zip(logs, lines_before):
       log.tell_lost(lines)
     # From here on a signal waits for the end of the step.
     stack.enter_context(signals.deferred())
-    speed = _Speed(trainer, step)
-    profile = _Profile(trainer.profile_steps, runs[0].folder / "profile")
+    speed = run_log.Speed(
+      trainer.work,
+      batch_size=trainer.batch_size,
+      devices=trainer.mesh.devices.flat,
+      step=first_step,
+    )
+    profile = run_log.Profile(trainer.profile_steps, runs[0].folder / "profile")
     stack.callback(profile.stop)
     unread = []  # What steps gave, still on the devices.
-    while step < trainer.num_steps:
-      profile.before(step)
-      batches = [
-        run.corpus.join(
-          next(run.batches),
-          step,
-          lambda i=i: mesh_lib.gathered(
-            _of_model(state.params["encoder"], i, num_models), trainer.mesh
-          ),
-        )
-        for i, run in enumerate(runs)
-      ]
-      batch = _stack(batches)
-      packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
-      batch = mesh_lib.put_batch(batch, _batch_sharding(trainer.mesh, num_models))
-      state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
-      step += 1
+    for step in range(first_step + 1, trainer.num_steps + 1):
+      profile.before(step - 1)
+      state, example_ids, values = _step(trainer, runs, state, step - 1)
       profile.after(step, values)
-      unread.append((step, [b["example_id"] for b in batches], values))
+      unread.append((step, example_ids, values))
       last = step == trainer.num_steps
       writes = step % trainer.log_every == 0 or last
       evaluates = step % trainer.eval_every == 0 or last
@@ -281,7 +202,7 @@ def train(
         continue
       for met, example_ids, values in jax.device_get(unread):
         for i, log in enumerate(logs):
-          log.read(met, example_ids[i], _of_model(values, i, num_models))
+          log.read(met, example_ids[i], _of_model(values, i, trainer.num_models))
       unread.clear()
       speeds = speed.since_last(step)
       if writes:
@@ -292,40 +213,147 @@ def train(
       # So that no two models are ever more than one save apart.
       for store in stores:
         store.wait()
-      for i, run in enumerate(runs):
-        of_run, score = _of_model(state, i, num_models), -math.inf
+      for i, (run, store, log) in enumerate(zip(runs, stores, logs)):
+        of_run, score = _of_model(state, i, trainer.num_models), -math.inf
         if evaluates:
-          scores = run.evaluate(mesh_lib.gathered(of_run.params, trainer.mesh))
-          # The word of one: hosts may round otherwise.
-          score = processes.agree(scores.pop("score", float(step)))
-          if scores:
-            logs[i].metrics.write(step, scores)
+          score = _evaluate(trainer, run, log, of_run, step)
           # Of equal scores the later, as Orbax keeps it.
           best[i] = max(best[i], (score, step))
-        progress = dict(
-          data=run.batches.get_state(),
-          best_score=best[i][0],
-          # Before any evaluation no other is needed.
-          best_step=best[i][1] or step,
-          config=config,
-          lines=logs[i].to_disk(),
-        )
+        progress = _progress(run, log, best[i], step, config)
         before_save()
-        stores[i].save(of_run, progress, score)
+        store.save(of_run, progress, score)
       if stops:
         raise signals.Interrupted
       speed.leave_out()  # Evaluation is not training.
     # In the last evaluation, too; all is saved. Each may have been told alone.
     if any(processes.gather(signals.requested())):
       raise signals.Interrupted
-    result = []
-    for i, (_, best_step) in enumerate(best):
-      of_run = _of_model(state, i, num_models)
-      if best_step != step:
-        of_run, _ = stores[i].restore(
-          best_step, mesh_lib.abstract(of_run, trainer.mesh)
-        )
-      result.append(mesh_lib.gathered(of_run.params, trainer.mesh))
+    return _best_params(trainer, stores, state, best)
+
+
+def _find_step(runs: Sequence[Run], stores: Sequence[checkpoint.Checkpoints]) -> int:
+  """Finds the step to go on from, 0 for none, and forgets later checkpoints."""
+  # Models that train together go on together: from a step that all have saved.
+  step = max(set.intersection(*(set(store.steps) for store in stores)), default=0)
+  for run, store in zip(runs, stores):
+    _tell_damage(run, store, step)
+  for store in stores:
+    store.go_on_from(step)
+  return step
+
+
+def _restore(
+  trainer: Trainer,
+  runs: Sequence[Run],
+  stores: Sequence[checkpoint.Checkpoints],
+  step: int,
+) -> tuple[Any, list[tuple[float, int]], list[dict[str, int]]]:
+  """Puts the state on the devices, and the batches where they were.
+
+  Returns:
+    The state of all models; for each the best score and its step; and for each how
+    many lines its files had.
+  """
+  states = [
+    step_lib.init_state(run.params, trainer.tx, run.rng, run.memory) for run in runs
+  ]
+  best = [(-math.inf, 0)] * len(runs)
+  lines = [{}] * len(runs)
+  if step:
+    like = mesh_lib.abstract(states[0], trainer.mesh)
+    restored = [store.restore(step, like) for store in stores]
+    states = [mesh_lib.gathered(state, trainer.mesh) for state, _ in restored]
+    # Checkpoints of earlier versions do not count them.
+    lines = [progress.get("lines", {}) for _, progress in restored]
+    for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
+      run.batches.set_state(progress["data"])
+      if progress["best_score"] > -math.inf:
+        best[i] = (progress["best_score"], progress["best_step"])
+      _log.info("%s: going on from step %d", run.name, step)
+  # A copy, since the first step donates it and runs share what they start from.
+  states = [jax.device_get(state) for state in states]
+  return mesh_lib.put_params(_stack(states), trainer.mesh), best, lines
+
+
+def _open_log(
+  trainer: Trainer, run: Run, step: int, *, position: int
+) -> run_log.RunLog:
+  return run_log.RunLog(
+    run.folder,
+    name=run.name,
+    sentences=run.sentences,
+    step=step,
+    num_steps=trainer.num_steps,
+    max_skipped_steps=trainer.max_skipped_steps,
+    position=position,
+  )
+
+
+def _step(
+  trainer: Trainer, runs: Sequence[Run], state: Any, step: int
+) -> tuple[Any, list[np.ndarray], Any]:
+  """Takes one step; returns the state, each run's example ids and the metrics."""
+
+  def params(i: int) -> Any:
+    of_run = _of_model(state.params, i, trainer.num_models)
+    return mesh_lib.gathered(of_run, trainer.mesh)
+
+  batches = [
+    run.batches.next(step, functools.partial(params, i)) for i, run in enumerate(runs)
+  ]
+  batch = _stack(batches)
+  packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
+  example_ids = [each["example_id"] for each in batches]
+  sharding = _batch_sharding(trainer.mesh, trainer.num_models)
+  batch = mesh_lib.put_batch(batch, sharding)
+  state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
+  return state, example_ids, values
+
+
+def _evaluate(
+  trainer: Trainer, run: Run, log: run_log.RunLog, of_run: Any, step: int
+) -> float:
+  """Evaluates one run's state and writes its metrics; returns its score."""
+  scores = run.evaluate(mesh_lib.gathered(of_run.params, trainer.mesh))
+  # The score of process 0 is everybody's: rounding may differ between processes.
+  score = processes.agree(scores.pop("score", float(step)))
+  if scores:
+    log.metrics.write(step, scores)
+  return score
+
+
+def _progress(
+  run: Run,
+  log: run_log.RunLog,
+  best: tuple[float, int],
+  step: int,
+  config: dict[str, Any],
+) -> dict[str, Any]:
+  """What a checkpoint holds besides the state, JSON."""
+  best_score, best_step = best
+  return dict(
+    data=run.batches.get_state(),
+    best_score=best_score,
+    # Before any evaluation no other is needed.
+    best_step=best_step or step,
+    config=config,
+    lines=log.to_disk(),
+  )
+
+
+def _best_params(
+  trainer: Trainer,
+  stores: Sequence[checkpoint.Checkpoints],
+  state: Any,
+  best: Sequence[tuple[float, int]],
+) -> list[Any]:
+  """The parameters of each run's best evaluation, after the last step."""
+  result = []
+  for i, (store, (_, best_step)) in enumerate(zip(stores, best)):
+    of_run = _of_model(state, i, trainer.num_models)
+    if best_step != trainer.num_steps:
+      of_run, _ = store.restore(best_step, mesh_lib.abstract(of_run, trainer.mesh))
+    result.append(mesh_lib.gathered(of_run.params, trainer.mesh))
   return result
 
 
@@ -345,124 +373,3 @@ def _tell_damage(run: Run, store: checkpoint.Checkpoints, step: int) -> None:
       reason,
       step,
     )
-
-
-class _Log:
-  """What one run says of its steps, and which of them were skipped."""
-
-  def __init__(self, run: Run, trainer: Trainer, step: int, *, position: int):
-    self._run, self._max_skipped = run, trainer.max_skipped_steps
-    self._step, self._values = step, {}
-    self._skipped = JsonLines(run.folder / "skipped.jsonl", step)
-    self.metrics = Metrics(
-      run.folder,
-      name=run.name,
-      num_steps=trainer.num_steps,
-      step=step,
-      position=position,
-    )
-
-  def read(self, step: int, example_ids: np.ndarray, values: dict[str, Any]) -> None:
-    """Takes what a step gave.
-
-    Raises:
-      UserError: more steps were skipped than may be.
-    """
-    self._step = step
-    self._values = {key: float(value) for key, value in values.items()}
-    if not self._values.pop("is_finite"):
-      self._skip(example_ids)
-
-  def write(self, speeds: dict[str, float]) -> None:
-    """Writes what the last step gave, and how fast they go."""
-    # JSON has no word for what is not a number.
-    values = {f"train/{k}": v for k, v in self._values.items() if math.isfinite(v)}
-    if len(self._skipped):
-      values["train/skipped_steps"] = len(self._skipped)
-    self.metrics.write(self._step, {**values, **speeds})
-
-  def _skip(self, example_ids: np.ndarray) -> None:
-    name, path = self._run.name, self._run.folder / "skipped.jsonl"
-    # Each process has its own part of the batch.
-    example_ids = np.concatenate(processes.gather(example_ids.tolist()))
-    self._skipped.write(
-      {
-        "step": self._step,
-        **{key: str(value) for key, value in self._values.items()},
-        "example_ids": example_ids.tolist(),
-        "sentences": self._run.sentences(example_ids),
-      }
-    )
-    what = ", ".join(
-      f"{key} is {self._values[key]}"
-      for key in ("loss", "gradient_norm")
-      if not math.isfinite(self._values[key])
-    )
-    if len(self._skipped) > self._max_skipped:
-      raise UserError(
-        f"{name}: at step {self._step} {what} (its batch is in {path}); lower the "
-        "learning rate or raise the temperatures, in a new workdir, or allow more "
-        f"than max_skipped_steps={self._max_skipped}"
-      )
-    _log.warning("%s: step %d skipped, %s: see %s", name, self._step, what, path)
-
-  def to_disk(self) -> dict[str, int]:
-    """Brings all lines so far to the disk; how many there are in each file."""
-    files = {"metrics": self.metrics.lines, "skipped": self._skipped}
-    for file in files.values():
-      file.to_disk()
-    return {name: len(file) for name, file in files.items()}
-
-  def tell_lost(self, expected: dict[str, int]) -> None:
-    """Says which of the lines that a checkpoint counted are not there."""
-    self.metrics.lines.tell_lost(expected.get("metrics", 0))
-    self._skipped.tell_lost(expected.get("skipped", 0))
-
-  def close(self) -> None:
-    self.metrics.close()
-    self._skipped.close()
-
-
-class _Speed:
-  """How fast steps go between one call and the next."""
-
-  def __init__(self, trainer: Trainer, step: int):
-    self._trainer = trainer
-    self._time, self._step = time.perf_counter(), step
-
-  def since_last(self, step: int) -> dict[str, float]:
-    now = time.perf_counter()
-    seconds = (now - self._time) / (step - self._step)
-    self._time, self._step = now, step
-    return {
-      "train/sentences_per_second": self._trainer.batch_size / seconds,
-      **self._trainer.work.metrics(seconds, self._trainer.mesh.devices.flat),
-    }
-
-  def leave_out(self) -> None:
-    """What came since the last call was not training."""
-    self._time = time.perf_counter()
-
-
-class _Profile:
-  """Traces some steps with JAX's profiler, for xprof."""
-
-  def __init__(self, steps: Sequence[int], folder: pathlib.Path):
-    self._first, self._end = steps or (None, None)
-    self._folder, self._is_tracing = folder, False
-
-  def before(self, step: int) -> None:
-    if step == self._first:
-      jax.profiler.start_trace(self._folder)
-      self._is_tracing = True
-
-  def after(self, step: int, values: Any) -> None:
-    if step == self._end and self._is_tracing:
-      jax.block_until_ready(values)
-      self.stop()
-      _log.info("steps %d to %d traced: see %s", self._first, self._end, self._folder)
-
-  def stop(self) -> None:
-    if self._is_tracing:
-      self._is_tracing = False
-      jax.profiler.stop_trace()

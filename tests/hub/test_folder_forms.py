@@ -342,7 +342,7 @@ def test_a_prompt_stands_in_training_in_evaluation_and_in_the_export(files):
   models.write_tiny_folder(files / "start", num_layers=1)
   edit(files / "start" / CARD, **prompts)
   config = from_files(files, "simcse", model=str(files / "start"))
-  recipe = recipe_lib.Recipe(config, workdir.Workdir(str(files / "run")))
+  recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
   plain = folder.load(str(files / "start"))
   tokens = recipe.inputs.tokens(recipe.rounds["simcse"])
   expected = model_lib.tokenize(
@@ -351,7 +351,7 @@ def test_a_prompt_stands_in_training_in_evaluation_and_in_the_export(files):
     config.max_length,
   )
   assert [ids.tolist() for ids in tokens.sentences(0, 1)] == expected
-  recipe.run()
+  recipe_lib.train(recipe)
   export = files / "run" / "export"
   card = json.loads((export / CARD).read_text())
   assert card == prompts
@@ -364,7 +364,7 @@ def test_a_teacher_reads_its_own_prompt_and_two_poolings_side_by_side(files):
   config = from_files(files, recipe=("student",), max_length=24)
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
-  recipe = recipe_lib.Recipe(config, workdir.Workdir(str(files / "run")))
+  recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
   student, teacher = recipe.rounds["student"], recipe.inputs.outside(str(files / "t"))
   tokens = recipe.inputs.teacher_tokens(teacher, student)
   cached = teacher_cache.build_teacher_cache(

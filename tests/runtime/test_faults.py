@@ -430,7 +430,7 @@ def test_a_damaged_tokenizer_cache_is_made_anew(tmp_path):
   config = recipes.tiny(recipes.load_config("quickstart"))
   config.synthetic_sentences, config.synthetic_pairs = 200, 60
   place = workdir_lib.Workdir(str(tmp_path))
-  make = lambda: recipe_lib.Recipe(config, place).inputs.start.tokenizer.get_vocab()
+  make = lambda: recipe_lib.read(config, place).inputs.start.tokenizer.get_vocab()
   expected = make()
   (folder,) = (tmp_path / "cache").glob("tokenizer-*")
   flip(folder / "tokenizer.json", 2000)

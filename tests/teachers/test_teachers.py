@@ -424,7 +424,7 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   config = from_files(files, recipe=("student",))
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
-  recipe = recipe_lib.Recipe(config, workdir.Workdir(str(files / "run")))
+  recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
   teacher = recipe.inputs.outside(str(files / "t"))
   student = recipe.rounds["student"]
   ours = recipe.inputs.tokens(student)
@@ -433,7 +433,7 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   # And no more of them than the teacher takes.
   expected = model_lib.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
   assert [ids.tolist() for ids in theirs.sentences(0, 40)] == expected
-  recipe.run()
+  recipe_lib.train(recipe)
 
 
 def test_a_teacher_temperature_that_leaves_one_sentence_is_warned_of_once(

@@ -17,7 +17,6 @@ from dcse_jax.data import batches as batches_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.packing import Packing
-from dcse_jax.objective import corpus
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import signals
@@ -27,6 +26,7 @@ from dcse_jax.train import flops
 from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import step as step_lib
+from dcse_jax.train.batches import JoinedBatches
 from tests import models
 
 TEACHERS = [
@@ -51,12 +51,15 @@ def make_trainer(
   schedule = optimizer.make_schedule(
     learning_rate=1e-3, schedule="linear", warmup_steps=2, num_steps=steps
   )
-  return loop.make_trainer(
-    loss_fn,
-    optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0),
-    schedule,
-    mesh=mesh or mesh_lib.make_mesh(jax.devices()[:devices]),
-    teacher_params=teacher_params or {},
+  tx = optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0)
+  mesh = mesh or mesh_lib.make_mesh(jax.devices()[:devices])
+  return loop.Trainer(
+    step_fn=loop.make_step(
+      loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=steps
+    ),
+    tx=tx,
+    mesh=mesh,
+    teacher_params=mesh_lib.put_params(teacher_params or {}, mesh),
     num_models=num_models,
     packings=packings,
     batch_size=batch,
@@ -296,15 +299,24 @@ class Interrupted(Exception):
   pass
 
 
-def make_run(cache, folder, *, seed=3, params=None, evaluate=lambda params: {}):
+def make_batches(cache, seed=3):
+  return batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8)
+
+
+def as_it_is(batch, step, params):
+  return batch
+
+
+def make_run(
+  cache, folder, *, seed=3, params=None, evaluate=lambda params: {}, join=as_it_is
+):
   return loop.Run(
     name="test",
     folder=folder,
     checkpoints=epath.Path(folder / "checkpoints"),
     params=params or student_params(seed),
     memory={},
-    batches=batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8),
-    corpus=corpus.Corpus(folder, cache, None, {}, None, seed),
+    batches=JoinedBatches(make_batches(cache, seed), join),
     rng=jax.random.key(seed),
     evaluate=evaluate,
     sentences=lambda rows: [models.SENTENCES[row] for row in rows],
@@ -409,6 +421,27 @@ def test_a_checkpoint_of_another_shape_is_refused(cache, tmp_path):
   params["projection"]["dense"]["kernel"] = np.ones((16, 8), np.float32)
   with pytest.raises(UserError, match="of another shape: restore the config"):
     loop.train(trainer, [make_run(cache, tmp_path, params=params)], config={})
+
+
+def test_what_joins_a_batch_is_told_the_step_and_the_parameters_of_its_run(
+  cache, tmp_path
+):
+  seen = {3: [], 4: []}
+
+  def run(seed):
+    def join(batch, step, params):
+      seen[seed].append((step, jax.device_get(params())))
+      return batch
+
+    return make_run(cache, tmp_path / str(seed), seed=seed, join=join)
+
+  best = loop.train(loop_trainer(2), [run(3), run(4)], config={})
+  for seed, last in zip(seen, best):
+    assert [step for step, _ in seen[seed]] == [0, 1, 2, 3, 4, 5]
+    # The rate is 0 at the first step: both see what they started from.
+    assert_bitwise(seen[seed][0][1], jax.device_get(student_params(seed)))
+    with pytest.raises(AssertionError):
+      assert_bitwise(seen[seed][-1][1], jax.device_get(last))
 
 
 def train_together(cache, folder, seeds, evaluate=lambda params: {}):
@@ -535,7 +568,7 @@ def test_a_step_that_is_not_finite_changes_neither_parameters_nor_optimizer(dtyp
 
 
 def test_skipped_batches_are_written_out_and_too_many_stop_the_run(cache, tmp_path):
-  batches = make_run(cache, tmp_path).batches
+  batches = make_batches(cache)
   met = [next(batches)["example_id"].tolist() for _ in range(6)]
   # The second and the third batch of six are spoiled by a row each.
   loss_fn = spoiling(contrasting(), loss_rows=[met[1][0]], gradient_rows=[met[2][5]])
@@ -583,7 +616,7 @@ def test_a_run_goes_on_with_another_number_of_devices(cache, tmp_path, devices):
 
 
 def test_hosts_may_become_more_or_fewer_between_two_batches(cache, tmp_path):
-  alone = make_run(cache, tmp_path).batches
+  alone = make_batches(cache)
   for _ in range(3):
     next(alone)
   state = json.loads(json.dumps(alone.get_state()))

@@ -1,0 +1,58 @@
+"""The batches that the loop asks for, and what is joined to them on the way."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+# (batch, steps that were done before, what gives the trained parameters as they are
+# now, as `mesh.gathered`) -> the batch with more in it.
+Join = Callable[[Batch, int, Callable[[], Any]], Batch]
+
+
+class Batches(Protocol):
+  """Endless batches of one run."""
+
+  def next(self, step: int, params: Callable[[], Any]) -> Batch:
+    """Returns the next batch.
+
+    Args:
+      step: as many steps were done before.
+      params: gives the trained parameters as they are now, as `mesh.gathered`; for
+        batches that depend on the model. It is called at the same steps in every
+        process.
+    """
+
+  def get_state(self) -> Any:
+    """Returns the position, JSON."""
+
+  def set_state(self, state: Any) -> None:
+    """Goes on from a position."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedBatches:
+  """Batches of the data, each joined by what is known of its sentences.
+
+  Attributes:
+    iterator: of the data.
+    join: adds to a batch; what it knows is no part of the position.
+  """
+
+  iterator: grain.DatasetIterator
+  join: Join
+
+  def next(self, step: int, params: Callable[[], Any]) -> Batch:
+    """Returns the next batch: see `Batches`."""
+    return self.join(next(self.iterator), step, params)
+
+  def get_state(self) -> Any:
+    """Returns the iterator's position."""
+    return self.iterator.get_state()
+
+  def set_state(self, state: Any) -> None:
+    """Sets the iterator's position."""
+    self.iterator.set_state(state)
