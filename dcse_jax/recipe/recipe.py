@@ -21,8 +21,8 @@ from dcse_jax import config as config_lib
 from dcse_jax.eval import sts
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
-from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import round as round_lib
@@ -140,7 +140,7 @@ class Recipe:
       m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)
     ]
     if "pooling" in material:
-      material["pooling"] = encoder_lib.recorded_pooling(material["pooling"])
+      material["pooling"] = pooling_lib.recorded(material["pooling"])
     if config.start:
       fields["start"] = config_lib.members(self.rounds, config.start)
       material["start"] = fields["start"]

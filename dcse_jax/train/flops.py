@@ -16,6 +16,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.objective import objective
 from dcse_jax.teachers import stacks as stacks_lib
 
@@ -138,7 +139,7 @@ def step_flops(
 
   def encode(shape, pooling, sentences):
     # The poolings that read more than one token need all of them.
-    positions = 1 if pooling in ("cls", "cls_before_pooler") else 0
+    positions = int(pooling_lib.get(pooling).first_token)
     return encoder_flops(shape, sentences=sentences, positions=positions, **lengths)
 
   if "masked_logits" in takes:
@@ -161,7 +162,7 @@ def step_flops(
     more = [name for name in ("undropped", "retrieved") if name in takes]
     views = max(2, columns) + len(more)
   trained += encode(start.config, start.pooling, batch * views)
-  if start.pooling == "cls":
+  if pooling_lib.get(start.pooling).projected:
     trained += 2 * batch * views * width**2
   embeddings = {f"all_{name}" for name in _EMBEDDINGS}
   if columns < 3:
