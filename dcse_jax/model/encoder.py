@@ -93,12 +93,16 @@ def _run(
   dtype=jnp.float32,
   packing=None,
   numbers=None,
+  first_token=False,
   **arguments,
 ):
   """The layout of a batch, and what `family.Encoder` returns of it."""
   layout = Layout(attention_mask.astype(bool), packing, numbers)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
-  return layout, encoder(input_ids.astype(jnp.int32), layout, rng, **arguments)
+  input_ids = input_ids.astype(jnp.int32)
+  if first_token:
+    arguments["positions"] = jnp.zeros((len(input_ids), 1), jnp.int32)
+  return layout, encoder(input_ids, layout, rng, **arguments)
 
 
 def hidden_states(
@@ -201,9 +205,7 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     config,
     input_ids,
     attention_mask,
-    positions=jnp.zeros((len(input_ids), 1), jnp.int32)
-    if pooling.first_token
-    else None,
+    first_token=pooling.first_token,
     layers=(beside,) * is_asked + tuple(layers),
     **options,
   )
