@@ -13,7 +13,9 @@ from dcse_jax import losses
 from dcse_jax.data import batches as batches_lib
 from dcse_jax.embed import sentence_encoder
 from dcse_jax.hub import folder
+from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import layers
 from dcse_jax.model import ops
 from dcse_jax.model import packing
 from dcse_jax.objective.inputs import StepInputs
@@ -44,14 +46,13 @@ def _full_last_layer(params, config, ids, mask, positions, **kwargs):
 # What makes a step fast, and how each is taken away to see what it is worth.
 _PATCHES = {
   "fences": (ops, "_keep", lambda x: x),
-  "hashed dropout": (encoder_lib, "dropout", _threefry_dropout),
+  "hashed dropout": (bert, "dropout", _threefry_dropout),
   "last layer for [CLS]": (encoder_lib, "states_at", _full_last_layer),
-  "straight-line layers": (encoder_lib, "_unroll", lambda _: 1),
+  "straight-line layers": (bert, "_unroll", lambda _: 1),
   "erf": (
-    encoder_lib,
+    layers,
     "ACTIVATIONS",
-    encoder_lib.ACTIVATIONS
-    | {"gelu": functools.partial(jax.nn.gelu, approximate=False)},
+    layers.ACTIVATIONS | {"gelu": functools.partial(jax.nn.gelu, approximate=False)},
   ),
 }
 WITHOUT = (*_PATCHES, "packing", "kept memory")

@@ -10,6 +10,7 @@ import numpy as np
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
+from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import inference
 from dcse_jax.model import model as model_lib
@@ -50,11 +51,9 @@ def read_sentences(source: str | None, count: int) -> tuple[list[str], str]:
   return [" ".join(words[i] for i in row) for row in cut], "made-up sentences"
 
 
-def encoder_config(
-  layers: int, width: int, vocab_size: int
-) -> encoder_lib.EncoderConfig:
+def encoder_config(layers: int, width: int, vocab_size: int) -> bert.EncoderConfig:
   """A BERT with heads of 64."""
-  return encoder_lib.EncoderConfig(
+  return bert.EncoderConfig(
     model_type="bert",
     vocab_size=vocab_size,
     hidden_size=width,

@@ -16,7 +16,7 @@ from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import Weighted
-from dcse_jax.model.encoder import POOLINGS
+from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 
@@ -45,7 +45,7 @@ _SHARE_BELOW_1 = Range(0, 1, below=True)
 # What each number and each word of a few may be; the settings of terms have their
 # ranges beside the terms.
 _RANGES = {
-  "pooling": Choice(POOLINGS),
+  "pooling": Choice(tuple(POOLINGS)),
   "schedule": Choice(("linear", "cosine")),
   "dtype": Choice(("float32", "bfloat16")),
   "teacher_cache": Choice(("", "float16", "bfloat16", "float32")),

@@ -10,6 +10,7 @@ from dcse_jax import losses
 from dcse_jax.data import synthetic
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
+from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import StepInputs
@@ -22,7 +23,7 @@ SENTENCES = synthetic.sentences(300, seed=0)
 def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
   """A random BERT with a trained tokenizer, as `folder.load` would give it."""
   tokenizer = wordpiece.train_wordpiece(SENTENCES, vocab_size=200)
-  config = encoder_lib.EncoderConfig(
+  config = bert.EncoderConfig(
     **dict(
       model_type="bert",
       vocab_size=len(tokenizer),

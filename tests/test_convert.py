@@ -164,7 +164,7 @@ def write_simcse_checkpoint(path):
     (path / name).unlink()
   tensors = {
     f"bert.{name}": torch.tensor(tensor)
-    for name, tensor in huggingface.to_tensors(model.params).items()
+    for name, tensor in huggingface.to_tensors(model.params, model.config).items()
   }
   weight, bias = torch.randn(16, 16), torch.randn(16)
   tensors |= {"mlp.dense.weight": weight, "mlp.dense.bias": bias}

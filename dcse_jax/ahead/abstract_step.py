@@ -18,6 +18,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import text
 from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
@@ -105,7 +106,7 @@ def make_abstract_step(
     squared_length=round_config.max_length**2,
     max_length=round_config.max_length,
   )
-  head = encoder_lib.abstract_params(start.config, encoder_lib.LanguageModelHead)
+  head = encoder_lib.abstract_params(start.config, heads.LanguageModelHead)
   frozen = {"teachers": teacher_params, **loss_fn.frozen_params(start.params, head)}
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)

@@ -20,8 +20,12 @@ import tokenizers
 
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import modules
+from dcse_jax.hub.settings import read_settings
+from dcse_jax.hub.tensors import read_tensors
+from dcse_jax.hub.tensors import weight_files
 from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.head import Head
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.heads import Head
 from dcse_jax.model.model import Model
 from dcse_jax.model.model import tokenize
 from dcse_jax.runtime import digests as digests_lib
@@ -105,12 +109,12 @@ def _weight_names(path: pathlib.Path, part: pathlib.Path, form: str) -> list[str
   stem = "model" if form == "safetensors" else "pytorch_model"
   names = {f"{stem}.{form}"}
   if (part / f"{stem}.{form}.index.json").exists():
-    names |= {shard.name for shard in huggingface.weight_files(part)}
+    names |= {shard.name for shard in weight_files(part)}
   return [(inside / name).as_posix() for name in sorted(names)]
 
 
 def _has_weights(part: pathlib.Path) -> bool:
-  shards = huggingface.weight_files(part)
+  shards = weight_files(part)
   return bool(shards) and all(shard.exists() for shard in shards)
 
 
@@ -171,9 +175,9 @@ def load(
     UserError: the folder lacks something, is damaged or holds what is not
       understood.
   """
-  if pooling is not None and not encoder_lib.is_pooling(pooling):
+  if pooling is not None and not pooling_lib.is_pooling(pooling):
     raise UserError(
-      f"pooling={pooling!r}: use one of {', '.join(encoder_lib.POOLINGS)}"
+      f"pooling={pooling!r}: use one of {', '.join(pooling_lib.POOLINGS)}"
     )
   if max_length is not None and max_length < 1:
     raise UserError(f"max_length={max_length}: must be above 0")
@@ -182,7 +186,7 @@ def load(
   encoder, config, about = modules.read(folder)
   params, language_model, tensors = None, None, {}
   if weights:
-    tensors = huggingface.read_tensors(encoder)
+    tensors = read_tensors(encoder)
     config = dataclasses.replace(
       config, has_pooler=any("pooler.dense." in key for key in tensors)
     )
@@ -200,7 +204,7 @@ def load(
   if pooling is None and about.pooling is None:
     _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
   pooling = pooling or _choose_pooling(about.pooling, default_pooling)
-  width = encoder_lib.embedding_size(config, pooling)
+  width = pooling_lib.embedding_size(config, pooling)
   head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
   if about.truncate_dim and about.truncate_dim > (head.size if head else width):
     raise UserError(
@@ -261,10 +265,9 @@ def load_shape(
 
 
 def _choose_pooling(own: str | None, default: str) -> str:
-  # A folder cannot tell these two apart.
-  if (own, default) == ("cls", "cls_before_pooler"):
-    return default
-  return own or default
+  # A folder cannot tell apart what differs in training alone.
+  is_same = own is not None and pooling_lib.get(default).same_as == own
+  return default if is_same else own or default
 
 
 def _mlp(
@@ -313,7 +316,7 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
       f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
     )
   if (folder / "tokenizer_config.json").exists():
-    huggingface.read_settings(folder / "tokenizer_config.json")
+    read_settings(folder / "tokenizer_config.json")
   # tokenizer_config.json needs no table of settings: transformers reads all of it, for
   # sentence-transformers as for us. Only its templates of chats would be left out.
   with _tokenizer_errors(folder):
@@ -405,7 +408,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
   config = huggingface.config_to_json(model.config)
   tensors = modules.write_json(folder, about, model.head, config)
   if model.params is not None:
-    tensors[folder] = huggingface.to_tensors(model.params)
+    tensors[folder] = huggingface.to_tensors(model.params, model.config)
   if model.language_model is not None:
     tensors[folder] |= huggingface.language_model_to_tensors(
       model.language_model, model.config

@@ -9,6 +9,7 @@ import huggingface_hub
 
 from dcse_jax import losses
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
 
 # Fields that say where a model came from; others are settings of the training.
 _ORIGIN = ("model", "text", "columns", "start", "teachers")
@@ -103,19 +104,7 @@ print(model.similarity(embeddings, embeddings))
 
 
 def _pooling(model: model_lib.Model) -> str:
-  kinds = {
-    "cls": "the first token's last state",
-    "cls_before_pooler": "the first token's last state",
-    "lasttoken": "the last token's last state",
-    "max": "the largest of the last states",
-    "mean": "the mean of the last states",
-    "mean_sqrt_len": "the sum of the last states by the root of their number",
-    "weightedmean": "the mean of the last states weighted by position",
-    "mean_top2": "the mean of the last two layers' states",
-    "mean_first_last": "the mean of the first layer's and the last states",
-    "mean_embedding_last": "the mean of the embedding layer's and the last states",
-  }
-  pooled = " beside ".join(kinds[mode] for mode in model.pooling.split("+"))
+  pooled = pooling_lib.get(model.pooling).summary
   layers = len(list(model.head.layers())) if model.head else 0
   head = " and a dense layer" if layers == 1 else f" and {layers} dense layers"
   unit = ", of unit length" if model.normalize else ""

@@ -1,7 +1,7 @@
 """What sentence-transformers lays around an encoder: modules.json and what it names.
 
 A setting that may change embeddings is read, or refused by its name: see
-`huggingface.check_settings`.
+`settings.check_settings`.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 
 from dcse_jax.hub import huggingface
-from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.head import Head
+from dcse_jax.hub.settings import check_settings
+from dcse_jax.hub.settings import read_settings
+from dcse_jax.hub.tensors import as_float32
+from dcse_jax.hub.tensors import read_tensors
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.family import EncoderConfig
+from dcse_jax.model.heads import Head
 from dcse_jax.model.model import SIMILARITIES
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
@@ -64,7 +69,7 @@ class Modules:
   """What a folder says of its model beside the encoder.
 
   Attributes:
-    pooling: as `encoder.encode` takes it; None without a modules.json.
+    pooling: as `pooling.get` takes it; None without a modules.json.
     dense: the folder and the activation of each dense layer after the pooling.
     normalize: whether embeddings end at unit length.
     max_length: the longest sentence, in tokens; None where it is not said.
@@ -114,7 +119,7 @@ def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
           "sentence-transformers for embeddings of sentences: use another model"
         )
       known = ("type", "path", "idx", "name")
-      huggingface.check_settings(path, module, read=known)
+      check_settings(path, module, read=known)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path} is no list of modules: fetch it again") from error
   return found
@@ -122,7 +127,7 @@ def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
 
 def read(
   folder: pathlib.Path,
-) -> tuple[pathlib.Path, encoder_lib.EncoderConfig, Modules]:
+) -> tuple[pathlib.Path, EncoderConfig, Modules]:
   """Reads what a folder's small files say.
 
   Returns:
@@ -157,7 +162,7 @@ def read(
     elif kind == "Normalize":
       fields["normalize"] = True
       if (path / "config.json").exists():
-        settings = huggingface.read_settings(path / "config.json")
+        settings = read_settings(path / "config.json")
         _check_names(path / "config.json", settings)
   if layers and fields["pooling"] != "mean":
     raise UserError(
@@ -173,7 +178,7 @@ def read_head(modules: Modules, size: int) -> Head | None:
   """Reads the dense layers after a pooling that gives so many numbers."""
   heads = []
   for path, activation in modules.dense:
-    tensors = huggingface.read_tensors(path)
+    tensors = read_tensors(path)
     heads.append(make_head(path, tensors, "linear", size, activation))
     size = len(heads[-1].bias)
   head = None
@@ -204,11 +209,11 @@ def make_head(
   try:
     if f"{name}.weight" not in tensors:
       raise ValueError("is missing")
-    kernel = huggingface.as_float32(tensors[f"{name}.weight"].T)
+    kernel = as_float32(tensors[f"{name}.weight"].T)
     if kernel.ndim != 2 or len(kernel) != size:
       raise ValueError(f"has a weight of shape {kernel.T.shape}, not (any, {size})")
     bias = tensors.get(f"{name}.bias", np.zeros(kernel.shape[1], np.float32))
-    bias = huggingface.as_float32(bias)
+    bias = as_float32(bias)
     if bias.shape != kernel.shape[1:]:
       raise ValueError(f"has a bias of shape {bias.shape}, not {kernel.shape[1:]}")
   except ValueError as error:
@@ -223,9 +228,9 @@ def _wrong(path: pathlib.Path, name: str, value: Any, wanted: str) -> UserError:
 def _read_card(folder: pathlib.Path) -> dict[str, Any]:
   """The fields of `Modules` that are in config_sentence_transformers.json."""
   path = folder / "config_sentence_transformers.json"
-  settings = huggingface.read_settings(path) if path.exists() else {}
+  settings = read_settings(path) if path.exists() else {}
   read = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-  huggingface.check_settings(
+  check_settings(
     path,
     settings,
     read=read,
@@ -259,8 +264,8 @@ def _read_transformer(path: pathlib.Path) -> dict[str, Any]:
   for name in _TRANSFORMER_FILES:
     if not settings and (path / name).exists():
       source = path / name
-      settings = huggingface.read_settings(source)
-  huggingface.check_settings(
+      settings = read_settings(source)
+  check_settings(
     source,
     settings,
     read=("max_seq_length", "do_lower_case"),
@@ -274,11 +279,11 @@ def _read_transformer(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_pooling(path, config, prompts: Mapping[str, str]) -> str:
-  settings = huggingface.read_settings(path)
+  settings = read_settings(path)
   flags = {f"pooling_mode_{flag}": ours for ours, (_, flag) in _POOLING_MODES.items()}
   widths = ("embedding_dimension", "word_embedding_dimension")
   read = {*flags, *widths, "pooling_mode", "include_prompt"}
-  huggingface.check_settings(path, settings, read=read)
+  check_settings(path, settings, read=read)
   width = next((settings[key] for key in widths if key in settings), None)
   if width != config.hidden_size:
     raise _wrong(path, widths[1], width, f"{config.hidden_size}, the encoder's width")
@@ -300,12 +305,12 @@ def _read_pooling(path, config, prompts: Mapping[str, str]) -> str:
 def _check_names(path: pathlib.Path, settings: Mapping[str, Any], read=()) -> None:
   """Refuses a module that reads or writes something else than the embedding."""
   names = {"module_input_name": _EMBEDDING, "module_output_name": _EMBEDDING}
-  huggingface.check_settings(path, settings, read=read, defaults=names)
+  check_settings(path, settings, read=read, defaults=names)
 
 
 def _read_dense(path: pathlib.Path) -> str:
   """The activation of a Dense."""
-  settings = huggingface.read_settings(path)
+  settings = read_settings(path)
   # The shape is that of the weights.
   known = ("in_features", "out_features", "bias", "activation_function")
   _check_names(path, settings, known)
@@ -322,32 +327,32 @@ def _read_dense(path: pathlib.Path) -> str:
 def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
   """Of the embedding layer and each layer."""
   weights = np.zeros(num_layers + 1, np.float32)
-  other = {"mean_top2": -2, "mean_first_last": 1, "mean_embedding_last": 0}[pooling]
-  weights[[other, -1]] = 1.0
+  weights[[pooling_lib.get(pooling).beside, -1]] = 1.0
   return weights
 
 
 def _read_layers(path, encoder, config) -> str:
   """The pooling that a WeightedLayerPooling before a mean makes."""
-  settings = huggingface.read_settings(path / "config.json")
+  settings = read_settings(path / "config.json")
   known = "embedding_dimension word_embedding_dimension num_hidden_layers layer_start"
-  huggingface.check_settings(path / "config.json", settings, read=known.split())
-  if not huggingface.read_settings(encoder / "config.json").get("output_hidden_states"):
+  check_settings(path / "config.json", settings, read=known.split())
+  if not read_settings(encoder / "config.json").get("output_hidden_states"):
     raise UserError(
       f"{path}: WeightedLayerPooling does nothing unless config.json says "
       "output_hidden_states: add it there, or remove the module from modules.json"
     )
-  weights = huggingface.read_tensors(path).get("layer_weights")
+  weights = read_tensors(path).get("layer_weights")
   if np.shape(weights) != (config.num_layers + 1,):
     raise UserError(
       f"{path}: layer_weights has shape {np.shape(weights)}, which does not fit the "
       f"{config.num_layers} layers of config.json: fetch the folder again"
     )
   start = settings.get("layer_start", 4)  # Its default.
-  for pooling in encoder_lib.LAYER_POOLINGS:
-    expected = _layer_weights(pooling, config.num_layers)
-    if start == 0 and np.array_equal(weights, expected):
-      return pooling
+  for name, pooling in pooling_lib.POOLINGS.items():
+    if pooling.beside is None or start != 0:
+      continue
+    if np.array_equal(weights, _layer_weights(name, config.num_layers)):
+      return name
   raise UserError(
     f"{path}: WeightedLayerPooling is supported as a mean of the top two layers, or of "
     "the first or the embedding layer and the last, from layer_start 0, alone"
@@ -371,7 +376,7 @@ def write_json(
   # The long-standing type names: old and new releases load them.
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
   pooling, width = modules.pooling, config["hidden_size"]
-  if pooling in encoder_lib.LAYER_POOLINGS:
+  if pooling_lib.get(pooling).beside is not None:
     num_layers = config["num_hidden_layers"]
     config = {**config, "output_hidden_states": True}
     settings = {
@@ -436,7 +441,7 @@ def write_json(
 
 def _pooling_settings(pooling: str, width: int) -> dict[str, Any]:
   """The config.json of a Pooling: flags, where these can say the same."""
-  modes = pooling.replace("cls_before_pooler", "cls").split("+")
+  modes = (pooling_lib.get(pooling).same_as or pooling).split("+")
   if modes != [mode for mode in _POOLING_MODES if mode in modes]:
     names = [_POOLING_MODES[mode][0] for mode in modes]
     return {"embedding_dimension": width, "pooling_mode": names}

@@ -1,6 +1,7 @@
 """Model FLOPs of an encoder: matrix products, a multiplication and an addition each."""
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import pooling as pooling_lib
 
 
 def encoder_flops(
@@ -46,7 +47,7 @@ def encode_flops(
 ) -> float:
   """Counts one forward pass from tokens to embeddings; see `encoder_flops`."""
   # The poolings that read more than one token need all of them.
-  positions = 1 if pooling in ("cls", "cls_before_pooler") else 0
+  positions = int(pooling_lib.get(pooling).first_token)
   return encoder_flops(
     config,
     sentences=sentences,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import mesh as mesh_lib
 
@@ -81,7 +82,7 @@ def encode_tokens(
     params: the encoder's parameters.
     config: their shape.
     token_ids: of each sentence, special tokens included.
-    pooling: as `encoder.encode` takes it.
+    pooling: as `pooling.get` takes it.
     batch_size: sentences in a compiled batch, more or less: as many tokens as so
       many sentences of like length have.
     dtype: of the matrix products.
@@ -100,7 +101,7 @@ def encode_tokens(
     # A few sentences need not be computed as many.
     few = -(-len(token_ids) // groups)
     make_shape, rows = _padded_shape, 1 << max(few - 1, 0).bit_length()
-  width = encoder_lib.embedding_size(config, pooling)
+  width = pooling_lib.embedding_size(config, pooling)
   embeddings = np.zeros((len(token_ids), width), np.float32)
   lengths = np.asarray([len(ids) for ids in token_ids])
   # Longest first, so that too large a batch fails at once.

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.model.head import Head
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.heads import Head
 from dcse_jax.model.vectors import unit_length
 
 # How embeddings may be compared, by sentence-transformers' names.
@@ -35,7 +36,7 @@ class Model:
   Attributes:
     params: None where only the rest is known.
     tokenizer: a transformers tokenizer.
-    pooling: as `encoder.encode` takes it.
+    pooling: as `pooling.get` takes it.
     normalize: whether the folder L2-normalises its embeddings.
     max_length: the longest sentence, in tokens; longer ones are cut.
     head: of the embeddings, before they are normalised; most have none.
@@ -65,7 +66,7 @@ class Model:
   @property
   def pooled_size(self) -> int:
     """Numbers in what the pooling gives."""
-    return encoder_lib.embedding_size(self.config, self.pooling)
+    return pooling_lib.embedding_size(self.config, self.pooling)
 
   @property
   def embedding_size(self) -> int:
@@ -156,7 +157,7 @@ def text_state(model: Model) -> str:
 def digest(model: Model) -> str:
   """Of all that the embedding of a sequence of token ids depends on."""
   state = hashlib.blake2b(digest_size=16)
-  pooling = encoder_lib.recorded_pooling(model.pooling)
+  pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
   arrays = [model.params]
   for layer in model.head.layers() if model.head else ():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dcse_jax import losses
 from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.flops import encode_flops
 from dcse_jax.objective.inputs import PROVIDERS
@@ -122,7 +123,7 @@ class Objective:
   def embedding_flops(self, size: Size, sentences: int) -> float:
     """Counts one forward pass of sentences to their embeddings, projection included."""
     flops = encode_flops(self.config, self.pooling, sentences=sentences, **size.lengths)
-    if self.pooling == "cls":
+    if pooling_lib.get(self.pooling).projected:
       flops += 2 * sentences * self.config.hidden_size**2
     return flops
 

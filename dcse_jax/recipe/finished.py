@@ -9,7 +9,7 @@ from typing import Any
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import Training
-from dcse_jax.model import head as head_lib
+from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import read_json
@@ -103,7 +103,7 @@ def load(
     model = dataclasses.replace(model, config=shape, params=params["encoder"])
   # A finished model has what its config keeps already.
   if keep_head or (config.get("keep_head") and not is_finished):
-    if (head := head_lib.projection_head(params)) is None:
+    if (head := heads.projection_head(params)) is None:
       raise UserError(
         f"{seed_folder} was trained without a projection (config.pooling is not "
         '"cls"): leave out --keep_head'

@@ -17,6 +17,7 @@ from dcse_jax.data.switch_case import switch_case
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
+from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Start
@@ -45,9 +46,9 @@ def _once(method):
 
 def new_shape(
   config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
-) -> encoder_lib.EncoderConfig:
+) -> bert.EncoderConfig:
   """The shape of a recipe's new encoder, for a tokenizer of so many tokens."""
-  return encoder_lib.EncoderConfig(
+  return bert.EncoderConfig(
     model_type="bert",
     max_positions=max(512, config.max_length),
     type_vocab_size=2,

@@ -9,8 +9,8 @@ import pathlib
 from typing import Any
 
 from dcse_jax import config as config_lib
-from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import read_json
@@ -130,7 +130,7 @@ def _origin(
   material = {key: fields[key] for key in fields if key not in _IMMATERIAL}
   models = [m for m in itertools.chain(*fields["teachers"]) if not isinstance(m, str)]
   if "pooling" in material:
-    material["pooling"] = encoder_lib.recorded_pooling(material["pooling"])
+    material["pooling"] = pooling_lib.recorded(material["pooling"])
   if config.start:
     fields["start"] = config_lib.members(rounds, config.start)
     material["start"] = fields["start"]

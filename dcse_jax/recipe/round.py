@@ -24,9 +24,10 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import diagnostics
 from dcse_jax.hub import folder as folder_lib
 from dcse_jax.losses.terms import Weighted
-from dcse_jax.model import head as head_lib
+from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.model import packing
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
 from dcse_jax.objective.inputs import Size
@@ -172,12 +173,11 @@ class Round:
     """The start without the weights that do least on a seed's first batches."""
     batches = itertools.islice(self._batches(seed), _PRUNING_BATCHES)
     # A new projection is random, and would say which weights it likes.
-    pooling = self.start.pooling
     loss_fn = dataclasses.replace(
       self.loss_fn,
       terms=losses.parse("alignment_uniformity"),
       stacks=(),
-      pooling="cls_before_pooler" if pooling == "cls" else pooling,
+      pooling=pooling_lib.unprojected(self.start.pooling),
     )
     rng = jax.random.key(self.config.seed)
     params = self.start.params
@@ -406,7 +406,7 @@ class Round:
       self.start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=head_lib.projection_head(params) if self.config.keep_head else None,
+      head=heads.projection_head(params) if self.config.keep_head else None,
     )
     if processes.is_first():
       write_json(path / "diagnostics.json", self.probes[seed].histograms(model))

@@ -14,6 +14,7 @@ import pytest
 
 from dcse_jax.ahead import abstract_step
 from dcse_jax.ahead import hlo
+from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.flops import encoder_flops
 from dcse_jax.objective.inputs import Size
@@ -100,7 +101,7 @@ def test_memory_traffic_is_what_is_read_and_written_slices_as_slices():
   assert moved == pytest.approx(50 * 3 * 4000, rel=0.1)
 
 
-CONFIG = encoder_lib.EncoderConfig(
+CONFIG = bert.EncoderConfig(
   model_type="bert",
   vocab_size=100,
   hidden_size=128,
@@ -341,7 +342,7 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there(tmp_path):
   assert (report["chips"], report["batch_size"]) == (4, 4 * 8)
   assert 0 < report["memory"]["total"] < report["memory"]["chip"] == 16 * 2**30
   # Every gradient is summed over the chips, in float32, and little else.
-  shape = encoder_lib.EncoderConfig(
+  shape = bert.EncoderConfig(
     model_type="bert",
     vocab_size=8000,
     hidden_size=16,

@@ -12,6 +12,7 @@ from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
 from dcse_jax.eval.masked_words import MaskedWords
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.recipe import monitor
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
@@ -33,7 +34,7 @@ def files(tmp_path):
 def with_head(model, token=None):
   """The model with a language-model head that always guesses one token, or at random."""
   head = encoder_lib.init_params(
-    model.config, jax.random.key(1), encoder_lib.LanguageModelHead
+    model.config, jax.random.key(1), heads.LanguageModelHead
   )
   head = jax.device_get(head)
   if token is not None:

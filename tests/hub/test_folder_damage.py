@@ -17,7 +17,7 @@ import safetensors.numpy
 from dcse_jax import SentenceEncoder
 from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
-from dcse_jax.model.head import Head
+from dcse_jax.model.heads import Head
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime.errors import UserError
 from tests import models

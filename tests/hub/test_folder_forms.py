@@ -16,9 +16,9 @@ import torch
 from dcse_jax import SentenceEncoder
 from dcse_jax import convert
 from dcse_jax.hub import folder
-from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
-from dcse_jax.model.head import Head
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.heads import Head
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import workdir
 from dcse_jax.runtime.errors import UserError
@@ -395,11 +395,17 @@ def test_a_workdir_of_the_earlier_mean_first_last_does_not_go_on_as_another(file
   recipe_lib.run(config, str(files / "run"))
 
 
-@pytest.mark.parametrize("pooling", [*encoder_lib.STATE_POOLINGS, "mean+max"])
+@pytest.mark.parametrize(
+  "pooling",
+  [
+    *(name for name, each in pooling_lib.POOLINGS.items() if each.joins),
+    "mean+max",
+  ],
+)
 def test_a_poolings_gradient_reaches_tokens_and_never_padding(pooling):
   mask = np.arange(5) < np.asarray([[5], [3], [0]])
   states = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
-  total = lambda x: (encoder_lib.pool(x, mask, pooling) ** 2)[:2].sum()
+  total = lambda x: (pooling_lib.get(pooling).reduce(x, mask) ** 2)[:2].sum()
   gradient = np.asarray(jax.grad(total)(states))
   assert np.isfinite(gradient).all() and not gradient[~mask].any()
   assert (np.abs(gradient[:2]).sum(axis=(1, 2)) > 0).all()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dcse_jax import SentenceEncoder
+from dcse_jax.hub import huggingface
 from dcse_jax.hub import torch_file
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -101,7 +102,8 @@ def test_a_model_folder_with_such_weights_encodes_alike(tmp_path, save):
   name = models.write_tiny_folder(tmp_path / "model")
   expected = SentenceEncoder(name).encode(models.SENTENCES[:5])
   (tmp_path / "model" / "model.safetensors").unlink()
-  tensors = models.folder.huggingface.to_tensors(models.tiny_model().params)
+  model = models.tiny_model()
+  tensors = huggingface.to_tensors(model.params, model.config)
   weights = {name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()}
   save(weights).rename(tmp_path / "model" / "pytorch_model.bin")
   actual = SentenceEncoder(name).encode(models.SENTENCES[:5])

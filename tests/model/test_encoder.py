@@ -15,7 +15,9 @@ import transformers
 from dcse_jax import SentenceEncoder
 from dcse_jax.hub import folder
 from dcse_jax.hub import huggingface
+from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.runtime.errors import UserError
 from tests import models
 
@@ -55,7 +57,7 @@ def save_torch(model, path):
 
 def read(path):
   config = dataclasses.replace(huggingface.read_config(path), has_pooler=True)
-  return huggingface.from_tensors(huggingface.read_tensors(path), config), config
+  return huggingface.from_tensors(read_tensors(path), config), config
 
 
 def padded_inputs(pad_token_id):
@@ -86,8 +88,8 @@ def test_weights_come_back_bitwise_from_our_tree(kind, tmp_path):
   tensors = safetensors.numpy.load_file(
     save_torch(random_torch_model(kind), tmp_path) / "model.safetensors"
   )
-  params, _ = read(tmp_path)
-  back = huggingface.to_tensors(params)
+  params, config = read(tmp_path)
+  back = huggingface.to_tensors(params, config)
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -109,7 +111,7 @@ def test_heads_prefixes_and_old_names_of_a_checkpoint_are_understood(tmp_path):
     f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
       "LayerNorm.bias", "LayerNorm.beta"
     ): tensor
-    for name, tensor in huggingface.to_tensors(params).items()
+    for name, tensor in huggingface.to_tensors(params, config).items()
   }
   old["cls.predictions.bias"] = np.zeros(120, np.float32)
   old["bert.embeddings.position_ids"] = np.arange(40)[None]
@@ -120,7 +122,7 @@ def test_heads_prefixes_and_old_names_of_a_checkpoint_are_understood(tmp_path):
 
 def test_every_unknown_missing_and_misshapen_tensor_is_named(tmp_path):
   params, config = read(save_torch(random_torch_model("bert"), tmp_path))
-  tensors = huggingface.to_tensors(params)
+  tensors = huggingface.to_tensors(params, config)
   del tensors["encoder.layer.1.output.dense.bias"]
   del tensors["embeddings.LayerNorm.weight"]
   tensors["encoder.layer.0.adapter.weight"] = np.zeros(3, np.float32)
@@ -145,7 +147,7 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
   "pooling",
   [
-    *(p for p in encoder_lib.POOLINGS if p != "cls_before_pooler"),
+    *(p for p in POOLINGS if p != "cls_before_pooler"),
     "mean+cls",
     "cls+max",
   ],

@@ -15,7 +15,9 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.data.switch_case import switch_case
 from dcse_jax.hub import folder
 from dcse_jax.hub import huggingface
+from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective import corpus as corpus_lib
 from dcse_jax.objective.objective import Objective
@@ -284,7 +286,7 @@ def test_the_published_form_edits_both_views_wherever_the_language_model_errs(
     special_token_ids=(0, 1, 2, 3, 4),
   )
   head = encoder_lib.init_params(
-    model.config, jax.random.key(1), encoder_lib.LanguageModelHead
+    model.config, jax.random.key(1), heads.LanguageModelHead
   )
   params = loss_fn.init_params(model.params, jax.random.key(0))
   frozen = loss_fn.frozen_params(model.params, head)
@@ -394,7 +396,7 @@ def test_a_language_models_head_comes_from_transformers_and_goes_back(tmp_path, 
   )
   theirs.save_pretrained(tmp_path)
   ours = huggingface.read_config(tmp_path)
-  tensors = huggingface.read_tensors(tmp_path)
+  tensors = read_tensors(tmp_path)
   head = huggingface.language_model_from_tensors(tensors, ours)
   params = huggingface.from_tensors(tensors, ours)
   ids = np.arange(5, 15)[None]

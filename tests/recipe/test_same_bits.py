@@ -12,7 +12,7 @@ import time
 import pytest
 
 from dcse_jax import losses
-from dcse_jax.model.encoder import POOLINGS
+from dcse_jax.model.pooling import POOLINGS
 from tests import models
 from tests import processes
 from tests import recipes

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
 from dcse_jax.objective.inputs.provider import Provider
 from dcse_jax.objective.inputs.rows import flat_views
@@ -91,7 +92,7 @@ class Masked(Provider):
     return mask_complaint(start)
 
   def init_params(self, objective, encoder, init, language_model):
-    head = language_model or init("language_model", encoder_lib.LanguageModelHead)
+    head = language_model or init("language_model", heads.LanguageModelHead)
     return {"language_model": head}
 
   def flops(self, objective, size):

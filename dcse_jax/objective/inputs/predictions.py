@@ -1,6 +1,7 @@
 """What a small network, trained along, makes of the anchors."""
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.objective.inputs.provider import Provider
 
 
@@ -14,7 +15,7 @@ class Predictions(Provider):
     return objective.width_complaint("predictions", start)
 
   def init_params(self, objective, encoder, init, language_model):
-    return {"predictor": init("predictor", encoder_lib.Predictor)}
+    return {"predictor": init("predictor", heads.Predictor)}
 
   def join(self, objective, params, inputs, offered):
     predictor, anchors = params["predictor"], offered["anchors"]

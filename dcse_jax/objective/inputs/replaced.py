@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
 from dcse_jax.objective.inputs.masked import mask_complaint
 from dcse_jax.objective.inputs.masked import mask_views
@@ -38,7 +39,7 @@ class Replaced(Provider):
     return objective.width_complaint("replaced_logits", start)
 
   def init_params(self, objective, encoder, init, language_model):
-    head = init("discriminator", encoder_lib.TokenHead)
+    head = init("discriminator", heads.TokenHead)
     return {"discriminator": {"encoder": encoder, "head": head}}
 
   def frozen_params(self, objective, encoder, language_model):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import heads
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.objective.inputs.provider import Provider
 from dcse_jax.objective.inputs.rows import number_views
 
@@ -40,9 +42,9 @@ class Views(Provider):
     return ""
 
   def init_params(self, objective, encoder, init, language_model):
-    if objective.pooling != "cls":
+    if not pooling_lib.get(objective.pooling).projected:
       return {}
-    return {"projection": init("projection", encoder_lib.Projection)}
+    return {"projection": init("projection", heads.Projection)}
 
   def flops(self, objective, size):
     return objective.embedding_flops(size, size.batch * max(2, size.columns)), 0.0

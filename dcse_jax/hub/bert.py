@@ -1,0 +1,176 @@
+"""BERT, RoBERTa, XLM-R and CamemBERT as Hugging Face has them.
+
+Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from dcse_jax.hub.settings import Settings
+from dcse_jax.model import bert
+from dcse_jax.model import layers
+from dcse_jax.runtime.errors import UserError
+
+# By config.json's model_type, the class that transformers names there.
+ARCHITECTURES = {
+  "bert": "BertModel",
+  "roberta": "RobertaModel",
+  "xlm-roberta": "XLMRobertaModel",
+  "camembert": "CamembertModel",
+}
+
+_LINEAR = {"kernel": "weight", "bias": "bias"}
+_NORM = {"scale": "weight", "bias": "bias"}
+_EMBEDDING = {"embedding": "weight"}
+
+# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer, which
+# is a leading axis on our side.
+TENSORS = {
+  "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
+  "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
+  "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
+  "embeddings.norm": ("embeddings.LayerNorm", _NORM),
+  "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
+  "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
+  "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
+  "layers.attention_output": (
+    "encoder.layer.{i}.attention.output.dense",
+    _LINEAR,
+  ),
+  "layers.attention_norm": (
+    "encoder.layer.{i}.attention.output.LayerNorm",
+    _NORM,
+  ),
+  "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
+  "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
+  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
+  "pooler": ("pooler.dense", _LINEAR),
+}
+
+# The same of a masked-language model's head.
+_BERT_HEAD = {
+  "dense": ("cls.predictions.transform.dense", _LINEAR),
+  "norm": ("cls.predictions.transform.LayerNorm", _NORM),
+  "": ("cls.predictions", {"bias": "bias"}),
+}
+_ROBERTA_HEAD = {
+  "dense": ("lm_head.dense", _LINEAR),
+  "norm": ("lm_head.layer_norm", _NORM),
+  "": ("lm_head", {"bias": "bias"}),
+}
+
+# What a checkpoint may hold besides the encoder: buffers that old releases
+# saved, and the heads of other tasks.
+IGNORED = re.compile(
+  r"embeddings\.(position_ids|token_type_ids)|"
+  r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
+)
+_PREFIX = re.compile(r"(bert|roberta)\.")
+# Checkpoints that began as TensorFlow ones.
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+# config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
+# with what stands for one that is not there.
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "hidden_size": "hidden_size",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "intermediate_size": "intermediate_size",
+  "max_position_embeddings": "max_positions",
+  "type_vocab_size": "type_vocab_size",
+}
+_FRACTIONS = {
+  "layer_norm_eps": ("layer_norm_eps", 1e-12),
+  "hidden_dropout_prob": ("dropout", 0.1),
+  "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+  "initializer_range": ("initializer_range", 0.02),
+}
+# All keys that are read here.
+READ = {
+  *_SIZES,
+  *_FRACTIONS,
+  "model_type",
+  "hidden_act",
+  "pad_token_id",
+  "position_embedding_type",
+}
+# Keys of this family that change no embedding.
+HARMLESS = {
+  "directionality",
+  "pooler_fc_size",
+  "pooler_num_attention_heads",
+  "pooler_num_fc_layers",
+  "pooler_size_per_head",
+  "pooler_type",
+}
+
+
+def read_config(settings: Settings) -> bert.EncoderConfig:
+  """Reads the shape of an encoder, but for `has_pooler`.
+
+  Raises:
+    UserError: a kind of encoder that is not known here, or numbers that none has.
+  """
+  model_type = settings.take("model_type")
+  position = settings.values.get("position_embedding_type", "absolute")
+  activation = settings.values.get("hidden_act", "gelu")
+  if position != "absolute" or activation not in list(layers.ACTIVATIONS):
+    raise UserError(
+      f"{settings.path}: position_embedding_type {position!r} with hidden_act "
+      f"{activation!r} is not supported; use a model with absolute positions "
+      f"and one of {', '.join(layers.ACTIVATIONS)}"
+    )
+  fields = {field: settings.size(name) for name, field in _SIZES.items()}
+  for name, (field, default) in _FRACTIONS.items():
+    fields[field] = settings.fraction(name, default)
+  heads, pad = fields["num_heads"], settings.values.get("pad_token_id")
+  is_right = fields["hidden_size"] % heads == 0
+  settings.check("num_attention_heads", heads, is_right, "a divisor of hidden_size")
+  if pad is None:
+    pad = 0 if model_type == "bert" else 1
+  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
+  settings.check("pad_token_id", pad, is_right, "a whole number below vocab_size")
+  config = bert.EncoderConfig(
+    model_type=model_type, activation=activation, pad_token_id=pad, **fields
+  )
+  longest, is_right = config.max_positions, config.max_tokens > 0
+  settings.check("max_position_embeddings", longest, is_right, "above pad_token_id")
+  return config
+
+
+def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
+  """The config.json that Hugging Face's AutoModel reads."""
+  return {
+    "architectures": [ARCHITECTURES[config.model_type]],
+    "model_type": config.model_type,
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.hidden_size,
+    "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads,
+    "intermediate_size": config.intermediate_size,
+    "max_position_embeddings": config.max_positions,
+    "type_vocab_size": config.type_vocab_size,
+    "layer_norm_eps": config.layer_norm_eps,
+    "hidden_act": config.activation,
+    "hidden_dropout_prob": config.dropout,
+    "attention_probs_dropout_prob": config.attention_dropout,
+    "initializer_range": config.initializer_range,
+    "pad_token_id": config.pad_token_id,
+    "dtype": "float32",
+  }
+
+
+def rename(name: str) -> str:
+  """A tensor's name without the model's prefix, and as it is called today."""
+  name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+  module, _, last = name.rpartition(".")
+  return f"{module}.{_OLD_NAMES.get(last, last)}" if module else name
+
+
+def head_tensors(
+  config: bert.EncoderConfig,
+) -> Mapping[str, tuple[str, Mapping[str, str]]]:
+  """What `TENSORS` is, of the masked-language model's head."""
+  return _ROBERTA_HEAD if config.is_roberta else _BERT_HEAD

@@ -1,0 +1,84 @@
+"""What a family of encoders is: a file like `bert`, with a shape and a module.
+
+The rest of the tree knows families by what is here alone. The next one is a file with
+an `EncoderConfig` and an `Encoder` of its own and a line in `encoder`; and for its
+folders a file and a line in `hub`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from flax import nnx
+import jax
+
+from dcse_jax.model.packing import Layout
+
+Params = dict[str, Any]
+
+
+class EncoderConfig(Protocol):
+  """The shape of an encoder: a frozen dataclass, named so in each family.
+
+  Digests of models hold its `repr`: a family's fields, their order and their defaults
+  stay as they are once models are made with them.
+
+  Attributes:
+    model_type: the architecture, as config.json names it.
+    pad_token_id: the id that stands where a sentence has no token.
+    activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
+    initializer_range: standard deviation of new weights.
+    has_pooler: whether the weights carry a pooler. It takes no part here; it is kept
+      so that an exported folder is complete.
+  """
+
+  model_type: str
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  intermediate_size: int
+  layer_norm_eps: float
+  activation: str
+  initializer_range: float
+  pad_token_id: int
+  has_pooler: bool
+
+  @property
+  def max_tokens(self) -> int:
+    """The longest sentence, in tokens."""
+
+
+class Encoder(Protocol):
+  """An `nnx.Module`, from token ids to states.
+
+  Among its parameters are `layers`, each with a leading axis over the layers, and the
+  word embeddings `embeddings.word.embedding`, [V, D].
+  """
+
+  def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
+    """Makes new parameters; dtype is that of the matrix products."""
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    layout: Layout,
+    rng: jax.Array | None,
+    positions: jax.Array | None = None,
+    layers: Sequence[int] = (),
+    first_states: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Computes states, laid out as the layout has it.
+
+    Args:
+      input_ids: [N, S] int32.
+      layout: of the tokens.
+      rng: draws the dropout masks; None turns dropout off.
+      positions: [N, K]; the last states are of these tokens alone, [N, K, D].
+      layers: counted from 1, all before the last.
+      first_states: [N, D] in place of the first tokens' embeddings, in a layout with
+        its padding.
+
+    Returns:
+      The states after the embeddings, before the last layer and after it, and a tuple
+      of those after `layers`.
+    """

@@ -1,0 +1,121 @@
+"""Heads: what stands behind an encoder's states and embeddings.
+
+The modules are of training; a `Head` is of evaluation and of exported folders.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax.model import layers as layers_lib
+from dcse_jax.model.family import EncoderConfig
+from dcse_jax.model.family import Params
+
+
+class Projection(nnx.Module):
+  """Linear and tanh on the embedding while training; dropped at evaluation."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.dense = layers_lib.linear(
+      config, config.hidden_size, config.hidden_size, dtype, rngs
+    )
+
+  def __call__(self, embeddings):
+    return jnp.tanh(self.dense(embeddings))
+
+
+class Predictor(nnx.Module):
+  """Two linear layers from one model's embedding to another's."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    width = config.hidden_size
+    self.up = layers_lib.linear(config, width, width, dtype, rngs)
+    self.down = layers_lib.linear(config, width, width, dtype, rngs)
+
+  def __call__(self, embeddings):
+    return self.down(jax.nn.relu(self.up(embeddings)))
+
+
+class TokenHead(nnx.Module):
+  """One logit a token."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.dense = layers_lib.linear(config, config.hidden_size, 1, dtype, rngs)
+
+  def __call__(self, states):
+    return self.dense(states)[..., 0]
+
+
+class LanguageModelHead(nnx.Module):
+  """Scores over the vocabulary; its matrix is the word embeddings."""
+
+  def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
+    self.config = config
+    width = config.hidden_size
+    self.dense = layers_lib.linear(config, width, width, dtype, rngs)
+    self.norm = layers_lib.layer_norm(config, dtype, rngs)
+    self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+  def __call__(self, hidden, word_embedding):
+    hidden = layers_lib.ACTIVATIONS[self.config.activation](self.dense(hidden))
+    hidden = self.norm(hidden)
+    return hidden @ word_embedding.astype(hidden.dtype).T + self.bias[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """A dense layer after the pooling: sentence-transformers' Dense, SimCSE's mlp.
+
+  Attributes:
+    kernel: [D, D_out] float32.
+    bias: [D_out] float32.
+    activation: a key of `ACTIVATIONS`.
+    then: the dense layer that follows, if any.
+  """
+
+  ACTIVATIONS = {
+    "Tanh": np.tanh,
+    "Identity": lambda x: x,
+    "ReLU": lambda x: np.maximum(x, 0),
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+  }
+
+  kernel: np.ndarray
+  bias: np.ndarray
+  activation: str = "Tanh"
+  then: "Head | None" = None
+
+  def __call__(self, embeddings: np.ndarray) -> np.ndarray:
+    """[n, D] to [n, D_out] of the last layer."""
+    for layer in self.layers():
+      activate = self.ACTIVATIONS[layer.activation]
+      embeddings = activate(embeddings @ layer.kernel + layer.bias)
+    return embeddings
+
+  def layers(self) -> Iterator["Head"]:
+    """Yields this layer and those that follow."""
+    layer = self
+    while layer is not None:
+      yield layer
+      layer = layer.then
+
+  @property
+  def size(self) -> int:
+    """Numbers in what the last layer gives."""
+    return [len(layer.bias) for layer in self.layers()][-1]
+
+
+def projection_head(params: Params) -> Head | None:
+  """The training-only projection as a head that a folder keeps.
+
+  Args:
+    params: trained, with `projection`; None is returned where there is none.
+  """
+  if "projection" not in params:
+    return None
+  dense = params["projection"]["dense"]
+  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))

@@ -1,0 +1,95 @@
+"""What encoders and heads are made of: linear layers, LayerNorm, activations.
+
+The modules have Flax's parameters and the backward passes of `ops`.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcse_jax.model import ops
+from dcse_jax.model.family import EncoderConfig
+from dcse_jax.runtime import backend
+
+
+def _exact_gelu(x):
+  # As PyTorch has it. jax.nn.gelu takes erfc, twice as slow on a CPU.
+  gelu = lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+  if backend.current() == "cpu":
+    return gelu(x)
+  # Elsewhere memory is dear and its arithmetic free: the backward pass computes it
+  # again from x, in place of reading three float32 arrays of the widest kind.
+  return jax.checkpoint(gelu, prevent_cse=False)(x).astype(x.dtype)
+
+
+ACTIVATIONS = {
+  "gelu": _exact_gelu,
+  "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  # Other names of transformers for the same, and the rest of its smooth ones.
+  "swish": jax.nn.silu,
+  "gelu_python": _exact_gelu,
+  "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_10": lambda x: jnp.clip(_exact_gelu(x), -10, 10),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+  "tanh": jnp.tanh,
+}
+
+
+def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
+  """Linear layers of one input in one matrix product, side by side."""
+  join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
+  kernel = join([linear.kernel[...] for linear in linears])
+  bias = join([linear.bias[...] for linear in linears])
+  dtype = linears[0].dtype
+  return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+class _LayerNorm(nnx.LayerNorm):
+  """Flax's parameters, our backward pass."""
+
+  def __call__(self, x):
+    return ops.layer_norm(
+      x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon
+    )
+
+
+class _Linear(nnx.Linear):
+  """Flax's parameters, our backward pass."""
+
+  def __call__(self, x):
+    return fused((self,), x)
+
+
+def linear(
+  config: EncoderConfig, d_in: int, d_out: int, dtype: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
+  """A new linear layer, from [..., d_in] to [..., d_out] in a dtype."""
+  init = nnx.initializers.normal(config.initializer_range)
+  return _Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
+  """A new table of as many embeddings, [rows, D]."""
+  init = nnx.initializers.normal(config.initializer_range)
+  return nnx.Embed(
+    rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
+  )
+
+
+def layer_norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """A new LayerNorm of states [..., D]."""
+  return _LayerNorm(
+    config.hidden_size,
+    epsilon=config.layer_norm_eps,
+    dtype=dtype,
+    rngs=rngs,
+  )

@@ -1,0 +1,150 @@
+"""Poolings: from the states of a sentence's tokens to its embedding.
+
+One table has all that anybody must know of each; `get` also reads names that join
+several by "+", whose embeddings stand side by side.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dcse_jax.model.family import EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+  """How an embedding is made of states.
+
+  Attributes:
+    summary: what the embedding is, in words for a model card.
+    reduce: from states [B, S, D], padding after the tokens, and the mask [B, S], to
+      embeddings [B, width * D] float32.
+    beside: the layer whose states are averaged with the last ones before, 0 for the
+      embedding layer, negative from the end; None for the last states alone.
+    first_token: whether the first token's state alone is read.
+    projected: whether embeddings pass through a projection in training, which
+      evaluation and export drop.
+    same_as: the pooling that it is in evaluation, where only training tells them
+      apart; folders have that one's name.
+    recorded: what digests and workdirs say in place of a name that changed its
+      meaning: what was written before must not pass for what the name means now.
+    width: numbers in an embedding for each of a state.
+  """
+
+  summary: str
+  reduce: Callable[[jax.Array, jax.Array], jax.Array]
+  beside: int | None = None
+  first_token: bool = False
+  projected: bool = False
+  same_as: str | None = None
+  recorded: str | None = None
+  width: int = 1
+
+  @property
+  def joins(self) -> bool:
+    """Whether a name may join it with others."""
+    return self.beside is None and self.same_as is None
+
+
+def _first(state, attention_mask):
+  return state[:, 0].astype(jnp.float32)
+
+
+def _last(state, attention_mask):
+  last = attention_mask.astype(jnp.int32).sum(axis=1) - 1
+  last = jnp.maximum(last, 0)[:, None, None]
+  return jnp.take_along_axis(state, last, axis=1)[:, 0].astype(jnp.float32)
+
+
+def _largest(state, attention_mask):
+  state = state.astype(jnp.float32)
+  mask = attention_mask.astype(jnp.float32)[:, :, None]
+  # A finite mask: a row of padding alone must not become infinite.
+  return jnp.where(mask > 0, state, -1e30).max(axis=1)
+
+
+def _mean(state, attention_mask, *, by_position=False, by_root=False):
+  """The mean over tokens, weighted by position from 1; or the sum by a root."""
+  state = state.astype(jnp.float32)
+  mask = attention_mask.astype(jnp.float32)[:, :, None]
+  if by_position:
+    mask = mask * jnp.arange(1, mask.shape[1] + 1, dtype=jnp.float32)[:, None]
+  total, count = (state * mask).sum(axis=1), jnp.maximum(mask.sum(axis=1), 1.0)
+  return total / (jnp.sqrt(count) if by_root else count)
+
+
+POOLINGS = {
+  "cls": Pooling(
+    "the first token's last state", _first, first_token=True, projected=True
+  ),
+  "cls_before_pooler": Pooling(
+    "the first token's last state", _first, first_token=True, same_as="cls"
+  ),
+  "max": Pooling("the largest of the last states", _largest),
+  "mean": Pooling("the mean of the last states", _mean),
+  "mean_sqrt_len": Pooling(
+    "the sum of the last states by the root of their number",
+    functools.partial(_mean, by_root=True),
+  ),
+  "weightedmean": Pooling(
+    "the mean of the last states weighted by position",
+    functools.partial(_mean, by_position=True),
+  ),
+  "lasttoken": Pooling("the last token's last state", _last),
+  "mean_top2": Pooling("the mean of the last two layers' states", _mean, beside=-2),
+  "mean_first_last": Pooling(
+    "the mean of the first layer's and the last states",
+    _mean,
+    beside=1,
+    recorded="mean_first_last of layer 1",
+  ),
+  "mean_embedding_last": Pooling(
+    "the mean of the embedding layer's and the last states",
+    _mean,
+    beside=0,
+    recorded="mean_first_last",
+  ),
+}
+
+
+def is_pooling(name: str) -> bool:
+  """Whether a text names a pooling, or several that may be joined by "+"."""
+  modes = name.split("+")
+  return name in POOLINGS or all(
+    mode in POOLINGS and POOLINGS[mode].joins for mode in modes
+  )
+
+
+def get(name: str) -> Pooling:
+  """The pooling of a name that `is_pooling` knows."""
+  if name in POOLINGS:
+    return POOLINGS[name]
+  parts = [POOLINGS[mode] for mode in name.split("+")]
+
+  def reduce(state, attention_mask):
+    return jnp.concatenate(
+      [part.reduce(state, attention_mask) for part in parts], axis=-1
+    )
+
+  summary = " beside ".join(part.summary for part in parts)
+  return Pooling(summary, reduce, width=len(parts))
+
+
+def unprojected(name: str) -> str:
+  """The pooling that is the same in evaluation and has no projection in training."""
+  if not get(name).projected:
+    return name
+  return next(twin for twin, each in POOLINGS.items() if each.same_as == name)
+
+
+def recorded(name: str) -> str:
+  """The name of a pooling that digests and workdirs hold."""
+  return get(name).recorded or name
+
+
+def embedding_size(config: EncoderConfig, name: str) -> int:
+  """Numbers in an embedding."""
+  return config.hidden_size * get(name).width
