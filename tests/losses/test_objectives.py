@@ -251,7 +251,7 @@ def test_fraternal_twins_counts_what_is_queued_and_keeps_its_margin():
   contrast = -np.log(np.exp(2) / (np.exp(2) + 3 + 2))
   np.testing.assert_allclose(run(), np.full(4, contrast + 0.1 / 0.5), rtol=1e-5)
   # With fraternal twins below a cosine of 0.9 the margin is kept.
-  offered["positives"] = 0.8 * eye[:4] + 0.6 * jnp.roll(eye, 1, axis=1)[3]
+  offered["positives"] = 0.8 * eye[:4] + 0.6 * jnp.roll(eye, 1, axis=1)[3:4]
   rows = np.exp(cosines(offered["anchors"], offered["positives"]) / 0.5)
   expected = -np.log(np.diag(rows) / (rows.sum(axis=1) + 2))
   assert np.diag(cosines(offered["anchors"], offered["positives"])).max() < 0.9

@@ -101,6 +101,7 @@ def test_blocks_of_rows_and_microbatches_divide_among_devices():
   assert_close(value_and_grad(mesh=mesh, **blocks), value_and_grad())
 
 
+@pytest.mark.slow
 def test_two_views_masked_and_edited_are_the_same_in_microbatches():
   # The forms that do more than those of `every_term`.
   model = models.tiny_model(1, num_layers=1)

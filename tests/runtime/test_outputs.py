@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dcse_jax import SentenceEncoder
-from dcse_jax import evaluate
 from dcse_jax.encode import encode_file
+from dcse_jax.eval import offline
 from dcse_jax.hub import folder
 from dcse_jax.recipe import finished
 from dcse_jax.recipe import recipe as recipe_lib
@@ -267,7 +267,7 @@ def test_no_name_of_a_workdir_is_a_pattern(files, name):
   assert finished.load(workdir / "base" / "1", step=2)[1].step == 2
   # As a model, as a teacher, to convert, to evaluate.
   assert finished.find(workdir) == (workdir / "student" / "3", None)
-  assert evaluate.find_models([str(workdir / "base")])
+  assert offline.find_models([str(workdir / "base")])
   np.testing.assert_array_equal(
     SentenceEncoder(str(workdir / "export")).encode(["A cat."]),
     SentenceEncoder(str(workdir / "student/3/model")).encode(["A cat."]),
