@@ -35,7 +35,7 @@ _ROUND = flags.DEFINE_string("round", None, "Of the recipe; by default its last.
 _BATCH_PER_CHIP = flags.DEFINE_integer(
   "batch_per_chip",
   None,
-  "Takes the place of the round's batch_size: so many sentences a chip.",
+  "Sentences a chip, in place of the round's batch_size for all.",
   lower_bound=1,
 )
 _JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")

@@ -136,18 +136,18 @@ def default() -> ConfigDict:
   config.pooling = "cls"
   # Keeps that projection in what is evaluated and exported, as a dense layer.
   config.keep_head = False
-  config.num_layers = 0  # Keeps only the first so many layers; 0 keeps all.
+  config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
   # Text: .txt, .csv, .tsv or .jsonl, also .gz, or tfds:NAME:SPLIT:FEATURE.
-  # Of tables, 1 column: sentences; 2: anchor, positive; 3: and hard negative.
+  # A table's columns: one, sentences; two, anchor and positive; three, hard negatives too.
   config.text = ""
   config.columns = ()
   # In place of `text` and `sts`: sentences and scored pairs made on the spot.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
   config.max_length = 32  # Tokens of a training sentence.
-  # Of a single column: the positive is the sentence with the case of the first letter
-  # of this share of its words switched. Of a cased model only; 0 switches none.
+  # For text of one column and a cased model: the positive is the sentence with the case
+  # of the first letter of this share of its words switched. 0 switches none.
   config.switch_case = 0.0
 
   # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;

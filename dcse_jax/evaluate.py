@@ -70,7 +70,7 @@ def define_flags() -> None:
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
-  flags.DEFINE_integer("num_layers", None, "Evaluate the first so many layers.")
+  flags.DEFINE_integer("num_layers", None, "How many of the first layers to evaluate.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
 
 

@@ -60,7 +60,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   workdir = files.user_path(workdir).resolve()
   rounds = _read_rounds(workdir)
   report, sections = workdir / "report", [_results(rounds)]
-  # By its place it is ours, whoever wrote into it; what else is there stays.
+  # The folder is ours because it lies here; files of others in it stay.
   with digests_lib.replacing(report, overwrite=True) as new:
     with matplotlib.rc_context(figures_lib.RC):
       for name, (make, has_data) in figures_lib.SECTIONS.items():

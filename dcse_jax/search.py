@@ -28,7 +28,7 @@ def read_embeddings(path: str) -> np.ndarray:
     UserError: no such file, or one that is not such an array.
   """
   try:
-    # Of the kinds that np.load reads this alone: no archive, no pickle.
+    # np.load reads other kinds, too: archives and pickles, which nobody should open.
     embeddings = np.lib.format.open_memmap(files.user_path(path), mode="r")
   except UserError:
     raise

@@ -137,7 +137,7 @@ def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:
 
 
 def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
-  """The shapes of so many such trees, stacked."""
+  """Stacks shapes: `size` trees of them as one."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((size, *x.shape), dtype or x.dtype), tree
   )

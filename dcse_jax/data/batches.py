@@ -59,7 +59,7 @@ class _Gather(grain.transforms.Map):
   def map(self, rows):
     share = len(rows) // self._num_hosts
     mine = rows[self._host * share : (self._host + 1) * share]
-    # Of the whole batch: every host must choose the same packing.
+    # Counted over the whole batch: every process must choose the same packing.
     num_tokens = count_tokens(self._cache.num_tokens(rows), self._groups)
     batch = {"num_tokens": np.asarray(num_tokens)}
     for source in self._sources:

@@ -67,8 +67,8 @@ _SCENES = {
   ),
 }  # fmt: skip
 
-# Slots whose values go with every topic. Of the attitudes, those that end with
-# a comma can stand anywhere; the others need a plain clause after them.
+# Slots whose values go with every topic. Attitudes that end
+# with a comma can stand anywhere; the others need a plain clause after them.
 _SHARED = {
   "quality": (
     "famous/celebrated/well-known", "excellent/superb/first-rate",

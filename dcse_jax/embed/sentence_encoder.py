@@ -31,8 +31,8 @@ class SentenceEncoder:
     name: a folder that this project, transformers or sentence-transformers
       wrote; or a hub id, perhaps ID@REVISION.
     pooling: in place of the folder's own; see `encoder.encode`.
-    num_layers: keeps only the first so many layers.
-    max_length: cuts sentences at so many tokens, in place of the folder's own.
+    num_layers: how many of the first layers are kept.
+    max_length: tokens at which sentences are cut, in place of the folder's own.
 
   Attributes:
     model: the folder, as `folder.load` gives it.
@@ -195,7 +195,7 @@ class SentenceEncoder:
 
     Args:
       queries: sentences, or one.
-      top_k: at most so many.
+      top_k: how many at most.
       threshold: the least cosine, from -1 to 1; None leaves none out.
 
     Returns:

@@ -68,7 +68,7 @@ class Section:
   Attributes:
     caption: HTML.
     rows: of strings, like the header; none means no table.
-    text_columns: the first so many columns are words, not numbers.
+    text_columns: how many of the first columns are words, not numbers.
   """
 
   title: str
@@ -184,7 +184,7 @@ def _dev(rounds: list[Round]) -> Section:
   for axis, group in zip(axes, groups):
     for i, round_ in enumerate(group):
       curve = round_.curves["dev"]
-      # Of many points each round marks others, so that none hides another.
+      # Where there are many points each round marks others, so that none hides another.
       marks = (i % 10, 10) if curve.shape[1] > 20 else 1
       _draw(axis, curve, markevery=marks, **round_.style)
   axes[0].set_ylabel("Spearman × 100")
@@ -258,7 +258,7 @@ def _teachers(rounds: list[Round]) -> Section:
     cells = []
     for order in ("first_order", "second_order"):
       spread = round_.teachers[order]
-      # Of any size: a millionth where teachers hardly differ.
+      # It may be of any size: a millionth where teachers hardly differ.
       cells.append(f"{spread['mean_std']:.2g}".replace("-", "−"))
       cells.append(number(spread["differential_entropy"]))
     cells.append(number(matrix.mean(), 1))

@@ -136,8 +136,8 @@ def uniformity(embeddings: np.ndarray) -> float:
     embeddings: [n, D]; each pair of rows counts once.
 
   Returns:
-    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. Of one row it
-    is 0, as of any that all lie on one point.
+    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. It is
+    0 for one row, as for any that all lie on one point.
 
   References:
     Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).

@@ -27,7 +27,7 @@ SEVEN_TEST_SETS = (
 # What MTEB scores in place of SICKR-test, and what SimCSE's analysis takes pairs from.
 SICKR_ALL, STSB_ALL = "SICKR-all", "STSB-all"
 
-# By year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
+# The subsets of each year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
 _SENTEVAL_SUBSETS = {
   "STS12": "MSRpar MSRvid SMTeuroparl surprise.OnWN surprise.SMTnews",
   "STS13": "FNWN headlines OnWN",
@@ -48,7 +48,7 @@ class StsSet:
 
 
 def digest(sts_set: StsSet) -> str:
-  """Of the pairs and their scores."""
+  """Returns a digest of the pairs and their scores."""
   rows = zip(sts_set.scores.tolist(), sts_set.first, sts_set.second)
   return hashlib.blake2b(json.dumps(list(rows)).encode(), digest_size=16).hexdigest()
 

@@ -40,7 +40,7 @@ class Split:
   sentences: tuple[list[str], ...]
 
 
-# By "train", "dev" and "test"; without "test" it is cross-validated.
+# The splits by "train", "dev" and "test"; without "test" a task is cross-validated.
 Task = dict[str, Split]
 
 

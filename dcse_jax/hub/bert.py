@@ -12,7 +12,7 @@ from dcse_jax.model import bert
 from dcse_jax.model import layers
 from dcse_jax.runtime.errors import UserError
 
-# By config.json's model_type, the class that transformers names there.
+# The class that transformers names in config.json, by model_type.
 ARCHITECTURES = {
   "bert": "BertModel",
   "roberta": "RobertaModel",

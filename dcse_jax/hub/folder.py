@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 # The hub's files that say what a model is, and those of a tokenizer.
 _HUB_FILES = ("*.json", "*.txt", "*.model")
 
-# Of a tokenizer that cannot tokenise, most fail at one of these.
+# Most tokenizers that cannot tokenise fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
 
 
@@ -165,7 +165,7 @@ def load(
     name: as `locate` takes it.
     pooling: used in place of the folder's own; None keeps that.
     default_pooling: used where the folder has none of its own.
-    num_layers: keeps only the first so many layers; None keeps all.
+    num_layers: how many of the first layers are kept; None keeps all.
     max_length: tokens at most, in place of the folder's own limit.
     keep_mlp: makes a head of the `mlp` of a SimCSE checkpoint, which its authors
       use in evaluating supervised models and leave out of unsupervised ones.

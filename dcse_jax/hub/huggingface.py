@@ -25,7 +25,7 @@ from dcse_jax.model.family import Params
 from dcse_jax.model.heads import LanguageModelHead
 from dcse_jax.runtime.errors import UserError
 
-# By config.json's model_type the family's file here; the next family is one more in
+# The family's file here by config.json's model_type; the next family is one more in
 # the parentheses. Each has the public names of `bert`.
 _FAMILIES = {name: family for family in (bert,) for name in family.ARCHITECTURES}
 

@@ -175,7 +175,7 @@ def read(
 
 
 def read_head(modules: Modules, size: int) -> Head | None:
-  """Reads the dense layers after a pooling that gives so many numbers."""
+  """Reads the dense layers after a pooling that gives `size` numbers."""
   heads = []
   for path, activation in modules.dense:
     tensors = read_tensors(path)
@@ -325,7 +325,7 @@ def _read_dense(path: pathlib.Path) -> str:
 
 
 def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
-  """Of the embedding layer and each layer."""
+  """Returns the weight of the embedding layer and of each layer, [1 + layers]."""
   weights = np.zeros(num_layers + 1, np.float32)
   weights[[pooling_lib.get(pooling).beside, -1]] = 1.0
   return weights

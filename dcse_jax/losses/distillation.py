@@ -194,7 +194,7 @@ def distillation(
     teacher_temperature: divides the teachers' averaged cosines.
     divergence: see `similarity_divergence`.
     group_probability: shuffles the teachers' similarities by `group_shuffle` with
-      this rule; 0 does not. Of it, group_size and group_top one at most.
+      this rule; 0 does not. Set at most one of it, group_size and group_top.
     group_size: another rule; 0 is none.
     group_top: another rule; 0 is none.
 

@@ -1,9 +1,9 @@
 """Batches beyond memory: computed chunk by chunk, with the gradient of the whole.
 
 A chunk's activations are forgotten when its result is there, and computed again in
-the backward pass. Of sentences, as microbatches, that is gradient caching, after
-Gao et al., 2021 (arXiv:2101.06983), by rematerialisation; of rows of a loss, it
-keeps [B, B] similarities out of memory.
+the backward pass. Where chunks are sentences (microbatches), that is gradient caching,
+after Gao et al., 2021 (arXiv:2101.06983), by rematerialisation; where they are rows of
+a loss, it keeps [B, B] similarities out of memory.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ def _encode(params, input_ids, attention_mask, *, config, pooling, dtype, packin
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-  """Of a device's part of a batch.
+  """The size of a device's part of a batch.
 
   Attributes:
     rows: sentences at most.
@@ -48,7 +48,7 @@ class _Shape:
 
 
 def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """For sentences of like length, the longest first, about so many rows.
+  """Sizes a batch of sentences of like length, the longest first, of about `rows`.
 
   One shape serves all lengths between two of `_LENGTHS`: there are as many tokens in
   fewer long sentences or in more short ones, and no padding but in attention.

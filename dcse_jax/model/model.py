@@ -18,8 +18,8 @@ from dcse_jax.model.vectors import unit_length
 # How embeddings may be compared, by sentence-transformers' names.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
-# The tokenizer sees the first so many characters of a text, and twice as many as long
-# as they may be too few tokens; so many tokens more than are kept are enough.
+# The tokenizer first sees as many characters of a text, and twice as many as long as
+# they may be too few tokens; as many tokens more than are kept are enough.
 _FIRST_CUT, _SPARE_TOKENS = 10_000, 64
 
 # Where a text may be cut: what comes before has the tokens that it has in the whole.
@@ -155,7 +155,7 @@ def text_state(model: Model) -> str:
 
 
 def digest(model: Model) -> str:
-  """Of all that the embedding of a sequence of token ids depends on."""
+  """Returns a digest of all that the embedding of token ids depends on."""
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())

@@ -36,7 +36,7 @@ class Packing:
   groups: int = 1
 
   def times(self, number: int) -> "Packing":
-    """Of a batch so many times as large, each group with all of its copies."""
+    """Scales the packing for a batch `number` times as large, copies in their groups."""
     return dataclasses.replace(self, tokens=number * self.tokens)
 
 
@@ -79,7 +79,7 @@ def count_tokens(num_tokens: np.ndarray, groups: int) -> int:
 
 
 def choose_packing(packings: Sequence[Packing], num_tokens: int) -> Packing | None:
-  """The tightest that holds so many tokens a group; None if none does."""
+  """Returns the tightest that holds as many tokens a group; None if none does."""
   return next((p for p in packings if p.tokens >= num_tokens), None)
 
 

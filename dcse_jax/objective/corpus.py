@@ -27,7 +27,7 @@ from dcse_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
-# k-means learns its centres from so many sentences a centre, as faiss does.
+# k-means learns from as many sentences a centre, as faiss does.
 _SAMPLE = 256
 _ITERATIONS = 20
 # The softmax over centres that says how sure a cluster is: cosines over this.
@@ -58,7 +58,7 @@ def cluster(
     size = min(wanted, len(unit))
     k_means = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
-      # Of equal sentences, which leave centres without any.
+      # Equal sentences leave centres without any, and it warns of that.
       warnings.simplefilter("ignore")
       k_means.fit(unit[np.sort(order[: _SAMPLE * size])])
     centres = unit_length(k_means.cluster_centers_)
@@ -131,7 +131,7 @@ class Corpus:
 
     Args:
       batch: with `example_id`.
-      step: so many were done before.
+      step: how many were done before.
       params: gives the encoder's parameters as they are now.
     """
     rows, joined = batch["example_id"], dict(batch)

@@ -47,7 +47,7 @@ def _once(method):
 def new_shape(
   config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
 ) -> bert.EncoderConfig:
-  """The shape of a recipe's new encoder, for a tokenizer of so many tokens."""
+  """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
   return bert.EncoderConfig(
     model_type="bert",
     max_positions=max(512, config.max_length),

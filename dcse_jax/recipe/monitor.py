@@ -56,7 +56,7 @@ class Probe:
 
 
 def probe_size(num_sentences: int, batch_size: int) -> int:
-  """How many of so many sentences a probe takes: whole batches, 512 or one."""
+  """Counts the sentences that a probe takes: whole batches, about 512 or one."""
   wanted = max(_PROBE_SENTENCES // batch_size, 1) * batch_size
   return min(wanted, num_sentences // batch_size * batch_size)
 

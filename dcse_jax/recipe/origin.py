@@ -18,7 +18,7 @@ from dcse_jax.runtime.files import read_json
 _log = logging.getLogger(__name__)
 
 Rounds = Mapping[str, config_lib.ConfigDict]
-# By round.
+# What each round comes from, by its name.
 Origins = dict[str, dict[str, Any]]
 
 # Fields without an influence on the models, or of which the content has it: see

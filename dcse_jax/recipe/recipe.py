@@ -64,7 +64,7 @@ def run(
   """
   config_lib.check(config)
   place = workdir_lib.Workdir(workdir)
-  # Of several processes the first stands for all.
+  # Where there are several processes the first one locks for all.
   with locked(place.folder) if processes.is_first() else contextlib.nullcontext():
     if place.is_shared and len(processes.sharing(place.folder)) < jax.process_count():
       raise UserError(

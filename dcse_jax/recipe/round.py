@@ -50,7 +50,7 @@ from dcse_jax.train.batches import JoinedBatches
 
 _log = logging.getLogger(__name__)
 
-# Weights are judged by so many batches before a sparse training.
+# How many batches weights are judged by before a sparse training.
 _PRUNING_BATCHES = 32
 
 
@@ -128,7 +128,7 @@ class Round:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Of the round, in the workdir."""
+    """The round's folder in the workdir."""
     return self.workdir.folder / self.name
 
   @functools.cached_property

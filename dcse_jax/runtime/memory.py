@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-# Of glibc's malloc.h.
+# Numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 

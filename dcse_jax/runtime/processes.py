@@ -69,7 +69,7 @@ def initialize(
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
     _check(*given)
-  # Of signals `asked_to_stop` takes care, of Ctrl-C as well.
+  # `asked_to_stop` takes care of signals, Ctrl-C among them.
   jax.config.update("jax_enable_preemption_service", False)
   _on_abort(_say_why)
   try:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-# Of a run that was told to stop and can be gone on with: sysexits' EX_TEMPFAIL.
+# The status of a run that was told to stop and can be gone on with: sysexits' EX_TEMPFAIL.
 EXIT_STATUS = 75
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

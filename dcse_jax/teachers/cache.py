@@ -270,7 +270,7 @@ def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> 
         dtype=jnp.dtype(compute_dtype),
         mesh=mesh,
       )
-      # Of unit length: losses see cosines alone, and float16 cannot overflow.
+      # They are made of unit length: losses see cosines alone, and float16 cannot overflow.
       file[start:stop] = unit_length(embeddings)
       file.flush()
       # The mark says what the block holds, so it comes after it.

@@ -27,7 +27,7 @@ from dcse_jax.train.step import TrainState
 
 # The metric that decides which checkpoint is best; larger is better.
 _SCORE = "score"
-# So many of the newest stay, and so many of the best: when the newest is damaged,
+# As many of the newest stay, and as many of the best: when the newest is damaged,
 # or not all models that train together have it, the one before must be there, and
 # so must what was best then.
 _KEEP = 2

@@ -33,7 +33,8 @@ class Device:
 
 _GIB = 2**30
 
-# By `jax.Device.device_kind`. Links are given in both directions together: here halved.
+# Named by `jax.Device.device_kind`. Makers give links in both directions together, which
+# is halved here.
 DEVICES = {
   # docs.cloud.google.com/tpu/docs/v4; six links of 50 GB/s: Jouppi et al., TPU v4,
   # 2023 (arXiv:2304.01433).

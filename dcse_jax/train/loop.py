@@ -217,7 +217,7 @@ def train(
         of_run, score = _of_model(state, i, trainer.num_models), -math.inf
         if evaluates:
           score = _evaluate(trainer, run, log, of_run, step)
-          # Of equal scores the later, as Orbax keeps it.
+          # The later of equal scores wins, as Orbax keeps it.
           best[i] = max(best[i], (score, step))
         progress = _progress(run, log, best[i], step, config)
         before_save()

@@ -27,8 +27,8 @@ class TrainState:
 
   Attributes:
     params: of the encoder and of the training-only head.
-    step: so many batches were met.
-    skipped: of these so many changed nothing, for a loss or a gradient that was
+    step: how many batches were met.
+    skipped: how many of these changed nothing, for a loss or a gradient that was
       not a number.
     rng: raw data of the run's key; a step folds its number in.
     carry: what the loss hands from step to step without training it.
