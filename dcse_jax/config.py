@@ -139,7 +139,7 @@ def default() -> ConfigDict:
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
   # Text: .txt, .csv, .tsv or .jsonl, also .gz, or tfds:NAME:SPLIT:FEATURE.
-  # A table's columns: one, sentences; two, anchor and positive; three, hard negatives too.
+  # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
   config.text = ""
   config.columns = ()
   # In place of `text` and `sts`: sentences and scored pairs made on the spot.

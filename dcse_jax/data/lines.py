@@ -18,9 +18,9 @@ class Lines(Sequence):
   """A UTF-8 file of a sentence a line, plain or gzipped, of any size.
 
   Only where lines begin is held in memory. A line feed ends a line, and nothing else
-  does; the last may lack it. An empty line counts, so that numbers fit. Nothing
-  of a line is left out but its end, CRs included, and a byte order mark before the first. A gzipped
-  file is unpacked up to a line anew whenever that is asked for.
+  does; the last may lack it. An empty line counts, so that numbers fit. Nothing of a
+  line is left out but its end, CRs included, and a byte order mark before the first. A
+  gzipped file is unpacked up to a line anew whenever that is asked for.
 
   Args:
     source: a path.
