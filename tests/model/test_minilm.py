@@ -1,6 +1,6 @@
 """Real weights on real sentences: MiniLM, if it and the data are at hand.
 
-python -m pytest -m slow tests/test_minilm.py
+python -m pytest -m slow tests/model/test_minilm.py
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Runs that are killed, signalled, damaged or out of disk, as a user meets them.
 
-`pytest -m slow tests/test_faults.py` tries everything many more times.
+`pytest -m slow tests/runtime/test_faults.py` tries everything many more times.
 """
 
 import contextlib
