@@ -232,7 +232,7 @@ def test_a_second_run_on_one_workdir_is_refused_while_the_first_lasts(tmp_path):
 
 def test_a_dead_process_leaves_no_lock(tmp_path):
   code = (
-    "import pathlib, sys, time; from dcse_jax.locks import locked\n"
+    "import pathlib, sys, time; from dcse_jax.runtime.locks import locked\n"
     "with locked(pathlib.Path(sys.argv[1])):\n"
     "  print('held', flush=True)\n"
     "  time.sleep(600)\n"
