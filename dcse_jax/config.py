@@ -350,7 +350,7 @@ def check(config: ConfigDict) -> None:
   for name in config:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
-  _check_fields(config, default(), "config")
+  _check_fields(config, known, "config")
   _check_encoder(config.encoder)
   _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):

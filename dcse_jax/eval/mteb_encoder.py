@@ -59,7 +59,7 @@ class MtebEncoder:
     self._batch_size = batch_size
     model = self.encoder.model
     arrays = jax.tree.leaves(model.params)
-    for layer in model.head.layers() if model.head else ():
+    for layer in model.dense_layers:
       arrays += [layer.kernel, layer.bias]
     numel = sum(array.size for array in arrays)
     self.mteb_model_meta = ModelMeta(

@@ -105,7 +105,7 @@ print(model.similarity(embeddings, embeddings))
 
 def _pooling(model: model_lib.Model) -> str:
   pooled = pooling_lib.get(model.pooling).summary
-  layers = len(list(model.head.layers())) if model.head else 0
+  layers = len(model.dense_layers)
   head = " and a dense layer" if layers == 1 else f" and {layers} dense layers"
   unit = ", of unit length" if model.normalize else ""
   prompt = f", each after the prompt `{model.prompt}`" if model.prompt else ""

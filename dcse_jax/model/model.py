@@ -75,6 +75,11 @@ class Model:
     return min(size, self.truncate_dim or size)
 
   @property
+  def dense_layers(self) -> list[Head]:
+    """The layers of the head, in order; none without one."""
+    return list(self.head.layers()) if self.head else []
+
+  @property
   def prompt(self) -> str:
     """What stands before every sentence; "" for nothing."""
     return self.prompts.get(self.default_prompt, "")
@@ -160,7 +165,7 @@ def digest(model: Model) -> str:
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
   arrays = [model.params]
-  for layer in model.head.layers() if model.head else ():
+  for layer in model.dense_layers:
     state.update(layer.activation.encode())
     arrays += [layer.kernel, layer.bias]
   for path, value in jax.tree.leaves_with_path(arrays):

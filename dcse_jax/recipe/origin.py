@@ -79,14 +79,15 @@ def check(
   Raises:
     UserError: naming what differs.
   """
+  defaults = config_lib.defaults()
   for name, origin in origins.items():
     path = workdir / name / "origin.json"
     if not path.exists():
       continue
     ours, theirs = origin[part], read_json(path).get(part, {})
     if part == "material":
-      defaults = {k: v for k, v in config_lib.defaults().items() if k in ours}
-      theirs = defaults | theirs | _parents(workdir, origins, theirs)
+      before = {k: v for k, v in defaults.items() if k in ours}
+      theirs = before | theirs | _parents(workdir, origins, theirs)
     changes = [
       _change(field, theirs.get(field), ours.get(field))
       for field in sorted(ours.keys() | theirs.keys())
