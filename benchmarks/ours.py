@@ -102,7 +102,7 @@ class Ours:
       step_fn=loop.make_step(loss, tx, schedule, mesh=mesh, num_steps=1),
       tx=tx,
       mesh=mesh,
-      teacher_params=mesh_lib.put_params({"teachers": teacher_params}, mesh),
+      frozen=mesh_lib.put_params({"teachers": teacher_params}, mesh),
       packings=packings,
       batch_size=options.batch,
       num_steps=1,
@@ -139,7 +139,7 @@ class Ours:
 
   def loss(self) -> float:
     batch, packed = self._batch(0)
-    frozen, key = self._trainer.teacher_params, jax.random.key(0)
+    frozen, key = self._trainer.frozen, jax.random.key(0)
 
     @jax.jit
     def plain(params, batch, frozen):
@@ -158,7 +158,7 @@ class Ours:
   def _run(self, batch, packed):
     batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(self._trainer.mesh))
     self._state, values = self._trainer.step_fn(
-      self._state, batch, self._trainer.teacher_params, packed
+      self._state, batch, self._trainer.frozen, packed
     )
     return values["loss"]
 

@@ -71,7 +71,7 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     ),
     tx=tx,
     mesh=mesh,
-    teacher_params=mesh_lib.put_params({"teachers": teacher_params}, mesh),
+    frozen=mesh_lib.put_params({"teachers": teacher_params}, mesh),
     num_models=num_models,
     batch_size=size,
     num_steps=1000,
@@ -92,7 +92,7 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
     if num_models > 1:
       batch = jax.tree.map(lambda x: np.stack([x] * num_models), batch)
     batch = mesh_lib.put_batch(batch, over_batch)
-    box[0], metrics = trainer.step_fn(box[0], batch, trainer.teacher_params)
+    box[0], metrics = trainer.step_fn(box[0], batch, trainer.frozen)
     jax.block_until_ready(metrics)
 
   return step

@@ -82,7 +82,7 @@ _RANGES = {
 }
 
 
-def _tuple_complaint(field: str, value: Any) -> str:
+def _validate_tuple(field: str, value: Any) -> str:
   if not isinstance(value, (tuple, list)):
     return "must be a tuple"
   # The others hold numbers, and are checked by what they are for.
@@ -95,7 +95,7 @@ def _tuple_complaint(field: str, value: Any) -> str:
 _TYPES = {
   str: lambda field, value: "" if isinstance(value, str) else "must be a string",
   bool: lambda field, value: "" if isinstance(value, bool) else "must be True or False",
-  tuple: _tuple_complaint,
+  tuple: _validate_tuple,
 }
 
 
@@ -403,7 +403,7 @@ def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
 
 
 def _check_range(field: str, value: Any, where: str) -> None:
-  if field in _RANGES and (problem := _RANGES[field].complaint(value)):
+  if field in _RANGES and (problem := _RANGES[field].validate(value)):
     raise UserError(f"{where}.{field}={value!r}: {problem}")
 
 
@@ -454,7 +454,7 @@ def _check_round(
     )
   weights = config.teacher_weights
   if weights and (
-    len(weights) != len(config.teachers) or any(map(POSITIVE.complaint, weights))
+    len(weights) != len(config.teachers) or any(map(POSITIVE.validate, weights))
   ):
     raise UserError(
       f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
@@ -462,7 +462,7 @@ def _check_round(
     )
   profile = config.profile_steps
   if profile and (
-    any(map(_COUNT_OR_NONE.complaint, profile))
+    any(map(_COUNT_OR_NONE.validate, profile))
     or len(profile) != 2
     or not profile[0] < profile[1]
   ):
@@ -480,24 +480,24 @@ def _check_terms(name: str, config: ConfigDict) -> None:
         f"rounds.{name}: unknown field {term.name}.{unknown.pop()}; {term.name} has "
         + (", ".join(term.settings) or "none")
       )
-  takes = set()
+  asked = set()
   for each in terms(config):
     term, where = each.term.name, f"in round {name}"
-    takes.update(each.term.takes)
-    needs = {name.removeprefix("all_") for name in each.term.needs}
-    if unknown := [n for n in each.term.takes if n not in OFFERED]:
+    asked.update(each.term.inputs)
+    required = {name.removeprefix("all_") for name in each.term.required}
+    if unknown := [n for n in each.term.inputs if n not in OFFERED]:
       raise UserError(
         f"{term} asks for {', '.join(unknown)}, which no step offers: it may ask for "
         + ", ".join(OFFERED)
       )
-    if complaint := each.term.complaint(each.settings, config.batch_size):
-      raise UserError(f"{term}.{complaint} ({where})")
-    if "teacher" in needs and not config.teachers:
+    if problem := each.term.validate(each.settings, config.batch_size):
+      raise UserError(f"{term}.{problem} ({where})")
+    if "teacher" in required and not config.teachers:
       raise UserError(
         f"{term} {where} needs teachers: name them, or leave it out of objective="
         f"{config.objective!r}"
       )
-  if config.teachers and not takes & {"teacher", "all_teacher"}:
+  if config.teachers and not asked & {"teacher", "all_teacher"}:
     raise UserError(
       f"round {name} has teachers, and no term of objective={config.objective!r} "
       'learns from them: add one, as in "info_nce + distillation"'

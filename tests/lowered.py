@@ -27,8 +27,8 @@ def _config(objective, pooling):
   config.recipe = ("base", "student")
   config.rounds.base = config_lib.round_config((1, 2))
   config.rounds.student = config_lib.round_config((3,), objective=objective)
-  takes = losses.taken(losses.parse(objective))
-  config.rounds.student.teachers = ("base",) if "teacher" in takes else ()
+  asked = losses.inputs_of(losses.parse(objective))
+  config.rounds.student.teachers = ("base",) if "teacher" in asked else ()
   config_lib.check(config)
   return config
 

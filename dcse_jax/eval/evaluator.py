@@ -58,14 +58,14 @@ class Evaluator(abc.ABC):
     form: what a place is, in capitals.
     about: help for the flag.
     measure: what its scores are, in percent.
-    needs: fields of `Model` that a model must have for it.
+    required: fields of `Model` that a model must have for it.
   """
 
   kind: ClassVar[str]
   form: ClassVar[str]
   about: ClassVar[str]
   measure: ClassVar[str]
-  needs: ClassVar[tuple[str, ...]] = ()
+  required: ClassVar[tuple[str, ...]] = ()
 
   @classmethod
   @abc.abstractmethod

@@ -96,7 +96,7 @@ class MaskedWords(Evaluator):
   form = "FILE"
   about = "File of sentences whose masked words are guessed, as config.text. Repeats."
   measure = "accuracy"
-  needs = ("language_model",)
+  required = ("language_model",)
 
   texts: dict[str, list[str]]
 

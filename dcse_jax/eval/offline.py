@@ -152,7 +152,7 @@ def score(
       evaluator needs.
   """
   for each in evaluators:
-    if lacking := [field for field in each.needs if getattr(model, field) is None]:
+    if lacking := [field for field in each.required if getattr(model, field) is None]:
       raise UserError(f"{name} has no {lacking[0]}, which {each.kind} is measured by")
 
   def checked(sentences):

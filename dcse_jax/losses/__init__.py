@@ -17,8 +17,8 @@ from dcse_jax.losses.language_model import masked_language_model
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.terms import TERMS
 from dcse_jax.losses.terms import Term
+from dcse_jax.losses.terms import inputs_of
 from dcse_jax.losses.terms import parse
-from dcse_jax.losses.terms import taken
 
 for _module in pkgutil.iter_modules(__path__):
   importlib.import_module(f"{__name__}.{_module.name}")
@@ -36,5 +36,5 @@ __all__ = (
   "parse",
   "share_one_hot",
   "similarity_divergence",
-  "taken",
+  "inputs_of",
 )

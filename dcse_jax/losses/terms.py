@@ -40,7 +40,7 @@ class Range:
   whole: bool = False
   several: bool = False
 
-  def complaint(self, value: Any) -> str:
+  def validate(self, value: Any) -> str:
     """Says what a value must be; "" if it is that."""
     values = [value]
     if self.several:
@@ -82,7 +82,7 @@ class Choice:
 
   words: tuple[str, ...]
 
-  def complaint(self, value: Any) -> str:
+  def validate(self, value: Any) -> str:
     """Says what a value must be; "" if it is that."""
     return "" if value in self.words else f"use one of {', '.join(self.words)}"
 
@@ -95,13 +95,13 @@ class Measure:
   """
 
   fn: Callable[..., Any]
-  takes: tuple[str, ...]
+  inputs: tuple[str, ...]
   settings: tuple[str, ...]
 
   def __call__(self, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     """What the function gives; more arrays and settings than it takes may be given."""
     return self.fn(
-      **{name: arrays[name] for name in self.takes},
+      **{name: arrays[name] for name in self.inputs},
       **{name: settings[name] for name in self.settings},
     )
 
@@ -112,8 +112,8 @@ class Term:
 
   Attributes:
     fn: offered arrays and settings, by name, to the loss of each row, [b].
-    needs: names of parameters that a step must offer.
-    welcomes: names of parameters that are None where a step has no such.
+    required: names of parameters that a step must offer.
+    optional: names of parameters that are None where a step has no such.
     settings: defaults by name.
     ranges: what each setting may be, by its name.
     check: settings by name, and the batch size, to what is wrong with them
@@ -125,8 +125,8 @@ class Term:
 
   name: str
   fn: Callable[..., jax.Array]
-  needs: tuple[str, ...]
-  welcomes: tuple[str, ...]
+  required: tuple[str, ...]
+  optional: tuple[str, ...]
   settings: Mapping[str, Any]
   ranges: Mapping[str, Range | Choice]
   check: Callable[[Mapping[str, Any], int], str]
@@ -134,14 +134,14 @@ class Term:
   warnings: Measure | None = None
 
   @property
-  def takes(self) -> tuple[str, ...]:
+  def inputs(self) -> tuple[str, ...]:
     """Every offered parameter."""
-    return self.needs + self.welcomes
+    return self.required + self.optional
 
-  def complaint(self, settings: Mapping[str, Any], batch_size: int) -> str:
+  def validate(self, settings: Mapping[str, Any], batch_size: int) -> str:
     """Says what is wrong with settings by name; "" if nothing is."""
     for name, value in settings.items():
-      if problem := self.ranges[name].complaint(value):
+      if problem := self.ranges[name].validate(value):
         return f"{name}={value!r}: {problem}"
     return self.check(settings, batch_size)
 
@@ -186,7 +186,7 @@ def term(
   """
 
   def register(fn):
-    needs, welcomes, settings = _parameters(fn)
+    required, optional, settings = _parameters(fn)
     temperatures = {n: POSITIVE for n in settings if n.endswith("temperature")}
     every = temperatures | ranges
     if every.keys() != settings.keys():
@@ -195,8 +195,8 @@ def term(
     TERMS[fn.__name__] = Term(
       fn.__name__,
       fn,
-      needs,
-      welcomes,
+      required,
+      optional,
       settings,
       every,
       check,
@@ -209,27 +209,27 @@ def term(
 
 def _parameters(fn) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
   """Names of the arrays that a function needs and welcomes, and its settings."""
-  needs, welcomes, settings = [], [], {}
+  required, optional, settings = [], [], {}
   for name, parameter in inspect.signature(fn).parameters.items():
     if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
       settings[name] = parameter.default
     elif parameter.default is inspect.Parameter.empty:
-      needs.append(name)
+      required.append(name)
     else:
-      welcomes.append(name)
-  return tuple(needs), tuple(welcomes), settings
+      optional.append(name)
+  return tuple(required), tuple(optional), settings
 
 
 def _measure(fn, settings: Mapping[str, Any]) -> Measure:
-  takes, welcomes, own = _parameters(fn)
-  unknown = [name for name in (*takes, *welcomes) if name not in HELD_OUT]
+  inputs, optional, own = _parameters(fn)
+  unknown = [name for name in (*inputs, *optional) if name not in HELD_OUT]
   unknown += [name for name in own if name not in settings]
   if unknown:
     raise TypeError(
       f"{fn.__name__} asks for {', '.join(unknown)}: it may ask for "
       + ", ".join((*HELD_OUT, *settings))
     )
-  return Measure(fn, takes, tuple(own))
+  return Measure(fn, inputs, tuple(own))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -241,9 +241,9 @@ class Weighted:
   settings: Mapping[str, Any]
 
 
-def taken(terms: Iterable[Weighted]) -> tuple[str, ...]:
+def inputs_of(terms: Iterable[Weighted]) -> tuple[str, ...]:
   """What an objective asks for, each name once and without "all_", sorted."""
-  names = (name for each in terms for name in each.term.takes)
+  names = (name for each in terms for name in each.term.inputs)
   return tuple(sorted({name.removeprefix("all_") for name in names}))
 
 

@@ -42,8 +42,8 @@ class Chunks:
     """
     if self.number == 1:
       return fn(rows, None)
-    numbers = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
-    chunks = jax.tree.map(self._split, (rows, numbers))
+    row_ids = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
+    chunks = jax.tree.map(self._split, (rows, row_ids))
     # The loop keeps what is computed twice apart, so that XLA need not.
     once_more = jax.checkpoint(fn, prevent_cse=False)
     results = jax.lax.map(lambda chunk: once_more(*chunk), chunks)

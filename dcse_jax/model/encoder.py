@@ -40,14 +40,14 @@ class Options(TypedDict, total=False):
       attention probabilities are float32 always.
     packing: leaves padding out; None, the default, computes it too. The result is
       the same, dropout included.
-    numbers: of the sentences in a batch of which these are a part, [B]: their
+    row_ids: of the sentences in a batch of which these are a part, [B]: their
       dropout is what it is there.
   """
 
   rng: jax.Array | None
   dtype: Any
   packing: Packing | None
-  numbers: jax.Array | None
+  row_ids: jax.Array | None
 
 
 @functools.cache
@@ -92,12 +92,12 @@ def _run(
   rng=None,
   dtype=jnp.float32,
   packing=None,
-  numbers=None,
+  row_ids=None,
   first_token=False,
   **arguments,
 ):
   """The layout of a batch, and what `family.Encoder` returns of it."""
-  layout = Layout(attention_mask.astype(bool), packing, numbers)
+  layout = Layout(attention_mask.astype(bool), packing, row_ids)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
   input_ids = input_ids.astype(jnp.int32)
   if first_token:

@@ -110,7 +110,7 @@ class Layout:
   Args:
     mask: true for tokens, [N, S].
     packing: None leaves them in the grid.
-    numbers: of the sentences in a batch of which these are a part, [N]; by
+    row_ids: of the sentences in a batch of which these are a part, [N]; by
       default their places here.
 
   Attributes:
@@ -123,16 +123,16 @@ class Layout:
     self,
     mask: jax.Array,
     packing: Packing | None,
-    numbers: jax.Array | None = None,
+    row_ids: jax.Array | None = None,
   ):
     if packing and packing.tokens * packing.groups >= mask.size:
       packing = None
     self.mask, self._packing = mask, packing
     length = mask.shape[1]
-    is_whole = numbers is None
+    is_whole = row_ids is None
     if is_whole:
-      numbers = np.arange(len(mask), dtype=np.int32)
-    self._first_rows = numbers * length
+      row_ids = np.arange(len(mask), dtype=np.int32)
+    self._first_rows = row_ids * length
     self.grid_rows = self._first_rows[:, None] + np.arange(length, dtype=np.int32)
     self.rows = self.grid_rows
     if packing is None:

@@ -71,18 +71,18 @@ class Objective:
   # What providers ask.
 
   @functools.cached_property
-  def takes(self) -> tuple[str, ...]:
+  def inputs(self) -> tuple[str, ...]:
     """Every name that a term asks for, without "all_"."""
-    return losses.taken(self.terms)
+    return losses.inputs_of(self.terms)
 
-  def takes_any(self, names: Sequence[str]) -> bool:
+  def asks_for(self, names: Sequence[str]) -> bool:
     """Whether a term asks for one of these names."""
-    return any(name in self.takes for name in names)
+    return any(name in self.inputs for name in names)
 
   @property
   def has_views(self) -> bool:
     """Whether anything needs embeddings of the batch's sentences."""
-    return any(p.needs_views and self.takes_any(p.offers) for p in PROVIDERS)
+    return any(p.needs_views and self.asks_for(p.offers) for p in PROVIDERS)
 
   def setting(self, name: str) -> Any:
     """Returns the value of a setting that exactly one term has, or all alike."""
@@ -93,7 +93,7 @@ class Objective:
 
   def settings_of(self, name: str) -> Mapping[str, Any]:
     """Returns the settings of the term that asks for a name."""
-    asks = lambda each: {name, f"all_{name}"} & set(each.term.takes)
+    asks = lambda each: {name, f"all_{name}"} & set(each.term.inputs)
     return next(each.settings for each in self.terms if asks(each))
 
   def project(self, params: Any, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -111,7 +111,7 @@ class Objective:
       if name.startswith(prefix)
     }
 
-  def width_complaint(self, name: str, start: Start) -> str:
+  def validate_width(self, name: str, start: Start) -> str:
     """Says that an embedding is not as wide as the encoder's states, or ""."""
     if start.pooled_size == self.config.hidden_size:
       return ""
@@ -135,8 +135,8 @@ class Objective:
 
   def validate(self, start: Start) -> str:
     """Says why a round that begins at a start cannot have this objective, or ""."""
-    complaints = (provider.validate(self, start) for provider in self._asked)
-    return next(filter(None, complaints), "")
+    problems = (provider.validate(self, start) for provider in self._asked)
+    return next(filter(None, problems), "")
 
   def init_params(
     self,
@@ -199,7 +199,7 @@ class Objective:
     compared = [f"all_{name}" for p in PROVIDERS for name in p.compared]
     if size.columns < 3:
       compared.remove("all_negatives")
-    products = sum(name in compared for each in self.terms for name in each.term.takes)
+    products = sum(name in compared for each in self.terms for name in each.term.inputs)
     trained += products * 2 * size.batch**2 * self.config.hidden_size
     return 3 * trained + frozen
 
@@ -256,10 +256,10 @@ class Objective:
       if not provider.of_tokens:
         offered |= arrays
         continue
-      takes = lambda term, p=provider: any(name in term.takes for name in p.offers)
+      takes = lambda term, p=provider: any(name in term.inputs for name in p.offers)
       values |= _evaluate(self.terms, takes, arrays)
       counts |= provider.count(arrays)
-    asked = [n for n in offered if n in self.takes or n in _BUILT_UPON]
+    asked = [n for n in offered if n in self.inputs or n in _BUILT_UPON]
     return {name: offered[name] for name in asked}, values, counts
 
 
@@ -273,11 +273,11 @@ def _join(first: dict[str, Any], parts) -> dict[str, Any]:
 
 def _is_whole(term: losses.Term) -> bool:
   """Whether a term sees the whole batch only, and at once."""
-  return all(name.startswith("all_") or name in _OF_STEP for name in term.takes)
+  return all(name.startswith("all_") or name in _OF_STEP for name in term.inputs)
 
 
 def _is_by_row(term: losses.Term) -> bool:
-  is_of_tokens = any(name in term.takes for name in _OF_TOKENS)
+  is_of_tokens = any(name in term.inputs for name in _OF_TOKENS)
   return not is_of_tokens and not _is_whole(term)
 
 
@@ -306,7 +306,7 @@ def compare(
   gather = mesh_lib.whole if row_chunks.number > 1 else lambda x: x
   every = {f"all_{name}": gather(value) for name, value in offered.items()}
   every |= of_step or {}
-  asked = [name for each in terms for name in each.term.takes]
+  asked = [name for each in terms for name in each.term.inputs]
   rows = {name: value for name, value in offered.items() if name in asked}
 
   def evaluate(rows, row_ids):
@@ -326,7 +326,7 @@ def _evaluate(terms, kind, given, rngs=None) -> dict[str, jax.Array]:
     if not kind(each.term):
       continue
     everything = given if rngs is None else {**given, "rng": rngs[i]}
-    arguments = {name: everything[name] for name in each.term.needs}
-    arguments |= {name: everything.get(name) for name in each.term.welcomes}
+    arguments = {name: everything[name] for name in each.term.required}
+    arguments |= {name: everything.get(name) for name in each.term.optional}
     values[each.term.name] = each.term.fn(**arguments, **each.settings)
   return values

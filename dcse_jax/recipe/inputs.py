@@ -125,7 +125,7 @@ class Inputs:
       _log.info("no STS sets: the last parameters of each model are kept")
     for each in (*self.dev, *self.test):
       # A part of what is trained is called as it is in a model.
-      if "language_model" in each.evaluator.needs:
+      if "language_model" in each.evaluator.required:
         lacking = [r for r in self._rounds if not self._has_language_model(r)]
         if len(lacking) == len(self._rounds):
           raise UserError(
@@ -218,8 +218,8 @@ class Inputs:
       columns=len(tokens.tokens),
     )
     objective = compose.make_objective(round_config, self.start)
-    if complaint := objective.validate(start):
-      raise UserError(f"round {name}: {complaint}")
+    if problem := objective.validate(start):
+      raise UserError(f"round {name}: {problem}")
     rows = tokens.max_batch_size
     if rows < round_config.batch_size:
       raise UserError(
@@ -232,7 +232,7 @@ class Inputs:
     """Whether a round's start, another round or "", has such a head."""
     if not start:
       return self.start.language_model is not None
-    return "masked_logits" in losses.taken(config_lib.terms(self._rounds[start]))
+    return "masked_logits" in losses.inputs_of(config_lib.terms(self._rounds[start]))
 
   @_once
   def outside(self, name: str) -> model_lib.Model:
@@ -248,9 +248,9 @@ class Inputs:
         f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "
         "teacher may not: remove it from a copy of the folder"
       )
-    takes = losses.taken(config_lib.terms(round_config))
+    asked = losses.inputs_of(config_lib.terms(round_config))
     width = self.start.pooled_size
-    if "predictions" in takes and teacher.pooled_size != width:
+    if "predictions" in asked and teacher.pooled_size != width:
       raise UserError(
         f"teacher {name} is {teacher.pooled_size} wide and the student {width}: "
         "predictions are of embeddings as wide as the student's; use another"

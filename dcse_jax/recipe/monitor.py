@@ -132,7 +132,7 @@ class Scorer:
     encode = lambda _: self._embed(params)
     subject = Subject(model, embed_once(encode, (), self._sentences))
     for i, named in enumerate(self._evaluators):
-      if all(getattr(model, field) is not None for field in named.evaluator.needs):
+      if all(getattr(model, field) is not None for field in named.evaluator.required):
         yield i, named.evaluator.score(subject), subject
 
   def scores(self, params: Any) -> list[dict[str, float]]:

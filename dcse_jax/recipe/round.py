@@ -189,7 +189,7 @@ class Round:
 
   def _tell_negatives(self) -> None:
     config, columns = self.config, len(self.tokens.tokens)
-    if "anchors" not in losses.taken(self.terms.values()):
+    if "anchors" not in losses.inputs_of(self.terms.values()):
       return
     # The other positives, and every hard negative.
     negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
@@ -207,7 +207,7 @@ class Round:
     config = self.config
     tx, schedule = make_optimizer(config)
     frozen = self.loss_fn.frozen_params(self.start.params, self.start.language_model)
-    teacher_params = {"teachers": self.teaching.params, **frozen}
+    frozen = {"teachers": self.teaching.params, **frozen}
     return loop.Trainer(
       step_fn=loop.make_step(
         self.loss_fn,
@@ -219,7 +219,7 @@ class Round:
       ),
       tx=tx,
       mesh=self.mesh,
-      teacher_params=mesh_lib.put_params(teacher_params, self.mesh),
+      frozen=mesh_lib.put_params(frozen, self.mesh),
       num_models=num_models,
       packings=packing.make_packings(
         self.tokens.num_tokens(np.arange(len(self.tokens))),
@@ -281,7 +281,7 @@ class Round:
       params=self.loss_fn.init_params(
         self.start.params, init_rng, self.start.language_model
       ),
-      memory=self.loss_fn.init_carry(),
+      carry=self.loss_fn.init_carry(),
       batches=JoinedBatches(
         batches,
         lambda batch, step, params: corpus.join(

@@ -39,10 +39,10 @@ class Trainer:
   """A compiled step and its settings; one serves every seed of a round.
 
   Attributes:
-    step_fn: jitted (state, batch, teacher_params, packing) -> (state, metrics);
+    step_fn: jitted (state, batch, frozen, packing) -> (state, metrics);
       donates the state. With several models every leaf of state, batch and
       metrics has a leading axis of models.
-    teacher_params: on the devices, as `mesh.put_params` lays them out.
+    frozen: on the devices, as `mesh.put_params` lays them out.
     batch_size: of the global batch; divides among the mesh.
     max_skipped_steps: as many steps of a model may have a loss or a gradient that
       is not finite, and change nothing; at one more the run stops.
@@ -56,7 +56,7 @@ class Trainer:
   step_fn: Callable[..., Any]
   tx: optax.GradientTransformation
   mesh: Mesh
-  teacher_params: Any
+  frozen: Any
   batch_size: int
   num_steps: int
   log_every: int
@@ -77,7 +77,7 @@ class Run:
     folder: of the run's metrics.
     checkpoints: of the run; a checkpoint there is gone on from.
     params: to start from.
-    memory: of the loss, to start from.
+    carry: what the loss hands from step to step, at the start.
     batches: endless, each with `example_id` and `num_tokens`.
     rng: of the run.
     evaluate: scores its parameters. Without a "score" the last are the best.
@@ -88,7 +88,7 @@ class Run:
   folder: pathlib.Path
   checkpoints: epath.Path
   params: Any
-  memory: Any
+  carry: Any
   batches: Batches
   rng: jax.Array
   evaluate: Evaluate
@@ -107,12 +107,12 @@ def make_step(
   """`Trainer.step_fn`, jitted and sharded over the mesh."""
   one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
 
-  def step(state, batch, teacher_params, packing=None):
+  def step(state, batch, frozen, packing=None):
     fn = functools.partial(one, packing=packing)
     if num_models > 1:
       fn = jax.vmap(fn, in_axes=(0, 0, None))
     with mesh_lib.traced_over(mesh):
-      state, metrics = fn(state, batch, teacher_params)
+      state, metrics = fn(state, batch, frozen)
     return mesh_lib.constrain(state, mesh), metrics
 
   # State and teachers come where they belong, and the state stays there.
@@ -255,7 +255,7 @@ def _restore(
     many lines its files had.
   """
   states = [
-    step_lib.init_state(run.params, trainer.tx, run.rng, run.memory) for run in runs
+    step_lib.init_state(run.params, trainer.tx, run.rng, run.carry) for run in runs
   ]
   best = [(-math.inf, 0)] * len(runs)
   lines = [{}] * len(runs)
@@ -306,7 +306,7 @@ def _step(
   example_ids = [each["example_id"] for each in batches]
   sharding = _batch_sharding(trainer.mesh, trainer.num_models)
   batch = mesh_lib.put_batch(batch, sharding)
-  state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
+  state, values = trainer.step_fn(state, batch, trainer.frozen, packing)
   return state, example_ids, values
 
 

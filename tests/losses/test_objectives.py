@@ -59,14 +59,14 @@ def evaluate(name, offered, labels=None, **settings):
   """A term's losses of all rows, or of those numbered `labels`."""
   term = losses.TERMS[name]
   arguments = {}
-  for parameter in term.takes:
+  for parameter in term.inputs:
     base = parameter.removeprefix("all_")
     value = offered.get(base)
     is_of_rows = base == parameter and base not in OF_STEP
     if is_of_rows and labels is not None and value is not None:
       value = value[labels]
     arguments[parameter] = value
-  if "labels" in term.takes:
+  if "labels" in term.inputs:
     arguments["labels"] = labels
   return jax.jit(functools.partial(term.fn, **settings))(**arguments)
 

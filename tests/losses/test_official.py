@@ -39,7 +39,7 @@ def mean_loss(name, given, **settings):
   term = losses.TERMS[name]
   arguments = {
     parameter: given.get(parameter, given.get(parameter.removeprefix("all_")))
-    for parameter in term.takes
+    for parameter in term.inputs
   }
   return jnp.mean(term.fn(**arguments, **settings))
 

@@ -19,12 +19,12 @@ from tests.train import test_train
 
 def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
   # Two devices with rows 10 to 13 and 14 to 17: each part has a half of both.
-  def fn(rows, numbers):
-    return 2 * rows, numbers, jnp.full_like(rows, rows.sum())
+  def fn(rows, row_ids):
+    return 2 * rows, row_ids, jnp.full_like(rows, rows.sum())
 
-  doubled, numbers, sums = Chunks(2, groups=2).map(fn, jnp.arange(10, 18))
+  doubled, row_ids, sums = Chunks(2, groups=2).map(fn, jnp.arange(10, 18))
   assert doubled.tolist() == list(range(20, 36, 2))
-  assert numbers.tolist() == list(range(8))
+  assert row_ids.tolist() == list(range(8))
   first, second = 10 + 11 + 14 + 15, 12 + 13 + 16 + 17
   assert sums.tolist() == [first, first, second, second] * 2
 

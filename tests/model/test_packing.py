@@ -104,7 +104,7 @@ def test_packed_tokens_on_eight_devices_train_as_on_one():
     packing = Packing(packing_lib.count_tokens(num_tokens, devices), devices)
     batch = mesh_lib.put_batch(BATCH, mesh_lib.over_batch(trainer.mesh))
     for _ in range(2):
-      state, values = trainer.step_fn(state, batch, trainer.teacher_params, packing)
+      state, values = trainer.step_fn(state, batch, trainer.frozen, packing)
     results.append(jax.device_get(values))
   for name in results[0]:
     np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)

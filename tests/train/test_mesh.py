@@ -56,7 +56,7 @@ def test_parameters_moments_and_teachers_lie_in_parts_over_fsdp():
   for tree in (state.params, moments.mu, moments.nu):
     # Two layers of [16, 32]: half of the rows on each device.
     assert up(tree).sharding.shard_shape(up(tree).shape) == (2, 8, 32)
-  teacher = trainer.teacher_params["teachers"][0]["layers"]["up"]["kernel"]
+  teacher = trainer.frozen["teachers"][0]["layers"]["up"]["kernel"]
   assert teacher.sharding.shard_shape(teacher.shape) == (2, 1, 8, 32)
   # Vocabularies seldom divide: the embeddings' width does.
   word = state.params["encoder"]["embeddings"]["word"]["embedding"]

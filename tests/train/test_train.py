@@ -59,7 +59,7 @@ def make_trainer(
     ),
     tx=tx,
     mesh=mesh,
-    teacher_params=mesh_lib.put_params(teacher_params or {}, mesh),
+    frozen=mesh_lib.put_params(teacher_params or {}, mesh),
     num_models=num_models,
     packings=packings,
     batch_size=batch,
@@ -103,7 +103,7 @@ def run_steps(num_steps=3, **kwargs):
       lambda x: np.split(x, jax.process_count())[jax.process_index()], whole
     )
     batch = mesh_lib.put_batch(mine, mesh_lib.over_batch(trainer.mesh))
-    state, values = trainer.step_fn(state, batch, trainer.teacher_params)
+    state, values = trainer.step_fn(state, batch, trainer.frozen)
     metrics.append(jax.device_get(values))
   return trainer, state, metrics
 
@@ -315,7 +315,7 @@ def make_run(
     folder=folder,
     checkpoints=epath.Path(folder / "checkpoints"),
     params=params or student_params(seed),
-    memory={},
+    carry={},
     batches=JoinedBatches(make_batches(cache, seed), join),
     rng=jax.random.key(seed),
     evaluate=evaluate,

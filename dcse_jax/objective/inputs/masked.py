@@ -71,7 +71,7 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   }
 
 
-def mask_complaint(start) -> str:
+def validate_mask(start) -> str:
   """Says that a start's tokenizer has no mask token, or ""."""
   if start.has_mask_token:
     return ""
@@ -89,7 +89,7 @@ class Masked(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    return mask_complaint(start)
+    return validate_mask(start)
 
   def init_params(self, objective, encoder, init, language_model):
     head = language_model or init("language_model", heads.LanguageModelHead)
@@ -127,7 +127,7 @@ class Masked(Provider):
       rng=jax.random.fold_in(sentences.rng, 4),
       dtype=objective.dtype,
       packing=packing,
-      numbers=number_views(sentences.row_ids, views),
+      row_ids=number_views(sentences.row_ids, views),
     )
     logits = encoder_lib.score_tokens(
       sentences.params["language_model"],

@@ -12,7 +12,7 @@ class Predictions(Provider):
   needs_views = True
 
   def validate(self, objective, start):
-    return objective.width_complaint("predictions", start)
+    return objective.validate_width("predictions", start)
 
   def init_params(self, objective, encoder, init, language_model):
     return {"predictor": init("predictor", heads.Predictor)}

@@ -129,7 +129,7 @@ class Provider:
 
   def is_asked(self, objective: "Objective") -> bool:
     """Whether any term, or another provider, needs it."""
-    return objective.takes_any(self.offers)
+    return objective.asks_for(self.offers)
 
   # Before a training.
 

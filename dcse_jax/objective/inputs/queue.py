@@ -18,7 +18,7 @@ class Queue(Provider):
   of_step = offers
 
   def validate(self, objective, start):
-    return objective.width_complaint("queue", start)
+    return objective.validate_width("queue", start)
 
   def init_carry(self, objective):
     shape = (objective.setting("queue_size"), objective.config.hidden_size)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
-from dcse_jax.objective.inputs.masked import mask_complaint
 from dcse_jax.objective.inputs.masked import mask_views
+from dcse_jax.objective.inputs.masked import validate_mask
 from dcse_jax.objective.inputs.provider import Provider
 from dcse_jax.objective.inputs.rows import flat_views
 from dcse_jax.objective.inputs.rows import number_views
@@ -28,15 +28,15 @@ class Replaced(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    if complaint := mask_complaint(start):
-      return complaint
+    if problem := validate_mask(start):
+      return problem
     if not start.has_language_model:
       return (
         "replaced_token_detection fills in words by the language-model head of what it "
         f"starts from, which {start.name} lacks: start from a round with "
         "masked_language_model, or use another model"
       )
-    return objective.width_complaint("replaced_logits", start)
+    return objective.validate_width("replaced_logits", start)
 
   def init_params(self, objective, encoder, init, language_model):
     head = init("discriminator", heads.TokenHead)
@@ -102,7 +102,7 @@ class Replaced(Provider):
       embeddings,
       rng=rng,
       dtype=objective.dtype,
-      numbers=row_ids,
+      row_ids=row_ids,
     )
     return {
       "replaced_logits": side_by_side(found, views),
@@ -133,7 +133,7 @@ def _fill_in_all(objective, generator, edited, row_ids, rng):
     edited["masked_mask"],
     rng=rng,
     dtype=objective.dtype,
-    numbers=row_ids,
+    row_ids=row_ids,
   )[-1]
   # One position after the other: all together would meet the vocabulary at once.
   guess = lambda states: _best_guess(objective, generator, states)

@@ -45,7 +45,7 @@ class Retrieved(Provider):
       pooling=objective.pooling,
       rng=jax.random.fold_in(sentences.rng, 5),
       dtype=objective.dtype,
-      numbers=sentences.row_ids,
+      row_ids=sentences.row_ids,
     )
     return objective.project(sentences.params, {"retrieved": embeddings})
 

@@ -34,7 +34,7 @@ class Views(Provider):
           f"{objective.config.num_layers} layers, of which the last is the embedding's "
           "own: name earlier ones"
         )
-    if start.columns > 2 and "negatives" not in objective.takes:
+    if start.columns > 2 and "negatives" not in objective.inputs:
       return (
         f"no term of objective={objective.text!r} takes hard negatives: name two "
         "columns, or use info_nce"
@@ -67,11 +67,11 @@ class Views(Provider):
       rng=jax.random.fold_in(sentences.rng, 3),
       dtype=objective.dtype,
       packing=packing,
-      numbers=number_views(sentences.row_ids, views),
+      row_ids=number_views(sentences.row_ids, views),
     )
     by_view = lambda x: x.reshape(-1, views, *x.shape[1:])
     arrays = {}
-    if "layers" in objective.takes:
+    if "layers" in objective.inputs:
       embeddings, layers = encoder_lib.encode_with_layers(
         *inputs, layers=tuple(objective.setting("layers")), **settings
       )
