@@ -22,8 +22,8 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
-from dcse_jax.recipe import inputs
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import start as start_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
@@ -157,7 +157,7 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
-    shape = inputs.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
+    shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
   if config.num_layers > shape.num_layers:

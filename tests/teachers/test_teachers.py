@@ -425,10 +425,10 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
   recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
-  teacher = recipe.inputs.outside(str(files / "t"))
+  teacher = recipe.inputs.outside[str(files / "t")]
   student = recipe.rounds["student"]
   ours = recipe.inputs.tokens(student)
-  theirs = recipe.inputs.teacher_tokens(teacher, student)
+  theirs = recipe.inputs.teacher_tokens(str(files / "t"), student)
   assert len(ours) == len(theirs) == 40
   # And no more of them than the teacher takes.
   expected = model_lib.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
