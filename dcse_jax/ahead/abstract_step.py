@@ -22,8 +22,8 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
-from dcse_jax.recipe import round as round_lib
 from dcse_jax.recipe import start as start_lib
+from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
@@ -72,7 +72,7 @@ def make_abstract_step(
     UserError: a model cannot be read, or the batch does not divide.
   """
   round_config = config_lib.of_round(config, name)
-  round_lib.check_batch(round_config, name, mesh)
+  trainer_lib.check_batch(round_config, name, mesh)
   start = _start(config)
   members = _teachers(config, round_config, start)
   stacks, teacher_params, teacher_batch = (), (), {}
@@ -83,7 +83,7 @@ def make_abstract_step(
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
   loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
-  tx, schedule = round_lib.make_optimizer(round_config)
+  tx, schedule = trainer_lib.make_optimizer(round_config)
   rng = jax.random.key(0)
   params = jax.tree.map(_shape, loss_fn.init_params(start.params, rng))
   state = jax.eval_shape(

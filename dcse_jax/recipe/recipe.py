@@ -26,6 +26,7 @@ from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.recipe import validate
 from dcse_jax.runtime import compilation
 from dcse_jax.runtime import digests as digests_lib
@@ -126,7 +127,7 @@ def read(
   origins = origin.of_rounds(rounds)
   origin.check(place.folder, origins, "material", accept_changes)
   for name, round_config in rounds.items():
-    round_lib.check_batch(round_config, name, mesh)
+    trainer_lib.check_batch(round_config, name, mesh)
   as_given = json.loads(config.to_json_best_effort())
   inputs = inputs_lib.read(config, rounds, place.folder)
   origin.add_content(origins, rounds, inputs)
