@@ -1,4 +1,4 @@
-"""What a model is measured by while it trains, and what is kept of it after."""
+"""Measures a model while it trains, and on a probe after."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -18,19 +18,19 @@ from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
 
-# Sentences of a probe, in as many whole batches as they fill.
+# About how many sentences a probe has, in whole batches.
 _PROBE_SENTENCES = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """Sentences in batches, to look at a model with.
+  """Batches of sentences on which models are measured.
 
   Attributes:
-    train: what it trains on first, whole batches end to end.
-    held_out: from the dev sets, likewise; empty without sets.
-    batch_size: of the round.
-    max_length: of the round, in tokens.
+    train: the sentences that are trained on first, whole batches end to end.
+    held_out: sentences of the dev sets, likewise; empty without sets.
+    batch_size: the round's.
+    max_length: the round's, in tokens.
   """
 
   train: list[str]
@@ -39,18 +39,18 @@ class Probe:
   max_length: int
 
   def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
-    """Embeddings by a model, [n, B, D]."""
-    # As when it teaches: a teacher may take fewer tokens than the student.
+    """Computes a model's embeddings of a split, [n, B, D]."""
+    # A teacher may take fewer tokens than the student, here as when it teaches.
     max_length = min(self.max_length, model.config.max_tokens)
     embed = embedder(model, getattr(self, split), max_length)
     return self.batches(embed({"encoder": model.params}))
 
   def batches(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n * B, D] to [n, B, D]."""
+    """Divides embeddings into batches, [n * B, D] to [n, B, D]."""
     return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
 
   def histograms(self, model: model_lib.Model) -> dict[str, Any]:
-    """`diagnostics.histograms` of a model."""
+    """Computes `diagnostics.histograms` of a model."""
     held_out = self.embed(model, "held_out") if self.held_out else None
     return diagnostics.histograms(self.embed(model, "train"), held_out)
 
@@ -62,7 +62,7 @@ def probe_size(num_sentences: int, batch_size: int) -> int:
 
 
 def dev_sentences(dev: Sequence[registry.Named]) -> list[str]:
-  """Each sentence of evaluators once, mixed: pairs lie side by side in a file."""
+  """Lists each sentence of evaluators once, mixed: files have pairs side by side."""
   sentences = distinct_sentences(each.evaluator for each in dev)
   order = np.random.default_rng(0).permutation(len(sentences))
   return [sentences[i] for i in order]
@@ -78,17 +78,17 @@ def embedder(
   """Makes a function from trained parameters to embeddings [n, D] of sentences.
 
   Args:
-    model: whose tokenizer, shape, pooling and head the parameters have.
-    sentences: tokenised once, at the first call.
-    max_length: cuts them, in tokens.
-    projected: applies the training-only projection where there is one.
+    model: has the tokenizer, shape, pooling and head that go with the parameters.
+    sentences: are tokenised once, at the first call.
+    max_length: where to cut them, in tokens.
+    projected: whether to apply the training-only projection if there is one.
   """
   tokens: list[list[int]] = []
 
   def embed(params):
     if not tokens and sentences:
       tokens.extend(model.tokenize(sentences, max_length))
-    # Once, not with every batch.
+    # Parameters go to the device once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
     if projected and "projection" in params:
@@ -100,14 +100,14 @@ def embedder(
 
 
 class Scorer:
-  """Scores trained parameters by evaluators; each distinct sentence is encoded once.
+  """A scorer of trained parameters; it encodes each distinct sentence once.
 
-  Those that need a part which the parameters lack are left out.
+  Evaluators that need a part which the parameters lack are left out.
 
   Args:
-    model: whose tokenizer, shape and pooling the parameters have.
-    evaluators: may be none.
-    projected: scores what comes out of the training-only projection.
+    model: has the tokenizer, shape and pooling that go with the parameters.
+    evaluators: those that score; there may be none.
+    projected: whether to score what comes out of the training-only projection.
   """
 
   def __init__(
@@ -124,7 +124,7 @@ class Scorer:
     )
 
   def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
-    """Yields the place of each evaluator that can measure these, and its scores."""
+    """Yields each evaluator that can score these, by its place, and its scores."""
     language_model = params.get("language_model")
     model = dataclasses.replace(
       self._model, params=params["encoder"], language_model=language_model
@@ -136,7 +136,7 @@ class Scorer:
         yield i, named.evaluator.score(subject), subject
 
   def scores(self, params: Any) -> list[dict[str, float]]:
-    """Scores in percent by name for each evaluator; empty where it is left out."""
+    """Returns each evaluator's scores in percent, by name; {} where it is left out."""
     found: list[dict[str, float]] = [{} for _ in self._evaluators]
     for i, scores, _ in self._measure(params):
       columns = self._evaluators[i].columns
@@ -144,7 +144,7 @@ class Scorer:
     return found
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """What evaluators write, and "score", the mean over names; none without any."""
+    """Returns what evaluators write, and "score", the mean over names, if any."""
     metrics, chosen = {}, []
     for i, scores, subject in self._measure(params):
       named = self._evaluators[i]
@@ -156,10 +156,10 @@ class Scorer:
 
 
 class HeldOut:
-  """The losses of terms on a probe, without dropout and chance.
+  """A measure of terms' losses on a probe, without dropout or randomness.
 
   Args:
-    model: whose tokenizer, shape and pooling the parameters have.
+    model: has the tokenizer, shape and pooling that go with the parameters.
     probe: the sentences.
     terms: those that have a held-out measure.
     teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
@@ -174,13 +174,13 @@ class HeldOut:
   ):
     self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
-      # As trained: losses see the projection.
+      # Losses see the projection, here as in training.
       split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
       for split in teachers
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """In nats, "eval/TERM_train" and "eval/TERM_held_out" if there is such."""
+    """Returns "eval/TERM_train" and, if there are such, "eval/TERM_held_out", in nats."""
     result = {}
     for split, embed in self._embed.items():
       batches = self._probe.batches(embed(params))
