@@ -31,7 +31,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Chips to compile for, such as v5e:2x4 or v5p:2x2x2."
 )
-_ROUND = flags.DEFINE_string("round", None, "A round of the recipe; by default its last.")
+_ROUND = flags.DEFINE_string(
+  "round", None, "A round of the recipe; by default its last."
+)
 _BATCH_PER_CHIP = flags.DEFINE_integer(
   "batch_per_chip",
   None,

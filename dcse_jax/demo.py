@@ -307,7 +307,9 @@ def define_flags() -> None:
   # such as that of the tests, may import several.
   flags.DEFINE_multi_string("model", [], "Model folder or hub id; one or two.")
   flags.DEFINE_string("corpus", None, ".txt or .txt.gz with a sentence a line.")
-  flags.DEFINE_integer("port", 8000, "Port on 127.0.0.1; 0 takes a free one.", 0, 65_535)
+  flags.DEFINE_integer(
+    "port", 8000, "Port on 127.0.0.1; 0 takes a free one.", 0, 65_535
+  )
 
 
 def _read_corpus(path: str | None) -> tuple[list[str], str]:
