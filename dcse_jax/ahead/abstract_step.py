@@ -1,7 +1,7 @@
 """A round's training step with shapes in place of arrays: no text, no weights.
 
-What a step costs depends on nothing else. It is the step that the round trains
-with, so what is compiled from it is what will run.
+The cost of a step depends on shapes alone. It is the step that the round trains with,
+so what is compiled from it is what will run.
 """
 
 from collections.abc import Sequence
@@ -30,21 +30,21 @@ from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import loop
 from dcse_jax.train import step as step_lib
 
-# Which ids are special has no influence on the cost.
+# The cost does not depend on which ids are special.
 _TOKENIZER = types.SimpleNamespace(mask_token_id=4, all_special_ids=(0, 1, 2, 3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractStep:
-  """A step and what it takes.
+  """A step and its arguments.
 
   Attributes:
-    step_fn: as `loop.Trainer.step_fn`.
-    arguments: of step_fn, shapes with shardings.
-    num_columns: of the text.
-    flops: of one call, on all devices together, with padding.
+    step_fn: see `loop.Trainer.step_fn`.
+    arguments: the arguments of step_fn, as shapes with shardings.
+    num_columns: how many columns the text has.
+    flops: those of one call, on all devices together, with padding.
     stacks: the teachers.
-    num_models: trained together by one call.
+    num_models: how many models one call trains together.
   """
 
   step_fn: Any
@@ -58,15 +58,15 @@ class AbstractStep:
 def make_abstract_step(
   config: config_lib.ConfigDict, name: str, mesh: Mesh
 ) -> AbstractStep:
-  """The step of a round, on padded batches.
+  """Makes the step of a round, on padded batches.
 
-  Of models that exist only config.json and the like are read. A teacher from
-  elsewhere reads the student's token ids if its vocabulary is as large.
+  It reads only config.json and the like of models that exist. A teacher from elsewhere
+  is taken to read the student's token ids if its vocabulary has the same size.
 
   Args:
-    config: of the recipe, checked.
-    name: of the round.
-    mesh: over any devices, also of a topology.
+    config: the recipe's, which has been checked.
+    name: the round's.
+    mesh: over any devices, also those of a topology.
 
   Raises:
     UserError: a model cannot be read, or the batch does not divide.
@@ -137,7 +137,7 @@ def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:
 
 
 def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
-  """Stacks shapes: `size` trees of them as one."""
+  """Adds a leading axis to a tree of shapes."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((size, *x.shape), dtype or x.dtype), tree
   )
@@ -170,7 +170,7 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
 
 
 def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]]:
-  """Every teacher of a round, and its weight."""
+  """Lists every teacher of a round with its weight."""
   earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
   teachers = []
   names = round_config.teachers
@@ -196,7 +196,7 @@ def _cached(config, members: Sequence[tuple[model_lib.Model, float]]):
 
 
 def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
-  # Vocabularies of other sizes are other tokenizers'.
+  # A vocabulary of another size belongs to another tokenizer.
   own = {
     model.config.vocab_size: None
     for model, _ in members

@@ -1,6 +1,6 @@
 """BERT, RoBERTa, XLM-R and CamemBERT as Hugging Face has them.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ _LINEAR = {"kernel": "weight", "bias": "bias"}
 _NORM = {"scale": "weight", "bias": "bias"}
 _EMBEDDING = {"embedding": "weight"}
 
-# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer, which
-# is a leading axis on our side.
+# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer,
+# which is a leading axis on our side.
 TENSORS = {
   "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
   "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
@@ -48,7 +48,7 @@ TENSORS = {
   "pooler": ("pooler.dense", _LINEAR),
 }
 
-# The same of a masked-language model's head.
+# The same table for a masked-language model's head.
 _BERT_HEAD = {
   "dense": ("cls.predictions.transform.dense", _LINEAR),
   "norm": ("cls.predictions.transform.LayerNorm", _NORM),
@@ -67,11 +67,11 @@ IGNORED = re.compile(
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
 _PREFIX = re.compile(r"(bert|roberta)\.")
-# Checkpoints that began as TensorFlow ones.
+# Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
-# with what stands for one that is not there.
+# config.json's numbers and the fields of `bert.EncoderConfig`: sizes, and fractions
+# of 1 with their defaults.
 _SIZES = {
   "vocab_size": "vocab_size",
   "hidden_size": "hidden_size",
@@ -87,7 +87,7 @@ _FRACTIONS = {
   "attention_probs_dropout_prob": ("attention_dropout", 0.1),
   "initializer_range": ("initializer_range", 0.02),
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
   *_SIZES,
   *_FRACTIONS,
@@ -108,10 +108,10 @@ HARMLESS = {
 
 
 def read_config(settings: Settings) -> bert.EncoderConfig:
-  """Reads the shape of an encoder, but for `has_pooler`.
+  """Reads the shape of an encoder, except for `has_pooler`.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   model_type = settings.take("model_type")
   position = settings.values.get("position_embedding_type", "absolute")
@@ -141,7 +141,7 @@ def read_config(settings: Settings) -> bert.EncoderConfig:
 
 
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     "model_type": config.model_type,
@@ -163,7 +163,7 @@ def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix, and as it is called today."""
+  """Returns a tensor's present-day name, without the model's prefix."""
   name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
   module, _, last = name.rpartition(".")
   return f"{module}.{_OLD_NAMES.get(last, last)}" if module else name
@@ -172,5 +172,5 @@ def rename(name: str) -> str:
 def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _ROBERTA_HEAD if config.is_roberta else _BERT_HEAD

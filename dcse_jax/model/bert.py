@@ -2,7 +2,7 @@
 
 The layers are one module with a leading axis, run under `scan`, so that twelve
 layers compile in the time of one; the last runs by itself, since many readers
-want few of its tokens. Padding takes no part but in attention where the layout is
+want few of its tokens. Padding takes part only in attention where the layout is
 packed. None of this changes what is computed.
 """
 
@@ -103,7 +103,7 @@ class Layer(nnx.Module):
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
   def __call__(self, x, layout, keys):
-    """Every token's next state, laid out as x."""
+    """Computes every token's next state, laid out as x."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     query, key, value = jnp.split(qkv, 3, axis=-1)
@@ -111,7 +111,7 @@ class Layer(nnx.Module):
     return self._rest(x, layout.flat(attended), layout.rows, keys)
 
   def at(self, x, positions, layout, keys):
-    """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
+    """Computes the next states of the tokens at positions [N, K] only, [N, K, D]."""
     pair = mesh_lib.by_row(layers_lib.fused((self.key, self.value), x))
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
@@ -129,7 +129,7 @@ class Layer(nnx.Module):
     return mesh_lib.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key):
-    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
+    """Attends from queries [N, Q, D] to keys and values [N, S, D]: [N, Q, D]."""
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
@@ -144,16 +144,16 @@ class Layer(nnx.Module):
 
 
 def _unroll(num_layers: int) -> int:
-  """Layers in one turn of the loop over them."""
-  # On a CPU all: a loop would copy whatever the backward pass reads. Elsewhere
-  # compiling is dear and copies are cheap.
+  """Counts the layers in one turn of the loop over them."""
+  # All of them on a CPU: a loop would copy whatever the backward pass reads.
+  # Elsewhere compiling is expensive and copies are cheap.
   return num_layers if backend.current() == "cpu" else 1
 
 
 class Encoder(nnx.Module):
   """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler.
 
-  It is called as `family.Encoder` is.
+  Its call has the arguments of `family.Encoder`.
   """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):

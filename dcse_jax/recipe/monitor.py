@@ -26,17 +26,17 @@ def embedder(
   """Makes a function from trained parameters to embeddings [n, D] of sentences.
 
   Args:
-    model: whose tokenizer, shape, pooling and head the parameters have.
-    sentences: tokenised once, at the first call.
-    max_length: cuts them, in tokens.
-    projected: applies the training-only projection where there is one.
+    model: has the tokenizer, shape, pooling and head that go with the parameters.
+    sentences: are tokenised once, at the first call.
+    max_length: where to cut them, in tokens.
+    projected: whether to apply the training-only projection if there is one.
   """
   tokens: list[list[int]] = []
 
   def embed(params):
     if not tokens and sentences:
       tokens.extend(model.tokenize(sentences, max_length))
-    # Once, not with every batch.
+    # Parameters go to the device once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
     if projected and "projection" in params:
@@ -48,14 +48,14 @@ def embedder(
 
 
 class Scorer:
-  """Scores trained parameters by evaluators; each distinct sentence is encoded once.
+  """A scorer of trained parameters; it encodes each distinct sentence once.
 
-  Those that need a part which the parameters lack are left out.
+  Evaluators that need a part which the parameters lack are left out.
 
   Args:
-    model: whose tokenizer, shape and pooling the parameters have.
-    evaluators: may be none.
-    projected: scores what comes out of the training-only projection.
+    model: has the tokenizer, shape and pooling that go with the parameters.
+    evaluators: those that score; there may be none.
+    projected: whether to score what comes out of the training-only projection.
   """
 
   def __init__(
@@ -72,7 +72,7 @@ class Scorer:
     )
 
   def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
-    """Yields the place of each evaluator that can measure these, and its scores."""
+    """Yields each evaluator that can score these, by its place, and its scores."""
     language_model = params.get("language_model")
     model = dataclasses.replace(
       self._model, params=params["encoder"], language_model=language_model
@@ -84,7 +84,7 @@ class Scorer:
         yield i, named.evaluator.score(subject), subject
 
   def scores(self, params: Any) -> list[dict[str, float]]:
-    """Scores in percent by name for each evaluator; empty where it is left out."""
+    """Returns each evaluator's scores in percent, by name; {} where it is left out."""
     found: list[dict[str, float]] = [{} for _ in self._evaluators]
     for i, scores, _ in self._measure(params):
       columns = self._evaluators[i].columns
@@ -92,7 +92,7 @@ class Scorer:
     return found
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """What evaluators write, and "score", the mean over names; none without any."""
+    """Returns what evaluators write, and "score", the mean over names, if any."""
     metrics, chosen = {}, []
     for i, scores, subject in self._measure(params):
       named = self._evaluators[i]

@@ -26,19 +26,19 @@ from dcse_jax.teachers.teaching import Teacher
 
 _log = logging.getLogger(__name__)
 
-# Sentences of a probe, in as many whole batches as they fill.
+# About how many sentences a probe has, in whole batches.
 _PROBE_SENTENCES = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """Sentences in batches, to look at a model with.
+  """Batches of sentences on which models are measured.
 
   Attributes:
-    train: what it trains on first, whole batches end to end.
-    held_out: from the dev sets, likewise; empty without sets.
-    batch_size: of the round.
-    max_length: of the round, in tokens.
+    train: the sentences that are trained on first, whole batches end to end.
+    held_out: sentences of the dev sets, likewise; empty without sets.
+    batch_size: the round's.
+    max_length: the round's, in tokens.
   """
 
   train: list[str]
@@ -47,18 +47,18 @@ class Probe:
   max_length: int
 
   def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
-    """Embeddings by a model, [n, B, D]."""
-    # As when it teaches: a teacher may take fewer tokens than the student.
+    """Computes a model's embeddings of a split, [n, B, D]."""
+    # A teacher may take fewer tokens than the student, here as when it teaches.
     max_length = min(self.max_length, model.config.max_tokens)
     embed = embedder(model, getattr(self, split), max_length)
     return self.batches(embed({"encoder": model.params}))
 
   def batches(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n * B, D] to [n, B, D]."""
+    """Divides embeddings into batches, [n * B, D] to [n, B, D]."""
     return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
 
   def histograms(self, model: model_lib.Model) -> dict[str, Any]:
-    """`diagnostics.histograms` of a model."""
+    """Computes `diagnostics.histograms` of a model."""
     held_out = self.embed(model, "held_out") if self.held_out else None
     return diagnostics.histograms(self.embed(model, "train"), held_out)
 
@@ -70,7 +70,7 @@ def probe_size(num_sentences: int, batch_size: int) -> int:
 
 
 def dev_sentences(dev: Sequence[registry.Named]) -> list[str]:
-  """Each sentence of evaluators once, mixed: pairs lie side by side in a file."""
+  """Lists each sentence of evaluators once, mixed: files have pairs side by side."""
   sentences = distinct_sentences(each.evaluator for each in dev)
   order = np.random.default_rng(0).permutation(len(sentences))
   return [sentences[i] for i in order]
@@ -170,10 +170,10 @@ def _warn(name: str, terms: Sequence[Weighted], teacher: np.ndarray) -> None:
 
 
 class HeldOut:
-  """The losses of terms on a probe, without dropout and chance.
+  """A measure of terms' losses on a probe, without dropout or randomness.
 
   Args:
-    model: whose tokenizer, shape and pooling the parameters have.
+    model: has the tokenizer, shape and pooling that go with the parameters.
     probe: the sentences.
     terms: those that have a held-out measure.
     teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
@@ -188,13 +188,13 @@ class HeldOut:
   ):
     self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
-      # As trained: losses see the projection.
+      # Losses see the projection, here as in training.
       split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
       for split in teachers
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """In nats, "eval/TERM_train" and "eval/TERM_held_out" if there is such."""
+    """Returns "eval/TERM_train" and, if there are such, "eval/TERM_held_out", in nats."""
     result = {}
     for split, embed in self._embed.items():
       batches = self._probe.batches(embed(params))

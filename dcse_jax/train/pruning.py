@@ -1,10 +1,11 @@
 """Sparse training: weights that do little for alignment and uniformity become zero.
 
-After An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a weight's contribution
-is |weight x gradient| of alignment plus uniformity, summed over some batches (a first
-order estimate of what removing it changes); of all matrices of the layers together the
-lowest share is masked, once, and the rest is trained. Not public, and chosen here: the
-number of batches, and that embeddings, biases and LayerNorms stay.
+It follows An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881). A weight's
+contribution is |weight x gradient| of alignment plus uniformity, summed over some
+batches: a first-order estimate of what removing it changes. The lowest share of the
+elements of all the layers' matrices is masked, once, and the rest is trained. Our
+choice, since the paper's is not public: the number of batches, and that embeddings,
+biases and LayerNorms stay.
 """
 
 from collections.abc import Iterable, Mapping
@@ -61,12 +62,12 @@ def contributions(
   batches: Iterable[Mapping[str, np.ndarray]],
   rng: jax.Array,
 ) -> Any:
-  """What each weight does for a loss: the sum over batches of |weight x gradient|.
+  """Sums |weight x gradient| over batches: what each weight does for a loss.
 
   Args:
-    loss_fn: of `losses.alignment_uniformity`.
-    encoder: parameters.
-    batches: of tokens, on the host.
+    loss_fn: an objective of `losses.alignment_uniformity`.
+    encoder: its parameters.
+    batches: tokens, on the host.
     rng: draws the dropout.
   """
   params = loss_fn.init_params(encoder, rng)
@@ -86,12 +87,12 @@ def contributions(
 
 
 def prune(encoder: Params, scores: Any, share: float) -> Params:
-  """The encoder with the least of its layers' matrix elements at zero.
+  """Sets the elements of the layers' matrices with the lowest scores to zero.
 
   Args:
-    encoder: parameters.
-    scores: of each element, as `contributions` gives them.
-    share: of these elements that become zero, in [0, 1).
+    encoder: its parameters.
+    scores: the score of each element, from `contributions`.
+    share: the share of these elements that becomes zero, in [0, 1).
   """
   kernels = [
     leaf
@@ -114,7 +115,7 @@ def prune(encoder: Params, scores: Any, share: float) -> Params:
 
 
 def keep_zeros() -> optax.GradientTransformation:
-  """Leaves elements of matrices that are exactly zero where they are."""
+  """Makes a transformation that keeps matrix elements at zero that are exactly zero."""
 
   def update(updates, params):
     keep = lambda path, u, p: jnp.where(p == 0, 0, u) if _is_kernel(path) else u
