@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import bert
+from dcse_jax.model import mpnet
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import Encoder
 from dcse_jax.model.family import EncoderConfig
@@ -28,6 +29,7 @@ from dcse_jax.model.packing import Packing
 # The module of each family's shapes.
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
+  mpnet.EncoderConfig: mpnet.Encoder,
 }
 
 
