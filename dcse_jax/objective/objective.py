@@ -31,12 +31,18 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
 
 # Their places are part of the seed of each head.
-_HEADS = ("projection", "language_model", "discriminator", "predictor")
+_HEADS = (
+  "projection",
+  "language_model",
+  "discriminator",
+  "predictor",
+  "teacher_map",
+)
 _OF_TOKENS = tuple(n for p in PROVIDERS if p.of_tokens for n in p.offers)
 # Rows have their own numbers.
 _OF_STEP = tuple(n for p in PROVIDERS for n in p.of_step if n != "labels")
 # What providers of the whole batch make something of, whether a term asks for it or not.
-_BUILT_UPON = ("anchors", "positives")
+_BUILT_UPON = ("anchors", "positives", "served")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +60,7 @@ class Objective:
     microbatches: how sentences are encoded; loss and gradient are the same. The
       step's packing then has a group for each of them on each device.
     row_chunks: how similarities are compared; loss and gradient are the same.
+    keep_head: whether heads that are trained along are evaluated and exported.
     text: the sum as it was written, for errors.
   """
 
@@ -66,6 +73,7 @@ class Objective:
   special_token_ids: tuple[int, ...] = ()
   microbatches: Chunks = Chunks()
   row_chunks: Chunks = Chunks()
+  keep_head: bool = False
   text: str = ""
 
   # What providers ask.
@@ -83,6 +91,11 @@ class Objective:
   def has_views(self) -> bool:
     """Whether anything needs embeddings of the batch's sentences."""
     return any(p.needs_views and self.asks_for(p.offers) for p in PROVIDERS)
+
+  @property
+  def teacher_size(self) -> int:
+    """Numbers in what all teachers together say of a sentence."""
+    return sum(stack.size for stack in self.stacks)
 
   def setting(self, name: str) -> Any:
     """Returns the value of a setting that exactly one term has, or all alike."""

@@ -73,7 +73,7 @@ def embedder(
   sentences: Sequence[str],
   max_length: int,
   *,
-  projected: bool = False,
+  heads: Sequence[str] = (),
 ) -> Callable[[Any], np.ndarray]:
   """Makes a function from trained parameters to embeddings [n, D] of sentences.
 
@@ -81,7 +81,8 @@ def embedder(
     model: whose tokenizer, shape, pooling and head the parameters have.
     sentences: tokenised once, at the first call.
     max_length: cuts them, in tokens.
-    projected: applies the training-only projection where there is one.
+    heads: names of parts that are trained along, to apply in this order where there
+      are such: "projection", "teacher_map".
   """
   tokens: list[list[int]] = []
 
@@ -91,10 +92,14 @@ def embedder(
     # Once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
-    if projected and "projection" in params:
-      projection = params["projection"]
-      return np.asarray(encoder_lib.project(projection, model.config, embeddings))
-    return model.head(embeddings) if model.head else embeddings
+    if model.head:
+      return model.head(embeddings)
+    for head in (name for name in heads if name in params):
+      if head == "projection":
+        embeddings = encoder_lib.project(params[head], model.config, embeddings)
+      else:
+        embeddings = embeddings @ params[head]["kernel"] + params[head]["bias"]
+    return np.asarray(embeddings)
 
   return embed
 
@@ -107,7 +112,7 @@ class Scorer:
   Args:
     model: whose tokenizer, shape and pooling the parameters have.
     evaluators: may be none.
-    projected: scores what comes out of the training-only projection.
+    keep_head: scores what comes out of the heads that are trained along.
   """
 
   def __init__(
@@ -115,13 +120,12 @@ class Scorer:
     model: model_lib.Model,
     evaluators: Sequence[registry.Named],
     *,
-    projected: bool = False,
+    keep_head: bool = False,
   ):
     self._model, self._evaluators = model, evaluators
     self._sentences = distinct_sentences(each.evaluator for each in evaluators)
-    self._embed = embedder(
-      model, self._sentences, model.max_length, projected=projected
-    )
+    heads = ("projection", "teacher_map") if keep_head else ()
+    self._embed = embedder(model, self._sentences, model.max_length, heads=heads)
 
   def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
     """Yields the place of each evaluator that can measure these, and its scores."""
@@ -175,7 +179,9 @@ class HeldOut:
     self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
       # As trained: losses see the projection.
-      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
+      split: embedder(
+        model, getattr(probe, split), probe.max_length, heads=("projection",)
+      )
       for split in teachers
     }
 

@@ -406,7 +406,7 @@ class Round:
       self.start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=heads.projection_head(params) if self.config.keep_head else None,
+      head=heads.trained_head(params) if self.config.keep_head else None,
     )
     if processes.is_first():
       write_json(path / "diagnostics.json", self.probes[seed].histograms(model))
@@ -439,7 +439,7 @@ def prepare(
     teachers: whose similarities it distils; may be none.
     mesh: the devices.
   """
-  score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
+  score = functools.partial(monitor.Scorer, start, keep_head=config.keep_head)
   made = Round(
     name,
     config,
