@@ -17,7 +17,7 @@ from absl import flags
 import numpy as np
 import tqdm
 
-from dcse_jax.data import text
+from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.model import model as model_lib
@@ -173,7 +173,7 @@ def main() -> None:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
   # Check the paths before a model is fetched and loaded.
   _output_path(_FLAGS.output)
-  text.check_file(str(files.user_path(_FLAGS.input)))
+  decoding.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,

@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dcse_jax import config as config_lib
+from dcse_jax.data import decoding
 from dcse_jax.data import lines
 from dcse_jax.data import text
 from dcse_jax.recipe import inputs
@@ -220,7 +221,7 @@ def test_a_row_with_one_blank_column_is_dropped_whole(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 7])
 def test_block_borders_change_nothing(tmp_path, monkeypatch, block_bytes):
-  monkeypatch.setattr(text, "_BLOCK_BYTES", block_bytes)
+  monkeypatch.setattr(decoding, "_BLOCK_BYTES", block_bytes)
   source = write(tmp_path, "a.txt", "\ufeffé\n\nüü\n日本語\nx")
   assert text.read_text(source) == text.Text((["é", "üü", "日本語", "x"],), 1)
   bad = write(tmp_path, "bad.txt", "é\nok\n".encode() + b"a\xffb\nx\n")
@@ -238,10 +239,10 @@ def test_a_directory_is_refused(tmp_path):
   assert "is a directory" in refusal(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a", "a.gz", "txt", "a.json"])
+@pytest.mark.parametrize("name", ["a.docx", "a", "a.gz", "txt", "a.json"])
 def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path, name):
   message = refusal(write(tmp_path, name, "x\n"))
-  for suffix in (".txt", ".csv", ".tsv", ".jsonl", ".gz"):
+  for suffix in (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".gz"):
     assert suffix in message
 
 

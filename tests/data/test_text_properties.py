@@ -11,6 +11,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
+from dcse_jax.data import decoding
 from dcse_jax.data import lines as lines_lib
 from dcse_jax.data import text
 from dcse_jax.runtime.errors import UserError
@@ -133,7 +134,7 @@ def test_every_row_written_is_read_cleaned_or_counted(
   full = [row for row in cleaned if all(sentence for sentence, _ in row)]
   columns = () if suffix == ".txt" else COLUMNS[:width]
   with (
-    mock.patch.object(text, "_BLOCK_BYTES", block),
+    mock.patch.object(decoding, "_BLOCK_BYTES", block),
     mock.patch.object(text, "MAX_CHARACTERS", LIMIT),
   ):
     read = outcome(text.read_text, path, columns)
@@ -157,7 +158,7 @@ def test_any_bytes_are_read_or_refused_in_one_line_and_gzipped_the_same(
   packed.write_bytes(gzip.compress(content))
   read = outcome(text.read_text, path, columns)
   assert outcome(text.read_text, packed, columns) == read
-  with mock.patch.object(text, "_BLOCK_BYTES", block):
+  with mock.patch.object(decoding, "_BLOCK_BYTES", block):
     assert outcome(text.read_text, path, columns) == read
   if isinstance(read, text.Text):
     (sentences,) = read.columns
