@@ -10,7 +10,7 @@ import pytest
 
 from tests import processes
 
-# Beside the Python that runs the tests.
+# The tools are beside the Python that runs the tests.
 BIN = pathlib.Path(sys.executable).parent
 
 
