@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dcse_jax import config as config_lib
 from dcse_jax.ahead import abstract_step
 from dcse_jax.ahead import hlo
+from dcse_jax.recipe import validate
 from dcse_jax.runtime import backend
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
@@ -85,7 +86,7 @@ def compile_step(
   if batch_per_chip:
     with config.unlocked():
       config.rounds[name].batch_size = batch_per_chip * len(devices)
-  config_lib.check(config)
+  validate.check(config)
   mesh = mesh_lib.make_mesh(devices, **config.mesh)
   with backend.traced_for("tpu"):
     step = abstract_step.make_abstract_step(config, name, mesh)

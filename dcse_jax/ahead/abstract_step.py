@@ -22,8 +22,8 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
-from dcse_jax.recipe import inputs
-from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import start as start_lib
+from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
@@ -72,7 +72,7 @@ def make_abstract_step(
     UserError: a model cannot be read, or the batch does not divide.
   """
   round_config = config_lib.of_round(config, name)
-  round_lib.check_batch(round_config, name, mesh)
+  trainer_lib.check_batch(round_config, name, mesh)
   start = _start(config)
   members = _teachers(config, round_config, start)
   stacks, teacher_params, teacher_batch = (), (), {}
@@ -83,7 +83,7 @@ def make_abstract_step(
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
   loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
-  tx, schedule = round_lib.make_optimizer(round_config)
+  tx, schedule = trainer_lib.make_optimizer(round_config)
   rng = jax.random.key(0)
   params = jax.tree.map(_shape, loss_fn.init_params(start.params, rng))
   state = jax.eval_shape(
@@ -157,7 +157,7 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
-    shape = inputs.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
+    shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
   if config.num_layers > shape.num_layers:

@@ -1,71 +1,19 @@
-"""Measures a model while it trains, and on a probe after."""
+"""Scores of a model by evaluators, while it trains and after."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dcse_jax.eval import diagnostics
 from dcse_jax.eval import registry
 from dcse_jax.eval.evaluator import Subject
 from dcse_jax.eval.evaluator import distinct_sentences
 from dcse_jax.eval.evaluator import embed_once
-from dcse_jax.losses.terms import Weighted
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
-
-# About how many sentences a probe has, in whole batches.
-_PROBE_SENTENCES = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-  """Batches of sentences on which models are measured.
-
-  Attributes:
-    train: the sentences that are trained on first, whole batches end to end.
-    held_out: sentences of the dev sets, likewise; empty without sets.
-    batch_size: the round's.
-    max_length: the round's, in tokens.
-  """
-
-  train: list[str]
-  held_out: list[str]
-  batch_size: int
-  max_length: int
-
-  def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
-    """Computes a model's embeddings of a split, [n, B, D]."""
-    # A teacher may take fewer tokens than the student, here as when it teaches.
-    max_length = min(self.max_length, model.config.max_tokens)
-    embed = embedder(model, getattr(self, split), max_length)
-    return self.batches(embed({"encoder": model.params}))
-
-  def batches(self, embeddings: np.ndarray) -> np.ndarray:
-    """Divides embeddings into batches, [n * B, D] to [n, B, D]."""
-    return embeddings.reshape(-1, self.batch_size, embeddings.shape[-1])
-
-  def histograms(self, model: model_lib.Model) -> dict[str, Any]:
-    """Computes `diagnostics.histograms` of a model."""
-    held_out = self.embed(model, "held_out") if self.held_out else None
-    return diagnostics.histograms(self.embed(model, "train"), held_out)
-
-
-def probe_size(num_sentences: int, batch_size: int) -> int:
-  """Counts the sentences that a probe takes: whole batches, about 512 or one."""
-  wanted = max(_PROBE_SENTENCES // batch_size, 1) * batch_size
-  return min(wanted, num_sentences // batch_size * batch_size)
-
-
-def dev_sentences(dev: Sequence[registry.Named]) -> list[str]:
-  """Lists each sentence of evaluators once, mixed: files have pairs side by side."""
-  sentences = distinct_sentences(each.evaluator for each in dev)
-  order = np.random.default_rng(0).permutation(len(sentences))
-  return [sentences[i] for i in order]
 
 
 def embedder(
@@ -153,42 +101,3 @@ class Scorer:
     if chosen:
       metrics["score"] = float(np.mean(chosen))
     return metrics
-
-
-class HeldOut:
-  """A measure of terms' losses on a probe, without dropout or randomness.
-
-  Args:
-    model: has the tokenizer, shape and pooling that go with the parameters.
-    probe: the sentences.
-    terms: those that have a held-out measure.
-    teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
-  """
-
-  def __init__(
-    self,
-    model: model_lib.Model,
-    probe: Probe,
-    terms: Sequence[Weighted],
-    teachers: dict[str, np.ndarray],
-  ):
-    self._probe, self._terms, self._teachers = probe, terms, teachers
-    self._embed = {
-      # Losses see the projection, here as in training.
-      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
-      for split in teachers
-    }
-
-  def metrics(self, params: Any) -> dict[str, float]:
-    """Returns "eval/TERM_train" and, if there are such, "eval/TERM_held_out", in nats."""
-    result = {}
-    for split, embed in self._embed.items():
-      batches = self._probe.batches(embed(params))
-      for each in self._terms:
-        values = []
-        for anchors, teacher in zip(batches, self._teachers[split]):
-          arrays = {"anchors": jnp.asarray(anchors), "teacher": jnp.asarray(teacher)}
-          arrays |= {f"all_{name}": array for name, array in arrays.items()}
-          values.append(each.term.held_out(arrays, each.settings))
-        result[f"eval/{each.term.name}_{split}"] = float(np.mean(values))
-    return result

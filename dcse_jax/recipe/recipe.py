@@ -26,6 +26,8 @@ from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import trainer as trainer_lib
+from dcse_jax.recipe import validate
 from dcse_jax.runtime import compilation
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import mesh as mesh_lib
@@ -62,7 +64,7 @@ def run(
     UserError: there is bad input, found before any training is compiled; another run
       is in the workdir; or something cannot be read or written.
   """
-  config_lib.check(config)
+  validate.check(config)
   place = workdir_lib.Workdir(workdir)
   # If there are several processes the first one locks for all.
   with locked(place.folder) if processes.is_first() else contextlib.nullcontext():
@@ -125,9 +127,9 @@ def read(
   origins = origin.of_rounds(rounds)
   origin.check(place.folder, origins, "material", accept_changes)
   for name, round_config in rounds.items():
-    round_lib.check_batch(round_config, name, mesh)
+    trainer_lib.check_batch(round_config, name, mesh)
   as_given = json.loads(config.to_json_best_effort())
-  inputs = inputs_lib.Inputs(config, rounds, place.folder)
+  inputs = inputs_lib.read(config, rounds, place.folder)
   origin.add_content(origins, rounds, inputs)
   origin.check(place.folder, origins, "content", accept_changes)
   recipe = Recipe(config, place, rounds, origins, inputs, mesh)
@@ -218,12 +220,11 @@ def _teachers(recipe: Recipe, config: config_lib.ConfigDict) -> list[teaching.Te
   for each, share in zip(members, shares):
     for member in each:
       if member in config.teachers:
-        name, model = member, recipe.inputs.outside(member)
-        tokens = recipe.inputs.teacher_tokens(model, config)
+        name, model = member, recipe.inputs.outside[member]
       else:
         name = round_lib.model_name(*member, recipe.rounds[member[0]].seeds)
         model = folder.load(str(_folder(recipe, *member) / "model"))
-        tokens = recipe.inputs.tokens(config)
+      tokens = recipe.inputs.teacher_tokens(member, config)
       teachers.append(teaching.Teacher(name, model, share / len(each), tokens))
   return teachers
 
@@ -252,10 +253,8 @@ def _check_disk(recipe: Recipe) -> None:
   # Finished rounds count too: their files are among those that are there.
   for config in cached.values():
     for member in itertools.chain(*origin.members(recipe.rounds, config)):
-      model, tokens = recipe.inputs.start, recipe.inputs.tokens(config)
-      if member in config.teachers:
-        model = recipe.inputs.outside(member)
-        tokens = recipe.inputs.teacher_tokens(model, config)
+      model = recipe.inputs.outside.get(member, recipe.inputs.start)
+      tokens = recipe.inputs.teacher_tokens(member, config)
       # Rounds share the files of a teacher that they have in common.
       key = (member, tokens.key, config.teacher_cache, config.dtype)
       need[key] = teacher_cache.cache_bytes(

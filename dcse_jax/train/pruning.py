@@ -9,6 +9,8 @@ biases and LayerNorms stay.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -16,10 +18,42 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcse_jax import losses
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 
 Params = Mapping[str, Any]
+
+# How many batches weights are judged by before a sparse training.
+_BATCHES = 32
+
+
+def sparse(
+  loss_fn: Objective,
+  encoder: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  rng: jax.Array,
+  share: float,
+) -> Params:
+  """Returns an encoder without the weights that do least on some batches.
+
+  Args:
+    loss_fn: of a round; its terms make no difference.
+    encoder: parameters.
+    batches: of tokens, on the host; the first few are read.
+    rng: draws the dropout.
+    share: of the elements of the layers' matrices that become zero, in [0, 1).
+  """
+  # A new projection is random, and would say which weights it likes.
+  judge = dataclasses.replace(
+    loss_fn,
+    terms=losses.parse("alignment_uniformity"),
+    stacks=(),
+    pooling=pooling_lib.unprojected(loss_fn.pooling),
+  )
+  first = itertools.islice(batches, _BATCHES)
+  return prune(encoder, contributions(judge, encoder, first, rng), share)
 
 
 def contributions(
