@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from dcse_jax.hub import bert
+from dcse_jax.hub import distilbert
+from dcse_jax.hub import mpnet
 from dcse_jax.hub.settings import MEND
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.settings import check_settings
@@ -27,7 +29,9 @@ from dcse_jax.runtime.errors import UserError
 
 # The family's file by config.json's model_type. A new family is one more module in the
 # parentheses, with the public names of `bert`.
-_FAMILIES = {name: family for family in (bert,) for name in family.ARCHITECTURES}
+_FAMILIES = {
+  name: family for family in (bert, distilbert, mpnet) for name in family.ARCHITECTURES
+}
 
 # Keys of config.json that `modules` and `settings` read.
 _READ = {"output_hidden_states", "auto_map"}
@@ -57,6 +61,8 @@ _MAX_PROBLEMS = 10
 
 def read_config(folder: pathlib.Path) -> EncoderConfig:
   """Reads the shape of an encoder from a folder's config.json.
+
+  A family that may have a pooler has one, since released weights have.
 
   Raises:
     UserError: no such file, an architecture that is not supported, or numbers

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import bert
+from dcse_jax.model import mpnet
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import Encoder
 from dcse_jax.model.family import EncoderConfig
@@ -28,6 +29,7 @@ from dcse_jax.model.packing import Packing
 # The module of each family, by the class of its shape.
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
+  mpnet.EncoderConfig: mpnet.Encoder,
 }
 
 
@@ -93,15 +95,15 @@ def _run(
   dtype=jnp.float32,
   packing=None,
   row_ids=None,
-  first_token=False,
+  token=None,
   **arguments,
 ):
   """Returns the layout of a batch, and what `family.Encoder` returns for it."""
   layout = Layout(attention_mask.astype(bool), packing, row_ids)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
   input_ids = input_ids.astype(jnp.int32)
-  if first_token:
-    arguments["positions"] = jnp.zeros((len(input_ids), 1), jnp.int32)
+  if token:
+    arguments["positions"] = token(attention_mask).astype(jnp.int32)[:, None]
   return layout, encoder(input_ids, layout, rng, **arguments)
 
 
@@ -205,7 +207,7 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     config,
     input_ids,
     attention_mask,
-    first_token=pooling.first_token,
+    token=pooling.token,
     layers=(beside,) * is_asked + tuple(layers),
     **options,
   )
@@ -213,13 +215,14 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     other, *between = between
   else:
     other = {0: embedded, -2: previous}.get(beside, last)
+  pool = lambda state: pooling.reduce(layout.grid(state), attention_mask)
+  pooled = [pool(each) for each in between]
+  if pooling.token:
+    return last[:, 0].astype(jnp.float32), pooled
   if beside is None:
-    state = last if pooling.first_token else layout.grid(last)
-  else:
-    grid = lambda state: layout.grid(state).astype(jnp.float32)
-    state = (grid(last) + grid(other)) / 2
-  pooled = [pooling.reduce(layout.grid(each), attention_mask) for each in between]
-  return pooling.reduce(state, attention_mask), pooled
+    return pool(last), pooled
+  mean = (last.astype(jnp.float32) + other.astype(jnp.float32)) / 2
+  return pool(mean), pooled
 
 
 def detect_replaced(

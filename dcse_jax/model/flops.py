@@ -47,7 +47,7 @@ def encode_flops(
 ) -> float:
   """Counts FLOPs from tokens to embeddings; see `encoder_flops`."""
   # The poolings that read more than one token need all of them.
-  positions = int(pooling_lib.get(pooling).first_token)
+  positions = int(pooling_lib.get(pooling).token is not None)
   return encoder_flops(
     config,
     sentences=sentences,
