@@ -53,7 +53,8 @@ def default() -> ConfigDict:
   # How states become an embedding, if the model's folder does not say so
   # itself. "cls" trains through a projection that evaluation drops.
   config.pooling = "cls"
-  # Keeps that projection in what is evaluated and exported, as a dense layer.
+  # Keeps that projection, and the map to teachers of another width, in what is
+  # evaluated and exported, as dense layers.
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -12,6 +13,8 @@ import os
 import re
 from typing import BinaryIO
 import zlib
+
+import numpy as np
 
 from dcse_jax.runtime.errors import UserError
 
@@ -57,11 +60,19 @@ class Text:
       positives and hard negatives. Row i of one pairs with row i of another.
     empty_rows: rows left out because a column was blank after cleaning.
     cut_rows: rows with a column that was longer than `MAX_CHARACTERS`.
+    left_out: the numbers of the rows left out, among all of the source from 0.
   """
 
   columns: tuple[list[str], ...]
   empty_rows: int
   cut_rows: int = 0
+  left_out: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+
+  @functools.cached_property
+  def source_rows(self) -> np.ndarray:
+    """Which row of the source each one is, counted from 0 without a header, [rows]."""
+    every = np.arange(len(self.columns[0]) + len(self.left_out))
+    return np.delete(every, np.asarray(self.left_out, int))
 
 
 def read_text(source: str, columns: Sequence[str] = ()) -> Text:
@@ -84,6 +95,22 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
     UserError: the source cannot be read, is not UTF-8 or not what its suffix says
       (it names the line), or holds no sentence.
   """
+  return _collect(source, iterate_rows(source, columns))
+
+
+def iterate_rows(source: str, columns: Sequence[str] = ()) -> Iterator[list[str]]:
+  """Yields the rows of `read_text` one by one, blank ones and long cells too.
+
+  Args:
+    source: as in `read_text`.
+    columns: as in `read_text`.
+
+  Yields:
+    The cleaned cells of a row, uncut; an empty list for an empty line of a table.
+
+  Raises:
+    UserError: as in `read_text`, but for a source that holds nothing.
+  """
   is_tfds = source.startswith("tfds:")
   suffix = "" if is_tfds else _checked_suffix(source)
   if columns and (is_tfds or suffix == ".txt"):
@@ -104,7 +131,7 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
       f"{source}: columns named: {_names(columns)}; name 1 to 3 different "
       "columns: anchor, positive, hard negative"
     )
-  return _collect(source, rows, len(columns))
+  return (list(map(_clean, row)) for row in rows)
 
 
 def num_columns(source: str, columns: Sequence[str]) -> int:
@@ -114,23 +141,27 @@ def num_columns(source: str, columns: Sequence[str]) -> int:
   return max(1, len(columns))
 
 
-def _collect(source: str, rows: Iterable[Sequence[str]], width: int) -> Text:
-  columns = tuple([] for _ in range(width))
-  empty_rows = cut_rows = 0
-  for row in rows:
-    cells = [_clean(cell) for cell in row]
+def cut(cell: str) -> str:
+  """As much of a cleaned cell as is kept."""
+  return cell[:MAX_CHARACTERS].rstrip()
+
+
+def _collect(source: str, rows: Iterable[Sequence[str]]) -> Text:
+  columns, left_out, cut_rows = None, [], 0
+  for number, cells in enumerate(rows):
     if not cells or not all(cells):
-      empty_rows += 1
+      left_out.append(number)
       continue
     cut_rows += any(len(cell) > MAX_CHARACTERS for cell in cells)
+    columns = columns or tuple([] for _ in cells)
     for column, cell in zip(columns, cells, strict=True):
-      column.append(cell[:MAX_CHARACTERS].rstrip())
-  if not columns[0]:
+      column.append(cut(cell))
+  if not columns:
     raise _error(
-      f"{source}: holds no sentence ({empty_rows} blank rows); give a "
+      f"{source}: holds no sentence ({len(left_out)} blank rows); give a "
       "source with a row whose columns all hold text"
     )
-  return Text(columns, empty_rows, cut_rows)
+  return Text(columns, len(left_out), cut_rows, tuple(left_out))
 
 
 def _clean(cell: str) -> str:
@@ -289,12 +320,36 @@ def _table_rows(
     yield [record[place] for place in places] if record else []
 
 
-def _jsonl_rows(source: str, columns: Sequence[str]) -> Iterator[Sequence[str]]:
+def _jsonl_rows(
+  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+) -> Iterator[Sequence[str]]:
   for number, line in enumerate(_lines(source), start=1):
-    yield _json_row(f"{source} line {number}", line, columns) if line.strip() else []
+    where = f"{source} line {number}"
+    yield _json_row(where, line, columns, types) if line.strip() else []
 
 
-def _json_row(where: str, line: str, columns: Sequence[str]) -> Sequence[str]:
+def read_ids(source: str, column: str) -> list[str]:
+  """Reads what names each row of a source, blank rows included.
+
+  Args:
+    source: as in `read_text`.
+    column: of a table; where there are no columns to choose from a row is named by its
+      number from 0.
+
+  Raises:
+    UserError: the source cannot be read, or has no such column.
+  """
+  if source.startswith("tfds:") or _checked_suffix(source) == ".txt":
+    return [str(number) for number, _ in enumerate(iterate_rows(source))]
+  read = _COLUMN_READERS[_checked_suffix(source)]
+  if read is _jsonl_rows:  # There an id may be a number.
+    read = functools.partial(_jsonl_rows, types=(str, int))
+  return [str(row[0]).strip() if row else "" for row in read(source, (column,))]
+
+
+def _json_row(
+  where: str, line: str, columns: Sequence[str], types: tuple[type, ...]
+) -> Sequence[str]:
   try:
     record = json.loads(line)
   except (ValueError, RecursionError) as error:
@@ -313,11 +368,11 @@ def _json_row(where: str, line: str, columns: Sequence[str]) -> Sequence[str]:
         f"{where}: no column {name!r}; the columns there are: {_names(record)}"
       )
     value = record[name]
-    if not isinstance(value, str):
+    if not isinstance(value, types):
       raise _error(
         f"{where}: column {name!r} holds a {type(value).__name__}; make it a string"
       )
-    if _SURROGATE.search(value):
+    if isinstance(value, str) and _SURROGATE.search(value):
       raise _error(
         f"{where}: column {name!r} holds half a surrogate pair; re-save it as UTF-8"
       )

@@ -3,7 +3,7 @@
 Training uses the modules; evaluation and exported folders use `Head`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 
 from flax import nnx
@@ -26,6 +26,11 @@ class Projection(nnx.Module):
 
   def __call__(self, embeddings):
     return jnp.tanh(self.dense(embeddings))
+
+
+def make_linear(d_in: int, d_out: int) -> Callable[..., nnx.Linear]:
+  """Returns the module, but for a config, of a linear map from [B, d_in] to [B, d_out]."""
+  return lambda config, dtype, rngs: layers_lib.linear(config, d_in, d_out, dtype, rngs)
 
 
 class Predictor(nnx.Module):
@@ -109,13 +114,17 @@ class Head:
     return [len(layer.bias) for layer in self.layers()][-1]
 
 
-def projection_head(params: Params) -> Head | None:
-  """Returns the training-only projection as a head that a folder keeps.
+def trained_head(params: Params) -> Head | None:
+  """Returns the heads that were trained along, as one that a folder keeps.
 
   Args:
-    params: trained parameters; without a `projection` among them None is returned.
+    params: trained, perhaps with `projection`, and with `teacher_map`, which comes
+      after it; None is returned where there is neither.
   """
-  if "projection" not in params:
-    return None
-  dense = params["projection"]["dense"]
-  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+  head = None
+  for name, activation in (("teacher_map", "Identity"), ("projection", "Tanh")):
+    if name in params:
+      dense = params[name].get("dense", params[name])
+      kernel, bias = (np.asarray(dense[part]) for part in ("kernel", "bias"))
+      head = Head(kernel, bias, activation, then=head)
+  return head

@@ -189,7 +189,9 @@ class HeldOut:
     self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
       # Losses see the projection, here as in training.
-      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
+      split: embedder(
+        model, getattr(probe, split), probe.max_length, heads=("projection",)
+      )
       for split in teachers
     }
 

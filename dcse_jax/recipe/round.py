@@ -223,7 +223,7 @@ class Round:
       self.start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=heads.projection_head(params) if self.config.keep_head else None,
+      head=heads.trained_head(params) if self.config.keep_head else None,
     )
     if processes.is_first():
       write_json(path / "diagnostics.json", self.probes[seed].histograms(model))
@@ -288,7 +288,7 @@ def prepare(
     if processes.are_several():  # Rounding may differ between processes.
       params = multihost_utils.broadcast_one_to_all(params)
     start = dataclasses.replace(start, params=params)
-  score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
+  score = functools.partial(monitor.Scorer, start, keep_head=config.keep_head)
   return Round(
     name,
     config,

@@ -16,6 +16,7 @@ import numpy as np
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
@@ -43,6 +44,11 @@ class TeacherStack:
   weights: tuple[float, ...]
   tokens: int | None = None
 
+  @property
+  def size(self) -> int:
+    """Numbers in the teachers' embeddings, side by side."""
+    return len(self.weights) * pooling_lib.embedding_size(self.config, self.pooling)
+
 
 @dataclasses.dataclass(frozen=True)
 class CachedTeachers:
@@ -55,6 +61,11 @@ class CachedTeachers:
 
   widths: tuple[int, ...]
   weights: tuple[float, ...]
+
+  @property
+  def size(self) -> int:
+    """Numbers in the teachers' embeddings, side by side."""
+    return sum(self.widths)
 
 
 class TeacherTokens:

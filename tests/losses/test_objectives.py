@@ -19,6 +19,7 @@ CASES = [
   ("core_tuning", ""),
   ("debcse", ""),
   ("debcse", "teacher"),
+  ("embedding_distillation", ""),
   ("fraternal_twins", ""),
   ("list_mle", ""),
   ("list_net", ""),
@@ -26,6 +27,7 @@ CASES = [
   ("rank_consistency", ""),
   ("relaxed_contrastive", ""),
   ("relaxed_contrastive", "teacher"),
+  ("spread", ""),
   ("sscl", ""),
   ("undropped_negatives", ""),
 ]
@@ -36,23 +38,26 @@ OF_STEP = ("rng", "queue", "is_queued")
 
 def offers(seed=0, batch=6, features=5):
   """Draws whatever a step offers: two teachers, two layers, a queue of four."""
-  keys = iter(jax.random.split(jax.random.key(seed), 12))
+  keys = iter(jax.random.split(jax.random.key(seed), 14))
   draw = lambda *shape: jax.random.normal(next(keys), shape)
   first = draw(batch, features)
   like_first = lambda: first + 0.5 * draw(batch, features)
   teachers = [like_first(), like_first()]
+  joint = losses.join_teachers(teachers, [1.0, 3.0])
   return {
     "anchors": first,
     "positives": like_first(),
     "undropped": like_first(),
     "predictions": draw(batch, features),
     "layers": draw(batch, 2, features),
-    "teacher": losses.join_teachers(teachers, [1.0, 3.0]),
+    "teacher": joint,
     "queue": draw(4, features),
     "is_queued": jnp.asarray([True, True, False, True]),
     "input_ids": jax.random.randint(next(keys), (batch, 7), 0, 9),
     "attention_mask": jnp.arange(7)[None] < 2 + jnp.arange(batch)[:, None],
     "rng": jax.random.key(7),
+    "served": like_first(),
+    "student": joint + 0.5 * draw(*joint.shape),
   }
 
 
@@ -111,6 +116,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
     def loss(trained):
       teacher = losses.join_teachers([left, right])
       fixed = offers(batch=5) | {"teacher": teacher, "queue": right[:4]}
+      fixed["student"] = jnp.concatenate([trained["anchors"]] * 2, axis=1)
       return evaluate(name, without(fixed | trained, missing), **temperatures).sum()
 
     return jax.value_and_grad(loss)(
@@ -120,6 +126,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
         "undropped": left,
         "predictions": right,
         "layers": jnp.stack([left, right], axis=1),
+        "served": left,
       }
     )
 
