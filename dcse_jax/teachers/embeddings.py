@@ -287,7 +287,7 @@ def _check_columns(name: str, schema: Any, columns: Sequence[str]) -> None:
 
 
 def _array(pa: Any, name: str, chunk: Any, first_row: int) -> np.ndarray:
-  """Turns a chunk of a column of lists into [n, D], without a copy if nothing is null."""
+  """Turns a chunk of a column of lists into [n, D]; copies only if there are nulls."""
   if not hasattr(chunk, "flatten") or "list" not in str(chunk.type):
     raise UserError(f"teacher {name}: holds {chunk.type}; name a column of lists")
   if chunk.null_count:
