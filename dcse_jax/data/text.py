@@ -27,7 +27,7 @@ class Text:
       positives and hard negatives. Row i of one pairs with row i of another.
     empty_rows: rows left out because a column was blank after cleaning.
     cut_rows: rows with a column that was longer than `MAX_CHARACTERS`.
-    left_out: the numbers of the rows left out, among all of the source from 0.
+    left_out: which rows of the source were left out, counted from 0.
   """
 
   columns: tuple[list[str], ...]
@@ -37,7 +37,7 @@ class Text:
 
   @functools.cached_property
   def source_rows(self) -> np.ndarray:
-    """Which row of the source each one is, counted from 0 without a header, [rows]."""
+    """The row of the source of each row, counted from 0 without a header, [rows]."""
     every = np.arange(len(self.columns[0]) + len(self.left_out))
     return np.delete(every, np.asarray(self.left_out, int))
 
@@ -69,14 +69,14 @@ def iterate_rows(source: str, columns: Sequence[str] = ()) -> Iterator[list[str]
   """Yields the rows of `read_text` one by one, blank ones and long cells too.
 
   Args:
-    source: as in `read_text`.
-    columns: as in `read_text`.
+    source: see `read_text`.
+    columns: see `read_text`.
 
   Yields:
     The cleaned cells of a row, uncut; an empty list for an empty line of a table.
 
   Raises:
-    UserError: as in `read_text`, but for a source that holds nothing.
+    UserError: see `read_text`; a source that holds nothing is no error here.
   """
   reader = _reader(source)
   if reader.columns:
@@ -102,7 +102,7 @@ def num_columns(source: str, columns: Sequence[str]) -> int:
 
 
 def cut(cell: str) -> str:
-  """As much of a cleaned cell as is kept."""
+  """Cuts a cleaned cell to what is kept."""
   return cell[:MAX_CHARACTERS].rstrip()
 
 
@@ -180,11 +180,11 @@ def _reader(source: str) -> _Reader:
 
 
 def read_ids(source: str, column: str) -> list[str]:
-  """Reads what names each row of a source, blank rows included.
+  """Reads the id of each row of a source, blank rows included.
 
   Args:
-    source: as in `read_text`.
-    column: of a table; where there are no columns to choose from a row is named by its
+    source: see `read_text`.
+    column: the table's column of ids; without columns to choose from, a row's id is its
       number from 0.
 
   Raises:

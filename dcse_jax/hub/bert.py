@@ -133,10 +133,10 @@ def read_fields(
   """Reads fields of `bert.EncoderConfig`.
 
   Args:
-    settings: of config.json.
-    sizes: as `SIZES`.
-    fractions: as `FRACTIONS`.
-    activation: the name of the activation there.
+    settings: those of config.json.
+    sizes: a table like `SIZES`.
+    fractions: a table like `FRACTIONS`.
+    activation: the activation's name there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():

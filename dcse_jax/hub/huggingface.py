@@ -112,7 +112,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
   """Lays the tensors of a checkpoint out as an encoder's parameters.
 
   Args:
-    tensors: by Hugging Face name, with or without the model's prefix.
+    tensors: arrays by Hugging Face name, with or without the model's prefix.
     config: the encoder's shape. `has_pooler` says whether a pooler is wanted.
 
   Returns:

@@ -89,7 +89,7 @@ class Settings:
     return value
 
   def choice(self, name: str, default: str, known: Collection[str]) -> str:
-    """One of the words that are known, or what stands for one that is not there."""
+    """Returns one of the known words, or the default if there is none."""
     value = self.values.get(name, default)
     if value not in list(known):
       raise UserError(
@@ -99,7 +99,7 @@ class Settings:
     return value
 
   def token_id(self, name: str, default: int) -> int:
-    """A whole number below vocab_size, or what stands for one that is not there."""
+    """Returns a whole number below vocab_size, or the default if there is none."""
     value = self.values.get(name)
     value = default if value is None else value
     is_right = type(value) is int and 0 <= value < self.size("vocab_size")

@@ -29,7 +29,7 @@ class Projection(nnx.Module):
 
 
 def make_linear(d_in: int, d_out: int) -> Callable[..., nnx.Linear]:
-  """Returns the module, but for a config, of a linear map from [B, d_in] to [B, d_out]."""
+  """Makes a builder, like the modules here, of a linear map from d_in to d_out."""
   return lambda config, dtype, rngs: layers_lib.linear(config, d_in, d_out, dtype, rngs)
 
 
@@ -118,8 +118,8 @@ def trained_head(params: Params) -> Head | None:
   """Returns the heads that were trained along, as one that a folder keeps.
 
   Args:
-    params: trained, perhaps with `projection`, and with `teacher_map`, which comes
-      after it; None is returned where there is neither.
+    params: trained parameters, perhaps with `projection`, and with `teacher_map`, which
+      comes after it; without either, None is returned.
   """
   head = None
   for name, activation in (("teacher_map", "Identity"), ("projection", "Tanh")):

@@ -84,7 +84,7 @@ def load(
   Args:
     seed_folder: WORKDIR/ROUND/SEED.
     step: the checkpoint's; None takes the finished model or else the best checkpoint.
-    keep_head: whether to make what was trained behind the pooling (the training-only
+    keep_head: whether to make what was trained after the pooling (the training-only
       projection, the map to the teachers) a head of the model, as `config.keep_head`
       does.
 

@@ -1,4 +1,4 @@
-"""The encoder that a recipe starts from: a model's folder, or a new one for its text."""
+"""The encoder that a recipe starts from: a model's, or a new one for its text."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -30,7 +30,7 @@ def new_shape(
     max_positions=max(512, config.max_length),
     type_vocab_size=2,
     pad_token_id=pad_token_id,
-    # transformers reports a BERT without one as incomplete.
+    # transformers reports a BERT without a pooler as incomplete.
     has_pooler=True,
     **{**config.encoder, "vocab_size": vocab_size},
   )
@@ -59,9 +59,9 @@ def make(
   """Makes a random encoder, with a tokenizer trained on the text.
 
   Args:
-    config: its `encoder` is the shape.
-    columns: of the text.
-    cache: the folder of the tokenizer, which is trained once.
+    config: the recipe's; its `encoder` is the shape.
+    columns: the text's.
+    cache: the folder that keeps the tokenizer, which is trained once.
   """
   vocab_size = config.encoder.vocab_size
   key = tokens_lib.content_key(columns, "wordpiece", vocab_size)

@@ -46,7 +46,7 @@ class TeacherStack:
 
   @property
   def size(self) -> int:
-    """Numbers in the teachers' embeddings, side by side."""
+    """The width of the teachers' embeddings, side by side."""
     return len(self.weights) * pooling_lib.embedding_size(self.config, self.pooling)
 
 
@@ -64,7 +64,7 @@ class CachedTeachers:
 
   @property
   def size(self) -> int:
-    """Numbers in the teachers' embeddings, side by side."""
+    """The width of the teachers' embeddings, side by side."""
     return sum(self.widths)
 
 

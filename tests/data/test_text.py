@@ -1,4 +1,4 @@
-"""What is read of each kind of source of text, and what is said of a bad one."""
+"""Reading each kind of source of text, and the errors of bad ones."""
 
 import bz2
 import csv
@@ -34,7 +34,7 @@ def write(folder, name, content):
 
 
 def table(name, *cells):
-  """A file of one column "s", or of none for .txt."""
+  """Returns a file with one column "s", or without columns for .txt."""
   if name == "a.jsonl":
     return "".join(json.dumps({"s": cell}, ensure_ascii=False) + "\n" for cell in cells)
   header = [] if name == "a.txt" else ["s"]
@@ -43,12 +43,12 @@ def table(name, *cells):
 
 
 def column(name):
-  """What to name to read a `table`."""
+  """Returns the columns to name to read a `table`."""
   return () if name == "a.txt" else ("s",)
 
 
 def refusal(source, columns=(), read=text.read_text):
-  """The message of the UserError, which must name the source on one short line."""
+  """Returns the UserError's message, which must name the source on one short line."""
   with pytest.raises(UserError) as caught:
     read(source, columns)
   message = str(caught.value)
@@ -162,7 +162,7 @@ def test_a_long_sentence_is_cut_and_counted(tmp_path):
   most = text.MAX_CHARACTERS
   cells = ["a" * most, " " * 99 + "b" * most + " ", "c" * (most + 1), "é " * most]
   read = text.read_text(write(tmp_path, "a.txt", "\n".join(cells)))
-  # The last ends before the space at which it is cut.
+  # The last one ends before the space at which it is cut.
   expected = ["a" * most, "b" * most, "c" * most, ("é " * most)[: most - 1]]
   assert read == text.Text((expected,), empty_rows=0, cut_rows=2)
 
@@ -318,7 +318,7 @@ def test_a_file_packed_otherwise_is_refused_by_its_kind(tmp_path, name):
     columns = ("s",) if name == "a.jsonl" else ()
     assert refusal(source, columns).startswith(said)
     assert lines_refusal(source).startswith(said)
-  # Nor is a text that only begins so taken for one.
+  # A text that only begins like that is read as text.
   source = write(tmp_path, "b.txt", b"BZh9 is a magic number.\n")
   assert list(lines.Lines(source)) == ["BZh9 is a magic number."]
 
@@ -348,7 +348,7 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path, name):
     gzip.compress(b"one\n")[:10] + b"\xff" * 20,  # not a deflate stream
     gzip.compress(b"one\n") + b"tail",  # something after the end
   ],
-  # By name: what gzip writes holds the time.
+  # The ids are names, since what gzip writes holds the time.
   ids=lambda content: str(len(content)),
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
@@ -423,7 +423,7 @@ def test_bad_csv_quoting_is_refused_at_the_line_where_the_row_begins(tmp_path, r
 
 
 def test_an_open_csv_quote_is_refused_before_it_takes_a_huge_file(tmp_path):
-  # Twice as much as is read of one field.
+  # Twice the length that a field may have.
   source = write(tmp_path, "a.csv", 's\na\n"open\n' + ("x" * 1023 + "\n") * (1 << 15))
   message = refusal(source, ("s",))
   assert message.startswith(f"{source} line 3: not valid CSV (field larger than")
@@ -486,7 +486,7 @@ def test_a_source_without_a_sentence_is_refused(tmp_path, name, content, columns
 
 
 def lines_refusal(source):
-  """What is said of a file that `encode` cannot read."""
+  """Returns what is said of a file that `encode` cannot read."""
   return refusal(source, read=lambda source, _: list(lines.Lines(source)))
 
 
