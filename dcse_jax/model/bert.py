@@ -191,7 +191,7 @@ class Encoder(nnx.Module):
       )
 
   def bias(self, length):
-    """What every layer adds to its scores, [heads, S, S] float32; None for nothing."""
+    """Returns what every layer adds to its scores, [heads, S, S] float32, or None."""
     return None
 
   def __call__(
@@ -215,7 +215,7 @@ class Encoder(nnx.Module):
       x = nnx.merge(layer_def, params)(x, layout, keys, bias)
       return x, x if layers else None
 
-    # Split, not sliced: the gradient of a split is one concatenation.
+    # They are split, not sliced: the gradient of a split is one concatenation.
     split = lambda x: jax.lax.split(x, (num_layers - 1, 1))
     leaves, tree = jax.tree.flatten((every, layer_keys))
     first_ones, last_one = (
