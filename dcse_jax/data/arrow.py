@@ -6,7 +6,7 @@ from typing import Any
 from dcse_jax.data import decoding
 from dcse_jax.runtime.errors import UserError
 
-# Rows that are Python objects at one time.
+# How many rows are Python objects at a time.
 _BATCH_ROWS = 4096
 
 
@@ -16,15 +16,15 @@ def rows(
   """Yields the cells of a .parquet or .arrow file; a row with a null is blank.
 
   Args:
-    source: a path.
+    source: the file's path.
     columns: names, or paths as in "answer.text" to fields of structs.
-    types: what a cell may be.
+    types: the types that a cell may have.
 
   Raises:
-    UserError: the file cannot be read, or a column is not there or of another type.
+    UserError: the file cannot be read, or a column is missing or has another type.
   """
   try:
-    import pyarrow as pa  # An extra, and slow to load.
+    import pyarrow as pa  # It is an extra, and slow to load.
   except ImportError as error:
     raise UserError(
       f"{source}: tables of Parquet and Arrow need pyarrow: pip install 'dcse_jax[data]'"

@@ -1,4 +1,4 @@
-"""From the bytes of a user's file to its lines, and errors that name the line."""
+"""Decodes the bytes of a user's file into lines, with errors that name the line."""
 
 import codecs
 from collections.abc import Collection, Iterator

@@ -65,7 +65,7 @@ def _table_rows(
 def csv_rows(
   source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
 ) -> Iterator[Sequence[str]]:
-  """Yields the cells of a .csv file, strings all; [] for an empty line."""
+  """Yields the cells of a .csv file, all strings; [] for an empty line."""
   del types
   return _table_rows(source, columns, _csv_records)
 
@@ -73,7 +73,7 @@ def csv_rows(
 def tsv_rows(
   source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
 ) -> Iterator[Sequence[str]]:
-  """Yields the cells of a .tsv file, strings all; [] for an empty line."""
+  """Yields the cells of a .tsv file, all strings; [] for an empty line."""
   del types
   return _table_rows(source, columns, _tsv_records)
 

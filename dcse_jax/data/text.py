@@ -140,7 +140,7 @@ def _plain_rows(
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """How one kind of source is read.
+  """The reader of one kind of source.
 
   Attributes:
     rows: yields the cells of each row, from the source, its columns and the types that

@@ -28,7 +28,7 @@ def _parse(source: str) -> tuple[str, str, list[str]]:
 def rows(
   source: str, features: Sequence[str], types: tuple[type, ...] = (str,)
 ) -> Iterator[Sequence[str]]:
-  """Yields the features of a prepared split, strings all."""
+  """Yields the features of a prepared split, all strings."""
   del types
   name, split, _ = _parse(source)
   import tensorflow_datasets as tfds  # Most runs read files, and need not wait for it.

@@ -113,7 +113,7 @@ class Layer(nnx.Module):
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
   def __call__(self, x, layout, keys, bias=None):
-    """Computes every token's next state, laid out as x; scores get a bias [heads, S, S]."""
+    """Computes every token's next state, laid out as x; scores get a bias [h, S, S]."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     query, key, value = jnp.split(qkv, 3, axis=-1)

@@ -41,7 +41,7 @@ def source(tmp_path, request):
 def test_columns_and_fields_of_structs_are_read_and_rows_with_nulls_left_out(source):
   found = text.read_text(source, ("question", "answer.text"))
   assert found.columns == (["Who?", "What ?"], ["Nobody", "This"])
-  # The null, and what is blank once it is cleaned.
+  # The null row, and the one that is blank once it is cleaned.
   assert found.empty_rows == 2
   assert found.source_rows.tolist() == [0, 2]
 
