@@ -85,7 +85,7 @@ def _check(source: str, name: str, schema: Any) -> None:
 
   fields, known = schema, [field.name for field in schema]
   for part in name.split("."):
-    # A plain column has no fields; its fellows are named.
+    # A plain column has no fields, so the other columns are named.
     if not isinstance(fields, pa.Schema | pa.StructType):
       fields = ()
     known = [field.name for field in fields] or known

@@ -81,7 +81,7 @@ def tsv_rows(
 def jsonl_rows(
   source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
 ) -> Iterator[Sequence[str]]:
-  """Yields the cells of a .jsonl file, each of one of the types; [] for an empty line."""
+  """Yields the cells of a .jsonl file, of these types; [] for an empty line."""
   for number, line in enumerate(decoding.lines(source), start=1):
     where = f"{source} line {number}"
     yield _json_row(where, line, columns, types) if line.strip() else []
