@@ -1,8 +1,8 @@
-"""Embeds a file of sentences: row i of the result is line i's.
+"""Embeds a file of sentences: row i of the result belongs to line i.
 
 `python -m dcse_jax.encode --model DIR --input sentences.txt --output emb.npy`
 
-Neither file need fit into memory. Interrupted, the same command goes on.
+Neither file need fit into memory. After an interruption the same command continues.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _FLAGS = flags.FLAGS
 
 _log = logging.getLogger(__name__)
 
-_BLOCK_ROWS = 65_536  # Read at a time.
+_BLOCK_ROWS = 65_536  # How many are read at a time.
 
 
 def encode_file(
@@ -43,15 +43,15 @@ def encode_file(
 ) -> None:
   """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
 
-  The file appears when it is whole. What is done of it stands beside it, and the
-  next call for the same text and model goes on from there.
+  The file appears when it is whole. Until then the finished rows stand beside it, and
+  the next call for the same text and model continues from there.
 
   Args:
     encoder: the model.
-    source: a text file of a sentence a line; an empty line is a sentence.
+    source: a text file with a sentence on each line; an empty line is a sentence.
     output: the file to write, .npy.
     batch_size: sentences in a compiled batch.
-    normalize: to unit length or not; None as the model's folder says.
+    normalize: whether to scale to unit length; None does as the model's folder says.
 
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
@@ -81,7 +81,7 @@ def _encode(
   shape = (len(lines), encoder.model.embedding_size)
   partial = path.with_name(f".{path.name}.part")
   progress = path.with_name(f".{path.name}.part.json")
-  # What the rows depend on.
+  # Everything that the rows depend on.
   origin = {
     "model": model_lib.identity(encoder.model),
     "text": lines.digest,
@@ -130,11 +130,11 @@ def _encode(
 def _find_done(
   partial: pathlib.Path, progress: pathlib.Path, origin: dict[str, Any]
 ) -> tuple[int, Any]:
-  """How many rows are done and their digest; 0 if they are not what is wanted."""
+  """Returns how many rows are done and their digest; 0 if they are of another input."""
   digest = hashlib.sha256()
   try:
     before = json.loads(progress.read_bytes())
-    # For writing too, the map of a file cut off would fill up with zeros.
+    # A map that can be written would fill up a file that was cut off with zeros.
     rows = np.lib.format.open_memmap(partial, mode="r")
     if before["origin"] != origin or list(rows.shape) != origin["shape"]:
       return 0, digest
@@ -149,7 +149,7 @@ def _find_done(
 
 
 def _reserve(path: pathlib.Path) -> None:
-  """Takes the disk that a file's map will fill: a full disk would end the process."""
+  """Reserves a file's disk: writing its map to a full disk would kill the process."""
   if hasattr(os, "posix_fallocate"):
     with path.open("r+b") as file:
       os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -162,7 +162,7 @@ def define_flags() -> None:
   flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
   flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
   flags.DEFINE_bool(
-    "normalize", None, "To unit length or not; as the folder says if not given."
+    "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
@@ -171,7 +171,7 @@ def define_flags() -> None:
 def main() -> None:
   if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
-  # What can be wrong with the paths, before a model is fetched and loaded.
+  # Check the paths before a model is fetched and loaded.
   _output_path(_FLAGS.output)
   text.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(
