@@ -17,6 +17,7 @@ _START = time.monotonic()
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
+import functools  # noqa: E402
 import os  # noqa: E402
 import pathlib  # noqa: E402
 import tempfile  # noqa: E402
@@ -95,14 +96,25 @@ def _measure_steps(record, steps, specs) -> dict[Spec, steps_lib.Program]:
   return programs
 
 
-def _measure_peers(record, steps, peers, programs, specs) -> None:
-  for spec in specs:
+def _measure_peers(record, steps, peers, programs) -> None:
+  for program in programs:
     for label in ("tuned", "tuned, compiled"):
-      if spec in programs:
-        record.measure(
-          f"peer: {label} against {spec.name}",
-          lambda s=spec, label=label: peers.measure(steps, programs[s], label),
-        )
+      record.measure(
+        f"peer: {label} against {program.spec.name}",
+        lambda p=program, label=label: peers.measure(steps, p, label),
+      )
+
+
+def _fastest(programs, is_packed) -> steps_lib.Program | None:
+  found = [p for p in programs if p.spec.packed == is_packed and p.milliseconds]
+  return min(found, key=lambda p: p.milliseconds, default=None)
+
+
+def _first_step(record: Record, facts) -> dict[str, float]:
+  """Seconds from the start of the process to the end of a step, its parts."""
+  parts = {name: value for name, value in facts.items() if name.endswith("_seconds")}
+  parts["import_seconds"] = record.facts["import_seconds"]
+  return {"start_to_end": sum(parts.values()), **parts}
 
 
 def _profile(record, steps, program, path: pathlib.Path) -> None:
@@ -136,32 +148,32 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   steps = steps_lib.Steps(path)
   record.facts["mean_tokens"] = float(steps.lengths.mean())
 
-  large = Spec(scale.large)
-  packed = Spec(scale.large, packed=True)
-  scanned = Spec(scale.large, layers="scan")
-  programs = _measure_steps(record, steps, [large, packed, scanned])
+  large, packed = Spec(scale.large), Spec(scale.large, packed=True)
+  forms = [large, dataclasses.replace(large, layers="scan"), packed]
+  if jax.default_backend() == "gpu":
+    kernel = {"attention": "kernel"}
+    forms[2:] = [dataclasses.replace(spec, **kernel) for spec in (large, packed)]
+  programs = _measure_steps(record, steps, forms)
   if large in programs:
-    facts = programs[large].facts
-    record.measure(
-      "first step",
-      lambda: {
-        "start_to_end": record.facts["import_seconds"]
-        + sum(facts[f"{n}_seconds"] for n in ("lower", "compile", "first_run")),
-        **{name: value for name, value in facts.items() if "seconds" in name},
-      },
-    )
-  record.measure("peers", peers.settle)
-  _measure_peers(record, steps, peers, programs, [packed, large])
-  if large in programs:
-    _profile(record, steps, programs[large], path / "profile")
-  small = [Spec(scale.small), Spec(scale.small, packed=True)]
+    record.measure("first step", lambda: _first_step(record, programs[large].facts))
+  # What was fastest goes on.
+  best, best_packed = (_fastest(programs.values(), is_packed) for is_packed in (0, 1))
+  attention = best.spec.attention if best else ""
+  make = functools.partial(Spec, attention=attention)
+  record.measure("peers", lambda: peers.settle(min(45, record.left() / 6)))
+  _measure_peers(record, steps, peers, filter(None, (best, best_packed)))
+  if best:
+    _profile(record, steps, best, path / "profile")
+  small = [make(scale.small), make(scale.small, packed=True)]
   found = _measure_steps(record, steps, small) if record.left() > 60 else {}
-  _measure_peers(record, steps, peers, found, small[::-1])
+  _measure_peers(record, steps, peers, list(found.values())[::-1])
   record.measure("parity", reference.compare, needs=40)
+  if jax.default_backend() == "gpu":
+    record.measure("attention", lambda: checks.attention(2 * scale.large), needs=15)
   if record.left() > 90:
-    taught = [Spec(scale.large, teachers=4), Spec(scale.large, teachers=1)]
-    huge = Spec(scale.huge, packed=True, microbatches=scale.microbatches)
-    _measure_steps(record, steps, [huge, *taught, Spec(scale.small, teachers=4)])
+    huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
+    taught = [make(scale.large, teachers=4), make(scale.large, teachers=1)]
+    _measure_steps(record, steps, [huge, *taught, make(scale.small, teachers=4)])
   record.measure(
     "real run",
     lambda: checks.real_run(

@@ -2,6 +2,8 @@
 
 import pathlib
 import statistics
+import threading
+import time
 from typing import Any
 
 from benchmarks.accelerator import steps as steps_lib
@@ -21,7 +23,8 @@ class Peers:
 
   def __init__(self, path: pathlib.Path, device: str, batches):
     flags = ["--device", device, "--bfloat16"]
-    self._waiting: list[Contender] = []
+    self._waiting: dict[tuple[int, str], threading.Thread] = {}
+    self._unfit: dict[tuple[int, str], str] = {}
     self.encode = Contender(
       "sentence-transformers",
       "encode sentence-transformers",
@@ -38,15 +41,27 @@ class Peers:
           # It compiles and gives back what memory it took, while we compile too.
           peer.send("steps", 0, 2)
           peer.send("free")
-          self._waiting.append(peer)
+          thread = threading.Thread(target=self._wait, args=(batch, label), daemon=True)
+          self._waiting[batch, label] = thread
         self._all.append(peer)
         self._tuned[batch, label] = peer
+    for thread in self._waiting.values():
+      thread.start()
 
-  def settle(self) -> str:
-    """Waits until those that compile have done it."""
-    ready = [peer.label for peer in self._waiting if _ready(peer)]
-    self._waiting = []
-    return f"{len(ready)} ready"
+  def settle(self, limit: float) -> str:
+    """Waits for those that compile, as many seconds at most for all together."""
+    end = time.monotonic() + limit
+    for thread in self._waiting.values():
+      thread.join(max(0.0, end - time.monotonic()))
+    late = [name for name, thread in self._waiting.items() if thread.is_alive()]
+    return f"late: {late}" if late else "all ready"
+
+  def _wait(self, batch: int, label: str) -> None:
+    try:
+      for _ in range(2):
+        self._tuned[batch, label].receive()
+    except SystemExit as error:
+      self._unfit[batch, label] = str(error)
 
   def measure(self, steps: steps_lib.Steps, program, label: str) -> dict[str, Any]:
     """Times one peer and one of our programs in turns.
@@ -55,7 +70,9 @@ class Peers:
     its own affair.
     """
     batch = program.spec.batch
-    peer = self._tuned[batch, label]
+    peer, waiting = self._tuned[batch, label], self._waiting.get((batch, label))
+    if (batch, label) in self._unfit or (waiting and waiting.is_alive()):
+      raise ValueError(self._unfit.get((batch, label), "still compiling"))
     count = steps.warm(program)
     once = peer.ask("steps", 0, 3)["seconds"] / 3
     theirs = max(1, round(0.25 / once))
@@ -79,12 +96,3 @@ class Peers:
     """Ends them all, whatever they are at."""
     for peer in self._all:
       peer.kill()
-
-
-def _ready(peer: Contender) -> bool:
-  try:
-    for _ in range(2):
-      peer.receive()
-  except SystemExit:
-    return False  # Said where it is measured.
-  return True

@@ -19,6 +19,7 @@ from benchmarks import prepare
 from dcse_jax import losses
 from dcse_jax.ahead import hlo
 from dcse_jax.hub import folder
+from dcse_jax.model import attention_kernel
 from dcse_jax.model import bert
 from dcse_jax.model import packing as packing_lib
 from dcse_jax.model.chunks import Chunks
@@ -45,6 +46,7 @@ class Spec:
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
+    attention: "" for the backend's own form, else "plain" or "kernel".
   """
 
   batch: int
@@ -52,6 +54,7 @@ class Spec:
   packed: bool = False
   microbatches: int = 1
   layers: str = ""
+  attention: str = ""
 
   @property
   def name(self) -> str:
@@ -59,18 +62,20 @@ class Spec:
     parts += [f"{self.teachers} teachers"] * bool(self.teachers)
     parts += [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
     parts += [f"layers {self.layers}"] * bool(self.layers)
+    parts += [f"attention {self.attention}"] * bool(self.attention)
     return ", ".join(parts)
 
 
 @dataclasses.dataclass
 class Program:
-  """A compiled step: what it takes and what its compiler said."""
+  """A compiled step: what it takes, what its compiler said, and its median time."""
 
   spec: Spec
   run: Any
   frozen: Any
   flops: float
   facts: dict[str, Any]
+  milliseconds: float | None = None
 
 
 class Steps:
@@ -140,7 +145,14 @@ class Steps:
     )
     unroll = {"scan": lambda _: 1, "unrolled": lambda n: n}.get(spec.layers)
     start = time.perf_counter()
-    with mock.patch.object(bert, "_unroll", unroll or bert._unroll):
+    has_kernel = {
+      "plain": lambda *_: False,
+      "kernel": lambda *_: jax.default_backend() == "gpu",
+    }.get(spec.attention, attention_kernel.is_for)
+    with (
+      mock.patch.object(bert, "_unroll", unroll or bert._unroll),
+      mock.patch.object(attention_kernel, "is_for", has_kernel),
+    ):
       lowered = step_fn.lower(
         self._state, self._batch(spec.batch), frozen, self._packing(spec)
       )
@@ -209,6 +221,7 @@ class Steps:
     before = peak_bytes()
     count = self.warm(program)
     times = [self.run(program, count) / count for _ in range(_ROUNDS)]
+    program.milliseconds = 1e3 * statistics.median(times)
     after = peak_bytes()
     if after is not None:
       program.facts["peak_bytes"] = after
