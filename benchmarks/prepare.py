@@ -16,7 +16,7 @@ from dcse_jax.model import inference
 from dcse_jax.model import model as model_lib
 
 # Layers, width; "base" is BERT-base.
-SHAPES = {"4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
+SHAPES = {"tiny": (2, 64), "4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
 VOCAB_SIZE, MAX_LENGTH = 30_522, 32
 _WORDS = 20_000
 
@@ -131,4 +131,5 @@ def token_cache(path: pathlib.Path) -> tokens_lib.TokenCache:
     max_length=MAX_LENGTH,
     pad_token_id=0,
     dropped=0,
+    contradicting=0,
   )

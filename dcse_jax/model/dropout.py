@@ -22,6 +22,23 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
+def keep_mask(rows: jax.Array, key: jax.Array, rate: float, width: int) -> jax.Array:
+  """Says which elements dropout keeps, [..., width] bool.
+
+  Args:
+    rows: as `dropout` takes them, [...].
+    key: two numbers, uint32.
+    rate: of zeros, in [0, 1).
+    width: features.
+  """
+  rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
+  features = jax.lax.broadcasted_iota(
+    jnp.uint32, (*(1,) * (rows.ndim - 1), width), rows.ndim - 1
+  )
+  bits = _mix((rows + features) ^ key[1])
+  return bits >= jnp.uint32(round(rate * 2**32))
+
+
 def dropout(
   x: jax.Array, rate: float, key: jax.Array | None, rows: jax.Array
 ) -> jax.Array:
@@ -39,8 +56,5 @@ def dropout(
   """
   if key is None or rate == 0.0:
     return x
-  rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
-  features = jax.lax.iota(jnp.uint32, x.shape[-1])
-  bits = _mix((rows + features) ^ key[1])
-  keep = bits >= jnp.uint32(round(rate * 2**32))
+  keep = keep_mask(rows, key, rate, x.shape[-1])
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
