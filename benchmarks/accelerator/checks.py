@@ -41,7 +41,7 @@ def compute(path: pathlib.Path, batch: int, dtype: Any) -> dict[str, np.ndarray]
   Args:
     path: as `prepare.prepare` fills it.
     batch: the first sentences of the text.
-    dtype: of the matrix products.
+    dtype: that of the matrix products.
 
   Returns:
     `embeddings` [B, D], `loss` [], `gradient` [parameters]; float32.
@@ -217,8 +217,8 @@ def real_run(workdir: pathlib.Path, flags: list[str], limit: float) -> dict[str,
   """Trains by `dcse_jax.main`, as anybody would, for as long as there is time.
 
   Args:
-    workdir: of the run.
-    flags: of the command.
+    workdir: the run's.
+    flags: the command's.
     limit: seconds after which it is told to stop, as by the end of a lease.
 
   Returns:

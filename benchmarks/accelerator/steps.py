@@ -32,7 +32,7 @@ from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import step as step_lib
 
-# One round of timing lasts at least so long: less is noise.
+# One round of timing lasts at least this long: less is noise.
 _ROUND_SECONDS, _ROUNDS = 0.25, 7
 
 
@@ -42,7 +42,7 @@ class Spec:
 
   Attributes:
     batch: sentences.
-    teachers: of the student's shape, run at every step.
+    teachers: how many of the student's shape run at every step.
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
@@ -225,7 +225,7 @@ class Steps:
     after = peak_bytes()
     if after is not None:
       program.facts["peak_bytes"] = after
-      # Of a process the peak only ever rises.
+      # The peak of a process only ever rises.
       program.facts["peak_is_its_own"] = after > (before or 0)
     return {**program.facts, "steps_a_round": count, **self.rates(program, times)}
 

@@ -23,13 +23,13 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def keep_mask(rows: jax.Array, key: jax.Array, rate: float, width: int) -> jax.Array:
-  """Says which elements dropout keeps, [..., width] bool.
+  """Returns which elements dropout keeps, [..., width] bool.
 
   Args:
-    rows: as `dropout` takes them, [...].
-    key: two numbers, uint32.
-    rate: of zeros, in [0, 1).
-    width: features.
+    rows: see `dropout`, [...].
+    key: two uint32 numbers.
+    rate: the probability of a zero, in [0, 1).
+    width: how many features there are.
   """
   rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
   features = jax.lax.broadcasted_iota(
