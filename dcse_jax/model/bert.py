@@ -1,9 +1,7 @@
 """BERT and its kin: RoBERTa, XLM-R, CamemBERT and DistilBERT.
 
-The layers are one module with a leading axis, run under `scan`, so that twelve
-layers compile in the time of one; the last runs by itself, since many readers
-want few of its tokens. Padding takes no part but in attention where the layout is
-packed. None of this changes what is computed.
+Padding takes no part but in attention where the layout is packed, and the last layer
+may be computed for few tokens. None of this changes what is computed.
 """
 
 import dataclasses
@@ -11,13 +9,13 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dcse_jax.model import attention
+from dcse_jax.model import family
 from dcse_jax.model import layers as layers_lib
-from dcse_jax.model import ops
+from dcse_jax.model import stack
 from dcse_jax.model.dropout import dropout
 from dcse_jax.model.dropout import make_keys
-from dcse_jax.runtime import backend
 from dcse_jax.runtime import mesh as mesh_lib
 
 
@@ -69,6 +67,21 @@ class EncoderConfig:
     if self.skips_padding:
       return self.max_positions - self.pad_token_id - 1
     return self.max_positions
+
+  @property
+  def language_model(self) -> family.LanguageModel:
+    return family.LanguageModel(self.activation)
+
+  @property
+  def work(self) -> family.Work:
+    """Eight H^2 + 4 H I a token (width H, intermediate size I), 4 H a pair."""
+    width = self.hidden_size
+    return family.Work(
+      token=8 * width**2 + 4 * width * self.intermediate_size,
+      key_value=4 * width**2,
+      pair=4 * width,
+      reaches=(attention.Reach(),) * self.num_layers,
+    )
 
 
 class Embeddings(nnx.Module):
@@ -128,9 +141,9 @@ class Layer(nnx.Module):
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
     query = mesh_lib.by_row(self.query(x))
-    if bias is not None:
-      bias = bias[:, positions].swapaxes(0, 1)
-    attended = self._attend(query, key, value, layout.mask, rows, keys[0], bias)
+    attended = self._attend(
+      query, key, value, layout.mask, rows, keys[0], bias, positions
+    )
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
@@ -142,31 +155,16 @@ class Layer(nnx.Module):
     x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
     return mesh_lib.by_row(x)
 
-  def _attend(self, query, key, value, mask, rows, dropout_key, bias):
-    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D].
-
-    The bias of scores is [heads, Q, S], [N, heads, Q, S] or None.
-    """
+  def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):
+    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
-    scores = ops.attention_scores(query, key).astype(jnp.float32)
-    scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
-    if bias is not None:
-      scores = scores + bias
-    # A finite mask: a row of padding alone must not become NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    rows = rows[:, None] * heads + np.arange(heads)[:, None]
-    weights = dropout(weights, self.config.attention_dropout, dropout_key, rows)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(shape)
-
-
-def _unroll(num_layers: int) -> int:
-  """Layers in one turn of the loop over them."""
-  # On a CPU all: a loop would copy whatever the backward pass reads. Elsewhere
-  # compiling is dear and copies are cheap.
-  return num_layers if backend.current() == "cpu" else 1
+    dropped = attention.Dropout(self.config.attention_dropout, dropout_key, rows)
+    attended = attention.attend(
+      query, key, value, mask, dropped, bias=bias, positions=positions
+    )
+    return attended.reshape(shape)
 
 
 class Encoder(nnx.Module):
@@ -179,12 +177,8 @@ class Encoder(nnx.Module):
     self.config = config
     self.embeddings = Embeddings(config, dtype, rngs)
 
-    @nnx.split_rngs(splits=config.num_layers)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stack(rngs):
-      return Layer(config, dtype, rngs)
-
-    self.layers = stack(rngs)
+    make = lambda rngs: Layer(config, dtype, rngs)
+    self.layers = stack.make_stack(make, config.num_layers, rngs)
     if config.has_pooler:
       self.pooler = layers_lib.linear(
         config, config.hidden_size, config.hidden_size, dtype, rngs
@@ -207,27 +201,19 @@ class Encoder(nnx.Module):
     first = self.embeddings(input_ids, layout, embeddings_key)
     if first_states is not None:
       first = first.at[:, 0].set(first_states.astype(first.dtype))
-    layer_def, every = nnx.split(self.layers)
 
-    def step(x, layer):
-      params, keys = layer
-      keys = [None] * 3 if keys is None else keys
-      x = nnx.merge(layer_def, params)(x, layout, keys, bias)
-      return x, x if layers else None
+    def call_last(layer, x, keys, *_):
+      if positions is None:
+        return layer(x, layout, keys, bias)
+      return layer.at(x, positions, layout, keys, bias)
 
-    # Split, not sliced: the gradient of a split is one concatenation.
-    split = lambda x: jax.lax.split(x, (num_layers - 1, 1))
-    leaves, tree = jax.tree.flatten((every, layer_keys))
-    first_ones, last_one = (
-      jax.tree.unflatten(tree, part) for part in zip(*map(split, leaves))
+    previous, last, between = stack.run_stack(
+      self.layers,
+      first,
+      layer_keys,
+      kinds=(None,) * num_layers,
+      call=lambda layer, x, keys, *_: layer(x, layout, keys, bias),
+      call_last=call_last,
+      layers=layers,
     )
-    previous, between = jax.lax.scan(
-      step, first, first_ones, unroll=_unroll(num_layers)
-    )
-    between = tuple(between[layer - 1] for layer in layers)
-    params, keys = jax.tree.map(lambda x: x[0], last_one)
-    last = nnx.merge(layer_def, params)
-    keys = [None] * 3 if keys is None else keys
-    if positions is None:
-      return first, previous, last(previous, layout, keys, bias), between
-    return first, previous, last.at(previous, positions, layout, keys, bias), between
+    return first, previous, last, between

@@ -23,7 +23,11 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def dropout(
-  x: jax.Array, rate: float, key: jax.Array | None, rows: jax.Array
+  x: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  rows: jax.Array,
+  first: jax.Array | None = None,
 ) -> jax.Array:
   """Zeroes elements with a probability and scales up the rest.
 
@@ -33,6 +37,7 @@ def dropout(
     key: [2] uint32, of `make_keys`; None means no dropout.
     rows: which row of the whole batch each x[..., :] is, an integer array that
       broadcasts to x.shape[:-1]. Rows of one number get one mask.
+    first: where x[..., 0] stands in a row of which x is a part, as rows; None: 0.
 
   Returns:
     As x, with the same mean.
@@ -41,6 +46,8 @@ def dropout(
     return x
   rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
   features = jax.lax.iota(jnp.uint32, x.shape[-1])
+  if first is not None:
+    features = first.astype(jnp.uint32)[..., None] + features
   bits = _mix((rows + features) ^ key[1])
   keep = bits >= jnp.uint32(round(rate * 2**32))
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
