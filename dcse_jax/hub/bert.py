@@ -8,6 +8,9 @@ import re
 from typing import Any
 
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
 from dcse_jax.model import layers
 from dcse_jax.runtime.errors import UserError
@@ -20,46 +23,43 @@ ARCHITECTURES = {
   "camembert": "CamembertModel",
 }
 
-_LINEAR = {"kernel": "weight", "bias": "bias"}
-_NORM = {"scale": "weight", "bias": "bias"}
-_EMBEDDING = {"embedding": "weight"}
-
-# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer, which
-# is a leading axis on our side.
+# The encoder's module -> (Hugging Face module, its parameters), as `tables` has it.
 TENSORS = {
-  "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
-  "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
-  "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
-  "embeddings.norm": ("embeddings.LayerNorm", _NORM),
-  "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
-  "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
-  "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
+  "embeddings.word": ("embeddings.word_embeddings", EMBEDDING),
+  "embeddings.position": ("embeddings.position_embeddings", EMBEDDING),
+  "embeddings.token_type": ("embeddings.token_type_embeddings", EMBEDDING),
+  "embeddings.norm": ("embeddings.LayerNorm", NORM),
+  "layers.query": ("encoder.layer.{i}.attention.self.query", LINEAR),
+  "layers.key": ("encoder.layer.{i}.attention.self.key", LINEAR),
+  "layers.value": ("encoder.layer.{i}.attention.self.value", LINEAR),
   "layers.attention_output": (
     "encoder.layer.{i}.attention.output.dense",
-    _LINEAR,
+    LINEAR,
   ),
   "layers.attention_norm": (
     "encoder.layer.{i}.attention.output.LayerNorm",
-    _NORM,
+    NORM,
   ),
-  "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
-  "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
-  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
-  "pooler": ("pooler.dense", _LINEAR),
+  "layers.up": ("encoder.layer.{i}.intermediate.dense", LINEAR),
+  "layers.down": ("encoder.layer.{i}.output.dense", LINEAR),
+  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", NORM),
+  "pooler": ("pooler.dense", LINEAR),
 }
 
 # The same of a masked-language model's head.
 _BERT_HEAD = {
-  "dense": ("cls.predictions.transform.dense", _LINEAR),
-  "norm": ("cls.predictions.transform.LayerNorm", _NORM),
+  "dense": ("cls.predictions.transform.dense", LINEAR),
+  "norm": ("cls.predictions.transform.LayerNorm", NORM),
   "": ("cls.predictions", {"bias": "bias"}),
 }
 _ROBERTA_HEAD = {
-  "dense": ("lm_head.dense", _LINEAR),
-  "norm": ("lm_head.layer_norm", _NORM),
+  "dense": ("lm_head.dense", LINEAR),
+  "norm": ("lm_head.layer_norm", NORM),
   "": ("lm_head", {"bias": "bias"}),
 }
 
+# Parameters of ours that no checkpoint holds.
+ABSENT: dict[str, float] = {}
 # What a checkpoint may hold besides the encoder: buffers that old releases
 # saved, and the heads of other tasks.
 IGNORED = re.compile(
