@@ -16,6 +16,7 @@ from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import Weighted
+from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
@@ -49,6 +50,7 @@ _RANGES = {
   "schedule": Choice(("linear", "cosine")),
   "dtype": Choice(("float32", "bfloat16")),
   "teacher_cache": Choice(("", "float16", "bfloat16", "float32")),
+  "encoder.family": Choice(tuple(NEW)),
   "encoder.vocab_size": _COUNT,
   "encoder.hidden_size": _COUNT,
   "encoder.num_layers": _COUNT,
@@ -123,6 +125,7 @@ def default() -> ConfigDict:
   config.model = ""
   config.encoder = ConfigDict(
     dict(
+      family="bert",  # Or another of `model.encoder.NEW`: "modernbert", ...
       vocab_size=8000,
       hidden_size=256,
       num_layers=4,
@@ -299,7 +302,7 @@ def terms(config: ConfigDict) -> tuple[Weighted, ...]:
 
 def used(config: ConfigDict) -> dict[str, Any]:
   """A round's fields, JSON, with TERM.SETTING for the terms of its objective alone."""
-  fields = json.loads(config.to_json_best_effort())
+  fields = _with_family(json.loads(config.to_json_best_effort()))
   settings = {name: fields.pop(name) for name in losses.TERMS}
   for each in terms(config):
     name = each.term.name
@@ -307,9 +310,16 @@ def used(config: ConfigDict) -> dict[str, Any]:
   return fields
 
 
+def _with_family(fields: dict[str, Any]) -> dict[str, Any]:
+  """Names the family beside the encoder, of which there was but one once."""
+  encoder = dict(fields["encoder"])
+  family = encoder.pop("family", "bert")
+  return {**fields, "encoder": encoder, "encoder.family": family}
+
+
 def defaults() -> dict[str, Any]:
   """Every field at its default, JSON, named as `used` names them."""
-  fields = json.loads(default().to_json_best_effort())
+  fields = _with_family(json.loads(default().to_json_best_effort()))
   for name in losses.TERMS:
     settings = fields.pop(name)
     fields |= {f"{name}.{key}": value for key, value in settings.items()}
@@ -416,15 +426,18 @@ def _check_mesh(mesh: ConfigDict) -> None:
 
 def _check_encoder(encoder: ConfigDict) -> None:
   known = default().encoder
-  if set(encoder) != set(known):
+  # An encoder without a family is a BERT.
+  if {"family", *encoder} != set(known):
     raise UserError(
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  if encoder.hidden_size % encoder.num_heads:
+  is_paired = encoder.get("family", "bert") != "bert"
+  if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
+    pairs = ", in pairs" if is_paired else ""
     raise UserError(
       f"encoder.hidden_size={encoder.hidden_size} does not divide among "
-      f"encoder.num_heads={encoder.num_heads}"
+      f"encoder.num_heads={encoder.num_heads}{pairs}"
     )
 
 

@@ -8,6 +8,9 @@ import re
 from typing import Any
 
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
 from dcse_jax.model import layers
 
@@ -19,12 +22,7 @@ ARCHITECTURES = {
   "camembert": "CamembertModel",
 }
 
-LINEAR = {"kernel": "weight", "bias": "bias"}
-NORM = {"scale": "weight", "bias": "bias"}
-EMBEDDING = {"embedding": "weight"}
-
-# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer, which
-# is a leading axis on our side.
+# The encoder's module -> (Hugging Face module, its parameters), as `tables` has it.
 TENSORS = {
   "embeddings.word": ("embeddings.word_embeddings", EMBEDDING),
   "embeddings.position": ("embeddings.position_embeddings", EMBEDDING),
@@ -59,6 +57,8 @@ ROBERTA_HEAD = {
   "": ("lm_head", {"bias": "bias"}),
 }
 
+# Parameters of ours that no checkpoint holds.
+ABSENT: dict[str, float] = {}
 # What a checkpoint may hold besides the encoder: buffers that old releases
 # saved, and the heads of other tasks.
 IGNORED = re.compile(

@@ -5,7 +5,6 @@ It holds weights, a tokenizer and what comes after the encoder.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.hub.tensors import weight_files
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.family import with_pooler
 from dcse_jax.model.heads import Head
 from dcse_jax.model.model import Model
 from dcse_jax.model.model import tokenize
@@ -187,8 +187,7 @@ def load(
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
-    if config.has_pooler and not any("pooler.dense." in key for key in tensors):
-      config = dataclasses.replace(config, has_pooler=False)
+    config = with_pooler(config, any("pooler.dense." in key for key in tensors))
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
         "%s was trained to classify or to score pairs: embeddings of single sentences "
@@ -252,7 +251,8 @@ def load_shape(
     default_pooling: as in `load`.
 
   Returns:
-    The encoder's config; the pooling.
+    The encoder's config, with a pooler where the family has one, since released weights
+    do; the pooling.
 
   Raises:
     UserError: as `load`.

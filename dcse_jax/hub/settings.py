@@ -113,6 +113,13 @@ class Settings:
     self.check(name, value, is_right, "a number from 0 to below 1")
     return value
 
+  def flag(self, name: str, default: bool) -> bool:
+    """A truth, or what stands for one that is not there or null."""
+    value = self.values.get(name)
+    value = default if value is None else value
+    self.check(name, value, type(value) is bool, "true or false")
+    return value
+
   def check(self, name: str, value: Any, is_right: bool, wanted: str) -> None:
     """Refuses a value that is not what is wanted, in words."""
     if not is_right:

@@ -84,6 +84,18 @@ class EncoderConfig:
     )
 
 
+def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
+  """The shape of a new BERT for sentences of max_tokens, of `EncoderConfig`'s fields."""
+  return EncoderConfig(
+    model_type="bert",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=2,
+    # transformers reports a BERT without one as incomplete.
+    has_pooler=True,
+    **fields,
+  )
+
+
 class Embeddings(nnx.Module):
   """Word, position and (single) segment embeddings, normalised."""
 

@@ -99,6 +99,12 @@ def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
   return dataclasses.replace(config, has_pooler=has_pooler)
 
 
+def has_dropout(config: EncoderConfig) -> bool:
+  """Whether two passes over a sentence differ in training."""
+  fields = (field.name for field in dataclasses.fields(config))
+  return any(getattr(config, name) > 0 for name in fields if "dropout" in name)
+
+
 class Encoder(Protocol):
   """An `nnx.Module`, from token ids to states.
 

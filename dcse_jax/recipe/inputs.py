@@ -17,9 +17,9 @@ from dcse_jax.data.switch_case import switch_case
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
-from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
 from dcse_jax.runtime import digests as digests_lib
@@ -46,17 +46,11 @@ def _once(method):
 
 def new_shape(
   config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
-) -> bert.EncoderConfig:
+) -> encoder_lib.EncoderConfig:
   """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
-  return bert.EncoderConfig(
-    model_type="bert",
-    max_positions=max(512, config.max_length),
-    type_vocab_size=2,
-    pad_token_id=pad_token_id,
-    # transformers reports a BERT without one as incomplete.
-    has_pooler=True,
-    **{**config.encoder, "vocab_size": vocab_size},
-  )
+  fields = {"family": "bert", **config.encoder, "vocab_size": vocab_size}
+  make = encoder_lib.NEW[fields.pop("family")]
+  return make(max_tokens=config.max_length, pad_token_id=pad_token_id, **fields)
 
 
 class Inputs:
@@ -220,6 +214,13 @@ class Inputs:
     objective = compose.make_objective(round_config, self.start)
     if problem := objective.validate(start):
       raise UserError(f"round {name}: {problem}")
+    if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+      _log.warning(
+        "round %s: %s has no dropout, so that both views of a sentence are the same: "
+        "name pairs, or set the dropouts in a copy of its config.json",
+        name,
+        model,
+      )
     rows = tokens.max_batch_size
     if rows < round_config.batch_size:
       raise UserError(

@@ -71,8 +71,13 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   }
 
 
-def validate_mask(start) -> str:
-  """Says that a start's tokenizer has no mask token, or ""."""
+def validate_mask(objective, start) -> str:
+  """Says that a start has no masked-language model or mask token, or ""."""
+  if objective.config.language_model is None:
+    return (
+      f"{start.name} is a {objective.config.model_type}, a family without a "
+      "masked-language model: leave the term out, or use another model"
+    )
   if start.has_mask_token:
     return ""
   return f"the tokenizer of {start.name} has no mask token"
@@ -89,7 +94,7 @@ class Masked(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    return validate_mask(start)
+    return validate_mask(objective, start)
 
   def init_params(self, objective, encoder, init, language_model):
     head = language_model or init("language_model", heads.LanguageModelHead)

@@ -28,7 +28,7 @@ class Replaced(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    if problem := validate_mask(start):
+    if problem := validate_mask(objective, start):
       return problem
     if not start.has_language_model:
       return (
