@@ -65,7 +65,7 @@ IGNORED = re.compile(
   r"embeddings\.(position_ids|token_type_ids)|"
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
-_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert)\.")
+_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Checkpoints that began as TensorFlow ones.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
@@ -129,6 +129,7 @@ def read_fields(
   sizes: Mapping[str, str],
   fractions: Mapping[str, tuple[str, float]],
   activation: str,
+  default_activation: str = "gelu",
 ) -> dict[str, Any]:
   """Reads fields of `bert.EncoderConfig`.
 
@@ -137,6 +138,7 @@ def read_fields(
     sizes: as `SIZES`.
     fractions: as `FRACTIONS`.
     activation: the name of the activation there.
+    default_activation: what stands for one that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():
@@ -145,7 +147,9 @@ def read_fields(
   heads, width = fields["num_heads"], names["hidden_size"]
   is_right = fields["hidden_size"] % heads == 0
   settings.check(names["num_heads"], heads, is_right, f"a divisor of {width}")
-  fields["activation"] = settings.choice(activation, "gelu", layers.ACTIVATIONS)
+  fields["activation"] = settings.choice(
+    activation, default_activation, layers.ACTIVATIONS
+  )
   return {"model_type": settings.take("model_type"), **fields}
 
 

@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 # The hub's files that say what a model is, and those of a tokenizer.
 _HUB_FILES = ("*.json", "*.txt", "*.model")
 
+# Of BERT's and of ALBERT's pooler.
+_POOLER = re.compile(r"(^|\.)pooler\.(dense\.)?weight$")
+
 # Most tokenizers that cannot tokenise fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
 
@@ -187,7 +190,7 @@ def load(
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
-    config = with_pooler(config, any("pooler.dense." in key for key in tensors))
+    config = with_pooler(config, any(map(_POOLER.search, tensors)))
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
         "%s was trained to classify or to score pairs: embeddings of single sentences "

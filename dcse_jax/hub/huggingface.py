@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcse_jax.hub import albert
 from dcse_jax.hub import bert
 from dcse_jax.hub import distilbert
+from dcse_jax.hub import electra
 from dcse_jax.hub import gemma3
 from dcse_jax.hub import modernbert
 from dcse_jax.hub import mpnet
@@ -35,7 +37,10 @@ from dcse_jax.runtime.errors import UserError
 # the parentheses. Each has the public names of `bert`.
 _FAMILIES = {
   name: family
-  for family in (bert, distilbert, mpnet, modernbert, nomic_bert, qwen3, gemma3)
+  for family in (
+    *(bert, distilbert, mpnet, electra, albert),
+    *(modernbert, nomic_bert, qwen3, gemma3),
+  )
   for name in family.ARCHITECTURES
 }
 

@@ -1,4 +1,4 @@
-"""BERT and its kin: RoBERTa, XLM-R, CamemBERT and DistilBERT.
+"""BERT and its kin: RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA and ALBERT.
 
 Padding takes no part but in attention where the layout is packed, and the last layer
 may be computed for few tokens. None of this changes what is computed.
@@ -69,14 +69,32 @@ class EncoderConfig:
     return self.max_positions
 
   @property
+  def embedding_size(self) -> int:
+    """Numbers in the embedding of a token."""
+    return self.hidden_size
+
+  @property
+  def is_projected(self) -> bool:
+    """Whether a linear layer lies between embeddings and layers."""
+    return self.embedding_size != self.hidden_size
+
+  @property
+  def num_own_layers(self) -> int:
+    """Layers with parameters of their own: all, or 1 that all share."""
+    return self.num_layers
+
+  @property
   def language_model(self) -> family.LanguageModel:
-    return family.LanguageModel(self.activation)
+    # RoBERTa's has GELU, whatever its layers have.
+    activation = "gelu" if self.skips_padding else self.activation
+    return family.LanguageModel(activation, width=self.embedding_size)
 
   @property
   def work(self) -> family.Work:
     """Eight H^2 + 4 H I a token (width H, intermediate size I), 4 H a pair."""
     width = self.hidden_size
     return family.Work(
+      before=2 * self.embedding_size * width * self.is_projected,
       token=8 * width**2 + 4 * width * self.intermediate_size,
       key_value=4 * width**2,
       pair=4 * width,
@@ -101,11 +119,15 @@ class Embeddings(nnx.Module):
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.config = config
-    self.word = layers_lib.embed(config, config.vocab_size, dtype, rngs)
-    self.position = layers_lib.embed(config, config.max_positions, dtype, rngs)
+    size = config.embedding_size
+    narrow = dataclasses.replace(config, hidden_size=size)
+    self.word = layers_lib.embed(narrow, config.vocab_size, dtype, rngs)
+    self.position = layers_lib.embed(narrow, config.max_positions, dtype, rngs)
     if config.type_vocab_size:
-      self.token_type = layers_lib.embed(config, config.type_vocab_size, dtype, rngs)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs)
+      self.token_type = layers_lib.embed(narrow, config.type_vocab_size, dtype, rngs)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs)
+    if config.is_projected:
+      self.project = layers_lib.linear(config, size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
     positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
@@ -113,7 +135,8 @@ class Embeddings(nnx.Module):
     if self.config.type_vocab_size:
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
     x = self.norm(mesh_lib.by_row(x))
-    return dropout(x, self.config.dropout, key, layout.rows)
+    x = dropout(x, self.config.dropout, key, layout.rows)
+    return mesh_lib.by_row(self.project(x)) if self.config.is_projected else x
 
   def _positions(self, attention_mask):
     if self.config.skips_padding:
@@ -190,7 +213,7 @@ class Encoder(nnx.Module):
     self.embeddings = Embeddings(config, dtype, rngs)
 
     make = lambda rngs: Layer(config, dtype, rngs)
-    self.layers = stack.make_stack(make, config.num_layers, rngs)
+    self.layers = stack.make_stack(make, config.num_own_layers, rngs)
     if config.has_pooler:
       self.pooler = layers_lib.linear(
         config, config.hidden_size, config.hidden_size, dtype, rngs

@@ -14,7 +14,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dcse_jax.model import albert
 from dcse_jax.model import bert
+from dcse_jax.model import electra
 from dcse_jax.model import gemma3
 from dcse_jax.model import modernbert
 from dcse_jax.model import mpnet
@@ -35,6 +37,8 @@ from dcse_jax.model.packing import Packing
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
   mpnet.EncoderConfig: mpnet.Encoder,
+  electra.EncoderConfig: electra.Encoder,
+  albert.EncoderConfig: albert.Encoder,
   modernbert.EncoderConfig: modernbert.Encoder,
   nomic_bert.EncoderConfig: nomic_bert.Encoder,
   qwen3.EncoderConfig: qwen3.Encoder,

@@ -34,7 +34,13 @@ def encoder_flops(
     attention = work.pair * work.reaches[-1].pairs(length, length**2) / length
     last = work.key_value * length
     last += positions * (work.token - work.key_value + attention)
-  return sentences * (sum(layers) + last)
+  return sentences * (work.before * length + sum(layers) + last)
+
+
+def score_flops(config: encoder_lib.EncoderConfig) -> float:
+  """Counts the scores of one state over the vocabulary."""
+  width = config.language_model.width or config.hidden_size
+  return 2 * width * (config.hidden_size + config.vocab_size)
 
 
 def encode_flops(

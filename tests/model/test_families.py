@@ -64,6 +64,8 @@ FAMILIES = {
     {"activation": "relu"},
     ("dim", "n_layers", "n_heads", "hidden_dim"),
   ),
+  "electra": Family(transformers.ElectraConfig, "bert", {"embedding_size": 12}),
+  "albert": Family(transformers.AlbertConfig, "bert", {"embedding_size": 12}),
 }
 
 
