@@ -70,7 +70,12 @@ READ = {
   "pad_token_id",
 }
 # Sinusoids are what positions begin as: the weights hold them.
-HARMLESS = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}
+HARMLESS = {
+  "qa_dropout",
+  "seq_classif_dropout",
+  "sinusoidal_pos_embds",
+  "tie_weights_",
+}
 
 
 def read_config(settings: Settings) -> bert.EncoderConfig:

@@ -35,7 +35,8 @@ _SIZES = {
   "embedding_size": "embedding_size",
 }
 READ = {*names.READ, *_SIZES}
-HARMLESS: set[str] = set()
+# What another model than the discriminator has.
+HARMLESS = {"generator_size"}
 
 
 def read_config(settings: Settings) -> electra.EncoderConfig:

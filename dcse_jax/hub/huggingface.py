@@ -56,7 +56,8 @@ _HARMLESS = frozenset(
   attn_implementation _attn_implementation tie_word_embeddings tokenizer_class
   bos_token_id eos_token_id sep_token_id cls_token_id unk_token_id mask_token_id
   decoder_start_token_id problem_type id2label label2id num_labels _num_labels
-  finetuning_task classifier_dropout task_specific_params prefix summary_activation
+  finetuning_task language name classifier_dropout task_specific_params prefix
+  summary_activation
   summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type
   summary_use_proj do_sample early_stopping max_length min_length num_beams
   num_beam_groups diversity_penalty temperature top_k top_p typical_p

@@ -130,7 +130,8 @@ class Embeddings(nnx.Module):
       self.project = layers_lib.linear(config, size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
-    positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
+    positions = self._positions(input_ids, layout.mask)
+    positions = jnp.broadcast_to(positions, input_ids.shape)
     x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
     if self.config.type_vocab_size:
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
@@ -138,10 +139,12 @@ class Embeddings(nnx.Module):
     x = dropout(x, self.config.dropout, key, layout.rows)
     return mesh_lib.by_row(self.project(x)) if self.config.is_projected else x
 
-  def _positions(self, attention_mask):
+  def _positions(self, input_ids, attention_mask):
     if self.config.skips_padding:
-      mask = attention_mask.astype(jnp.int32)
-      return jnp.cumsum(mask, axis=1) * mask + self.config.pad_token_id
+      # A text may spell the pad token, which then is seen but has no position.
+      pad = self.config.pad_token_id
+      mask = (attention_mask & (input_ids != pad)).astype(jnp.int32)
+      return jnp.cumsum(mask, axis=1) * mask + pad
     return jnp.arange(attention_mask.shape[1])[None]
 
 
