@@ -346,6 +346,32 @@ READ = {
   | {"embedding_size": 768, "hidden_act": "gelu", "num_hidden_layers": 6},
   "answerdotai/ModernBERT-base": _MODERNBERT
   | {"sparse_pred_ignore_index": -100, "sparse_prediction": False},
+  "jhu-clsp/mmBERT-base": _MODERNBERT
+  | {
+    "bos_token_id": 2,
+    "cls_token_id": 1,
+    "eos_token_id": 1,
+    "local_rope_theta": 160000.0,
+    "pad_token_id": 0,
+    "position_embedding_type": "sans_pos",
+    "vocab_size": 256000,
+  },
+  "answerdotai/ModernBERT-large, as transformers 5 writes it": _without(
+    _MODERNBERT, "global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"
+  )
+  | {
+    "hidden_size": 1024,
+    "intermediate_size": 2624,
+    "layer_types": [
+      "sliding_attention" if i % 3 else "full_attention" for i in range(28)
+    ],
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "rope_parameters": {
+      "full_attention": {"rope_theta": 160000.0, "rope_type": "default"},
+      "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+  },
   "Alibaba-NLP/gte-modernbert-base": _MODERNBERT
   | {"architectures": ["ModernBertModel"], "repad_logits_with_grad": False},
   "Qwen/Qwen3-Embedding-0.6B": _QWEN3,

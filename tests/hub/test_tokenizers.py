@@ -64,6 +64,8 @@ CASES = {
   "bytes for bert": ("bert", "roberta", "", "mean", 0),
 }
 
+QUICK = ("multilingual MiniLM", "gemma", "qwen")
+
 
 def made(path, case, *, spare=None):
   """A folder of sentence-transformers of a case."""
@@ -86,7 +88,13 @@ def made(path, case, *, spare=None):
   return path / "m"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in CASES
+  ],
+)
 def test_texts_have_the_tokens_and_embeddings_of_sentence_transformers(case, tmp_path):
   path = made(tmp_path, case)
   ours = SentenceEncoder(path)
