@@ -13,7 +13,6 @@ from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
 from dcse_jax.model import layers
-from dcse_jax.runtime.errors import UserError
 
 # The class that transformers names in config.json, by model_type.
 ARCHITECTURES = {
@@ -52,7 +51,7 @@ _BERT_HEAD = {
   "norm": ("cls.predictions.transform.LayerNorm", NORM),
   "": ("cls.predictions", {"bias": "bias"}),
 }
-_ROBERTA_HEAD = {
+ROBERTA_HEAD = {
   "dense": ("lm_head.dense", LINEAR),
   "norm": ("lm_head.layer_norm", NORM),
   "": ("lm_head", {"bias": "bias"}),
@@ -66,22 +65,21 @@ IGNORED = re.compile(
   r"embeddings\.(position_ids|token_type_ids)|"
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
-_PREFIX = re.compile(r"(bert|roberta)\.")
+_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Checkpoints that began as TensorFlow ones.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 # config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
 # with what stands for one that is not there.
-_SIZES = {
+SIZES = {
   "vocab_size": "vocab_size",
   "hidden_size": "hidden_size",
   "num_hidden_layers": "num_layers",
   "num_attention_heads": "num_heads",
   "intermediate_size": "intermediate_size",
   "max_position_embeddings": "max_positions",
-  "type_vocab_size": "type_vocab_size",
 }
-_FRACTIONS = {
+FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
   "attention_probs_dropout_prob": ("attention_dropout", 0.1),
@@ -89,8 +87,9 @@ _FRACTIONS = {
 }
 # All keys that are read here.
 READ = {
-  *_SIZES,
-  *_FRACTIONS,
+  *SIZES,
+  *FRACTIONS,
+  "type_vocab_size",
   "model_type",
   "hidden_act",
   "pad_token_id",
@@ -108,55 +107,81 @@ HARMLESS = {
 
 
 def read_config(settings: Settings) -> bert.EncoderConfig:
-  """Reads the shape of an encoder, but for `has_pooler`.
+  """Reads the shape of an encoder.
 
   Raises:
     UserError: a kind of encoder that is not known here, or numbers that none has.
   """
   model_type = settings.take("model_type")
-  position = settings.values.get("position_embedding_type", "absolute")
-  activation = settings.values.get("hidden_act", "gelu")
-  if position != "absolute" or activation not in list(layers.ACTIVATIONS):
-    raise UserError(
-      f"{settings.path}: position_embedding_type {position!r} with hidden_act "
-      f"{activation!r} is not supported; use a model with absolute positions "
-      f"and one of {', '.join(layers.ACTIVATIONS)}"
-    )
-  fields = {field: settings.size(name) for name, field in _SIZES.items()}
-  for name, (field, default) in _FRACTIONS.items():
-    fields[field] = settings.fraction(name, default)
-  heads, pad = fields["num_heads"], settings.values.get("pad_token_id")
-  is_right = fields["hidden_size"] % heads == 0
-  settings.check("num_attention_heads", heads, is_right, "a divisor of hidden_size")
-  if pad is None:
-    pad = 0 if model_type == "bert" else 1
-  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
-  settings.check("pad_token_id", pad, is_right, "a whole number below vocab_size")
+  settings.choice("position_embedding_type", "absolute", ["absolute"])
   config = bert.EncoderConfig(
-    model_type=model_type, activation=activation, pad_token_id=pad, **fields
+    **read_fields(settings, SIZES, FRACTIONS, "hidden_act"),
+    type_vocab_size=settings.size("type_vocab_size"),
+    pad_token_id=settings.token_id("pad_token_id", 0 if model_type == "bert" else 1),
+    has_pooler=True,
   )
+  check_length(settings, config)
+  return config
+
+
+def read_fields(
+  settings: Settings,
+  sizes: Mapping[str, str],
+  fractions: Mapping[str, tuple[str, float]],
+  activation: str,
+  default_activation: str = "gelu",
+) -> dict[str, Any]:
+  """Reads fields of `bert.EncoderConfig`.
+
+  Args:
+    settings: of config.json.
+    sizes: as `SIZES`.
+    fractions: as `FRACTIONS`.
+    activation: the name of the activation there.
+    default_activation: what stands for one that is not there.
+  """
+  fields = {field: settings.size(name) for name, field in sizes.items()}
+  for name, (field, default) in fractions.items():
+    fields[field] = settings.fraction(name, default)
+  names = {field: name for name, field in sizes.items()}
+  heads, width = fields["num_heads"], names["hidden_size"]
+  is_right = fields["hidden_size"] % heads == 0
+  settings.check(names["num_heads"], heads, is_right, f"a divisor of {width}")
+  fields["activation"] = settings.choice(
+    activation, default_activation, layers.ACTIVATIONS
+  )
+  return {"model_type": settings.take("model_type"), **fields}
+
+
+def check_length(settings: Settings, config: bert.EncoderConfig) -> None:
+  """Refuses a shape that takes no token."""
   longest, is_right = config.max_positions, config.max_tokens > 0
   settings.check("max_position_embeddings", longest, is_right, "above pad_token_id")
-  return config
 
 
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
   """The config.json that Hugging Face's AutoModel reads."""
+  content = write_fields(config, SIZES, FRACTIONS, ARCHITECTURES)
   return {
-    "architectures": [ARCHITECTURES[config.model_type]],
-    "model_type": config.model_type,
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.hidden_size,
-    "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads,
-    "intermediate_size": config.intermediate_size,
-    "max_position_embeddings": config.max_positions,
+    **content,
     "type_vocab_size": config.type_vocab_size,
-    "layer_norm_eps": config.layer_norm_eps,
     "hidden_act": config.activation,
-    "hidden_dropout_prob": config.dropout,
-    "attention_probs_dropout_prob": config.attention_dropout,
-    "initializer_range": config.initializer_range,
+  }
+
+
+def write_fields(
+  config: bert.EncoderConfig,
+  sizes: Mapping[str, str],
+  fractions: Mapping[str, tuple[str, float]],
+  architectures: Mapping[str, str],
+) -> dict[str, Any]:
+  """The inverse of `read_fields`, but for the activation's name."""
+  content = {name: getattr(config, field) for name, field in sizes.items()}
+  content |= {name: getattr(config, field) for name, (field, _) in fractions.items()}
+  return {
+    "architectures": [architectures[config.model_type]],
+    "model_type": config.model_type,
+    **content,
     "pad_token_id": config.pad_token_id,
     "dtype": "float32",
   }
@@ -173,4 +198,4 @@ def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
   """What `TENSORS` is, of the masked-language model's head."""
-  return _ROBERTA_HEAD if config.is_roberta else _BERT_HEAD
+  return ROBERTA_HEAD if config.is_roberta else _BERT_HEAD

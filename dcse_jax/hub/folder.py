@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 # The hub's files that say what a model is, and those of a tokenizer.
 _HUB_FILES = ("*.json", "*.txt", "*.model")
 
+# Of BERT's and of ALBERT's pooler.
+_POOLER = re.compile(r"(^|\.)pooler\.(dense\.)?weight$")
+
 # Most tokenizers that cannot tokenise fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
 
@@ -187,7 +190,7 @@ def load(
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
-    config = with_pooler(config, any("pooler.dense." in key for key in tensors))
+    config = with_pooler(config, any(map(_POOLER.search, tensors)))
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
         "%s was trained to classify or to score pairs: embeddings of single sentences "
@@ -217,6 +220,12 @@ def load(
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
   tokenizer = load_tokenizer(encoder, lower_case=about.lower_case)
+  # A folder with modules.json says that it takes texts as they are.
+  if tokenizer.chat_template and about.pooling is None:
+    raise UserError(
+      f"{folder}: its tokenizer has a chat_template, by which sentence-transformers "
+      "would embed: remove it if sentences are embedded without"
+    )
   if max_length is not None and max_length > config.max_tokens:
     raise UserError(
       f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
@@ -259,7 +268,6 @@ def load_shape(
   """
   folder = locate(name, weights=False)
   _, config, about = modules.read(folder)
-  config = with_pooler(config, True)
   return config, _choose_pooling(about.pooling, default_pooling)
 
 
@@ -310,6 +318,7 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
   import transformers  # Takes seconds; the errors before this one need not wait.
 
   names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+  names += ("spiece.model", "tokenizer.model")
   if not any((folder / name).exists() for name in names):
     raise UserError(
       f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
@@ -317,15 +326,10 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
   if (folder / "tokenizer_config.json").exists():
     read_settings(folder / "tokenizer_config.json")
   # tokenizer_config.json needs no table of settings: transformers reads all of it, for
-  # sentence-transformers as for us. Only its templates of chats would be left out.
+  # sentence-transformers as for us.
   with _tokenizer_errors(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       folder, trust_remote_code=False
-    )
-  if tokenizer.chat_template:
-    raise UserError(
-      f"{folder}: its tokenizer has a chat_template, which is not supported: remove it "
-      "if sentences are embedded without"
     )
   if not tokenizer.is_fast:
     raise UserError(
@@ -374,10 +378,21 @@ def _try_tokenizer(
       f"{folder}: its tokenizer gives tokens of a single text other types "
       "(token_type_ids) than 0, which is not supported: use another model"
     )
-  if max(ids) >= vocab_size:
+  # Tokens that were added may lack rows: no text has them, but where it spells them.
+  usual = ids - set(tokenizer.added_tokens_decoder)
+  usual.update(i for each in tried for i in each)
+  if max(usual) >= vocab_size:
     raise UserError(
       f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
       f"{vocab_size}; they belong to different models"
+    )
+  if max(ids) >= vocab_size:
+    _log.warning(
+      "%s: its tokenizer has %s tokens and its encoder %s: texts that spell one of "
+      "the last are refused",
+      folder,
+      max(ids) + 1,
+      vocab_size,
     )
   if (longest := max(map(len, tried))) > max_length:
     raise UserError(
@@ -404,8 +419,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     similarity=model.similarity,
     truncate_dim=model.truncate_dim,
   )
-  config = huggingface.config_to_json(model.config)
-  tensors = modules.write_json(folder, about, model.head, config)
+  tensors = modules.write_json(folder, about, model.head, model.config)
   if model.params is not None:
     tensors[folder] = huggingface.to_tensors(model.params, model.config)
   if model.language_model is not None:

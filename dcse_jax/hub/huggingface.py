@@ -12,9 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcse_jax.hub import albert
 from dcse_jax.hub import bert
+from dcse_jax.hub import distilbert
+from dcse_jax.hub import electra
 from dcse_jax.hub import gemma3
 from dcse_jax.hub import modernbert
+from dcse_jax.hub import mpnet
 from dcse_jax.hub import nomic_bert
 from dcse_jax.hub import qwen3
 from dcse_jax.hub import tables
@@ -33,7 +37,10 @@ from dcse_jax.runtime.errors import UserError
 # the parentheses. Each has the public names of `bert`.
 _FAMILIES = {
   name: family
-  for family in (bert, modernbert, nomic_bert, qwen3, gemma3)
+  for family in (
+    *(bert, distilbert, mpnet, electra, albert),
+    *(modernbert, nomic_bert, qwen3, gemma3),
+  )
   for name in family.ARCHITECTURES
 }
 
@@ -49,7 +56,8 @@ _HARMLESS = frozenset(
   attn_implementation _attn_implementation tie_word_embeddings tokenizer_class
   bos_token_id eos_token_id sep_token_id cls_token_id unk_token_id mask_token_id
   decoder_start_token_id problem_type id2label label2id num_labels _num_labels
-  finetuning_task classifier_dropout task_specific_params prefix summary_activation
+  finetuning_task language name classifier_dropout task_specific_params prefix
+  summary_activation
   summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type
   summary_use_proj do_sample early_stopping max_length min_length num_beams
   num_beam_groups diversity_penalty temperature top_k top_p typical_p
@@ -65,6 +73,8 @@ _MAX_PROBLEMS = 10
 
 def read_config(folder: pathlib.Path) -> EncoderConfig:
   """Reads the shape of an encoder from a folder's config.json.
+
+  A family that may have a pooler has one, since released weights have.
 
   Raises:
     UserError: no such file, an architecture that is not known here, or numbers

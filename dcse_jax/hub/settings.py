@@ -89,6 +89,24 @@ class Settings:
     self.check(name, value, is_right, "a whole number above 0")
     return value
 
+  def choice(self, name: str, default: str, known: Collection[str]) -> str:
+    """One of the words that are known, or what stands for one that is not there."""
+    value = self.values.get(name, default)
+    if value not in list(known):
+      raise UserError(
+        f"{self.path}: {name} is {value!r:.80}, which is not supported: use a model "
+        f"with {' or '.join(known)}"
+      )
+    return value
+
+  def token_id(self, name: str, default: int) -> int:
+    """A whole number below vocab_size, or what stands for one that is not there."""
+    value = self.values.get(name)
+    value = default if value is None else value
+    is_right = type(value) is int and 0 <= value < self.size("vocab_size")
+    self.check(name, value, is_right, "a whole number below vocab_size")
+    return value
+
   def fraction(self, name: str, default: float) -> float:
     """A number in [0, 1), or what stands for one that is not there."""
     value = self.values.get(name, default)

@@ -89,6 +89,7 @@ def attend(
   dropped: Dropout,
   *,
   reach: Reach = Reach(),
+  bias: jax.Array | None = None,
   positions: jax.Array | None = None,
   divisor: float | None = None,
 ) -> jax.Array:
@@ -100,7 +101,8 @@ def attend(
     value: as key.
     mask: true for tokens, which stand before all padding, [N, S].
     dropped: of the probabilities.
-    reach: which keys a query sees.
+    reach: which keys a query sees; with a bias all.
+    bias: is added to scores, [h, S, S] float32.
     positions: of the queries in their sentences, [N, Q]; None: Q is S, in order.
     divisor: scores are divided by its root; d by default.
 
@@ -108,14 +110,16 @@ def attend(
     [N, Q, h, d]. The probabilities are float32.
   """
   divisor, length = divisor or query.shape[-1], key.shape[1]
-  if positions is None and _is_fused(query, key, dropped, reach):
+  if positions is None and bias is None and _is_fused(query, key, dropped, reach):
     return _attend_fused(query, key, value, mask, reach, divisor)
   if groups := query.shape[2] // key.shape[2] - 1:
     key, value = (jnp.repeat(x, groups + 1, axis=2) for x in (key, value))
   run = functools.partial(_attend, reach=reach, divisor=divisor)
   if positions is not None:
     places = positions[:, :, None], np.arange(length)
-    return run(query, key, value, mask, dropped, places)
+    if bias is not None:
+      bias = bias[:, positions].swapaxes(0, 1)
+    return run(query, key, value, mask, dropped, places, bias=bias)
   if None not in (reach.before, reach.after):
     blocks = 1 + (reach.before > 0) + (reach.after > 0)
     size = max(reach.before, reach.after, 1)
@@ -123,12 +127,12 @@ def attend(
       return _attend_blocks(run, query, key, value, mask, dropped, reach, size)
   places = np.arange(length)[:, None], np.arange(length)
   if length > _TURNS_FROM:
-    return _attend_in_turns(run, query, key, value, mask, dropped)
-  return run(query, key, value, mask, dropped, places)
+    return _attend_in_turns(run, query, key, value, mask, dropped, bias)
+  return run(query, key, value, mask, dropped, places, bias=bias)
 
 
 def _attend(
-  query, key, value, mask, dropped, places, first_key=None, *, reach, divisor
+  query, key, value, mask, dropped, places, first_key=None, *, reach, divisor, bias=None
 ):
   """Attention of some queries over some keys, all at once.
 
@@ -143,9 +147,11 @@ def _attend(
     first_key: the place of the first key in its sentence, [N]; None: 0.
     reach: which keys a query sees.
     divisor: of the scores, under the root.
+    bias: of the scores, [h, Q, K] or [N, h, Q, K]; or None.
   """
   scores = ops.attention_scores(query, key).astype(jnp.float32)
   scores = scores / jnp.sqrt(jnp.float32(divisor))
+  scores = scores if bias is None else scores + bias
   seen = reach.sees(places[1] - places[0])
   if seen is True:
     seen = mask[:, None, None]
@@ -195,7 +201,7 @@ def _attend_blocks(run, query, key, value, mask, dropped, reach, size):
   return attended.reshape(batch, number * size, *attended.shape[2:])[:, :length]
 
 
-def _attend_in_turns(run, query, key, value, mask, dropped):
+def _attend_in_turns(run, query, key, value, mask, dropped, bias):
   """Attention of some queries after the other, computed again in the backward pass."""
   batch, length = mask.shape
   number = -(-length // _TURN)
@@ -208,7 +214,9 @@ def _attend_in_turns(run, query, key, value, mask, dropped):
   def turn(part):
     query, rows, place = part
     places = place[:, None], np.arange(length)
-    return run(query, key, value, mask, dataclasses.replace(dropped, rows=rows), places)
+    some = None if bias is None else bias.at[:, place].get(mode="clip")
+    here = dataclasses.replace(dropped, rows=rows)
+    return run(query, key, value, mask, here, places, bias=some)
 
   rows = jnp.broadcast_to(dropped.rows, mask.shape)
   places = jnp.arange(number * _TURN).reshape(number, _TURN)

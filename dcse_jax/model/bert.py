@@ -1,4 +1,4 @@
-"""BERT and its kin: RoBERTa, XLM-R and CamemBERT.
+"""BERT and its kin: RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA and ALBERT.
 
 Padding takes no part but in attention where the layout is packed, and the last layer
 may be computed for few tokens. None of this changes what is computed.
@@ -24,9 +24,11 @@ class EncoderConfig:
   """The shape of an encoder.
 
   Attributes:
-    model_type: "bert", "roberta", "xlm-roberta" or "camembert"; all but BERT count
-      positions from `pad_token_id` + 1 and skip padding.
+    model_type: "bert", "distilbert", or one that counts positions from
+      `pad_token_id` + 1 and skips padding: "roberta", "xlm-roberta", "camembert".
     max_positions: rows of the position table, for RoBERTa two more than tokens.
+    type_vocab_size: kinds of segments, of which texts are all the first; DistilBERT
+      has 0.
     activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
     dropout: rate after embeddings and sublayers, in [0, 1).
     attention_dropout: rate on attention probabilities, in [0, 1).
@@ -55,21 +57,44 @@ class EncoderConfig:
     return self.model_type in ("roberta", "xlm-roberta", "camembert")
 
   @property
+  def skips_padding(self) -> bool:
+    """Whether tokens alone have positions, counted from `pad_token_id` + 1."""
+    return self.is_roberta
+
+  @property
   def max_tokens(self) -> int:
     """The longest sentence, in tokens."""
-    if self.is_roberta:
+    if self.skips_padding:
       return self.max_positions - self.pad_token_id - 1
     return self.max_positions
 
   @property
+  def embedding_size(self) -> int:
+    """Numbers in the embedding of a token."""
+    return self.hidden_size
+
+  @property
+  def is_projected(self) -> bool:
+    """Whether a linear layer lies between embeddings and layers."""
+    return self.embedding_size != self.hidden_size
+
+  @property
+  def num_own_layers(self) -> int:
+    """Layers with parameters of their own: all, or 1 that all share."""
+    return self.num_layers
+
+  @property
   def language_model(self) -> family.LanguageModel:
-    return family.LanguageModel(self.activation)
+    # RoBERTa's has GELU, whatever its layers have.
+    activation = "gelu" if self.skips_padding else self.activation
+    return family.LanguageModel(activation, width=self.embedding_size)
 
   @property
   def work(self) -> family.Work:
     """Eight H^2 + 4 H I a token (width H, intermediate size I), 4 H a pair."""
     width = self.hidden_size
     return family.Work(
+      before=2 * self.embedding_size * width * self.is_projected,
       token=8 * width**2 + 4 * width * self.intermediate_size,
       key_value=4 * width**2,
       pair=4 * width,
@@ -94,21 +119,32 @@ class Embeddings(nnx.Module):
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.config = config
-    self.word = layers_lib.embed(config, config.vocab_size, dtype, rngs)
-    self.position = layers_lib.embed(config, config.max_positions, dtype, rngs)
-    self.token_type = layers_lib.embed(config, config.type_vocab_size, dtype, rngs)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs)
+    size = config.embedding_size
+    narrow = dataclasses.replace(config, hidden_size=size)
+    self.word = layers_lib.embed(narrow, config.vocab_size, dtype, rngs)
+    self.position = layers_lib.embed(narrow, config.max_positions, dtype, rngs)
+    if config.type_vocab_size:
+      self.token_type = layers_lib.embed(narrow, config.type_vocab_size, dtype, rngs)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs)
+    if config.is_projected:
+      self.project = layers_lib.linear(config, size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
-    positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
+    positions = self._positions(input_ids, layout.mask)
+    positions = jnp.broadcast_to(positions, input_ids.shape)
     x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
-    x = mesh_lib.by_row(x + self.token_type(jnp.zeros((1, 1), jnp.int32)))
-    return dropout(self.norm(x), self.config.dropout, key, layout.rows)
+    if self.config.type_vocab_size:
+      x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
+    x = self.norm(mesh_lib.by_row(x))
+    x = dropout(x, self.config.dropout, key, layout.rows)
+    return mesh_lib.by_row(self.project(x)) if self.config.is_projected else x
 
-  def _positions(self, attention_mask):
-    if self.config.is_roberta:
-      mask = attention_mask.astype(jnp.int32)
-      return jnp.cumsum(mask, axis=1) * mask + self.config.pad_token_id
+  def _positions(self, input_ids, attention_mask):
+    if self.config.skips_padding:
+      # A text may spell the pad token, which then is seen but has no position.
+      pad = self.config.pad_token_id
+      mask = (attention_mask & (input_ids != pad)).astype(jnp.int32)
+      return jnp.cumsum(mask, axis=1) * mask + pad
     return jnp.arange(attention_mask.shape[1])[None]
 
 
@@ -127,21 +163,25 @@ class Layer(nnx.Module):
     self.down = layers_lib.linear(config, config.intermediate_size, width, dtype, rngs)
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
-  def __call__(self, x, layout, keys):
-    """Every token's next state, laid out as x."""
+  def __call__(self, x, layout, keys, bias=None):
+    """Every token's next state, laid out as x; scores get a bias [heads, S, S]."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     query, key, value = jnp.split(qkv, 3, axis=-1)
-    attended = self._attend(query, key, value, layout.mask, layout.grid_rows, keys[0])
+    attended = self._attend(
+      query, key, value, layout.mask, layout.grid_rows, keys[0], bias
+    )
     return self._rest(x, layout.flat(attended), layout.rows, keys)
 
-  def at(self, x, positions, layout, keys):
+  def at(self, x, positions, layout, keys, bias=None):
     """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
     pair = mesh_lib.by_row(layers_lib.fused((self.key, self.value), x))
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
     query = mesh_lib.by_row(self.query(x))
-    attended = self._attend(query, key, value, layout.mask, rows, keys[0], positions)
+    attended = self._attend(
+      query, key, value, layout.mask, rows, keys[0], bias, positions
+    )
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
@@ -153,13 +193,15 @@ class Layer(nnx.Module):
     x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
     return mesh_lib.by_row(x)
 
-  def _attend(self, query, key, value, mask, rows, dropout_key, positions=None):
+  def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):
     """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
     dropped = attention.Dropout(self.config.attention_dropout, dropout_key, rows)
-    attended = attention.attend(query, key, value, mask, dropped, positions=positions)
+    attended = attention.attend(
+      query, key, value, mask, dropped, bias=bias, positions=positions
+    )
     return attended.reshape(shape)
 
 
@@ -174,15 +216,20 @@ class Encoder(nnx.Module):
     self.embeddings = Embeddings(config, dtype, rngs)
 
     make = lambda rngs: Layer(config, dtype, rngs)
-    self.layers = stack.make_stack(make, config.num_layers, rngs)
+    self.layers = stack.make_stack(make, config.num_own_layers, rngs)
     if config.has_pooler:
       self.pooler = layers_lib.linear(
         config, config.hidden_size, config.hidden_size, dtype, rngs
       )
 
+  def bias(self, length):
+    """What every layer adds to its scores, [heads, S, S] float32; None for nothing."""
+    return None
+
   def __call__(
     self, input_ids, layout, rng, positions=None, layers=(), first_states=None
   ):
+    bias = self.bias(input_ids.shape[1])
     num_layers = self.config.num_layers
     embeddings_key = layer_keys = None
     if rng is not None:
@@ -195,15 +242,15 @@ class Encoder(nnx.Module):
 
     def call_last(layer, x, keys, *_):
       if positions is None:
-        return layer(x, layout, keys)
-      return layer.at(x, positions, layout, keys)
+        return layer(x, layout, keys, bias)
+      return layer.at(x, positions, layout, keys, bias)
 
     previous, last, between = stack.run_stack(
       self.layers,
       first,
       layer_keys,
       kinds=(None,) * num_layers,
-      call=lambda layer, x, keys, *_: layer(x, layout, keys),
+      call=lambda layer, x, keys, *_: layer(x, layout, keys, bias),
       call_last=call_last,
       layers=layers,
     )

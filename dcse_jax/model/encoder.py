@@ -14,9 +14,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dcse_jax.model import albert
 from dcse_jax.model import bert
+from dcse_jax.model import electra
 from dcse_jax.model import gemma3
 from dcse_jax.model import modernbert
+from dcse_jax.model import mpnet
 from dcse_jax.model import nomic_bert
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model import qwen3
@@ -33,6 +36,9 @@ from dcse_jax.model.packing import Packing
 # The module of each family's shapes.
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
+  mpnet.EncoderConfig: mpnet.Encoder,
+  electra.EncoderConfig: electra.Encoder,
+  albert.EncoderConfig: albert.Encoder,
   modernbert.EncoderConfig: modernbert.Encoder,
   nomic_bert.EncoderConfig: nomic_bert.Encoder,
   qwen3.EncoderConfig: qwen3.Encoder,
@@ -108,15 +114,15 @@ def _run(
   dtype=jnp.float32,
   packing=None,
   row_ids=None,
-  first_token=False,
+  token=None,
   **arguments,
 ):
   """The layout of a batch, and what `family.Encoder` returns of it."""
   layout = Layout(attention_mask.astype(bool), packing, row_ids)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
   input_ids = input_ids.astype(jnp.int32)
-  if first_token:
-    arguments["positions"] = jnp.zeros((len(input_ids), 1), jnp.int32)
+  if token:
+    arguments["positions"] = token(attention_mask).astype(jnp.int32)[:, None]
   return layout, encoder(input_ids, layout, rng, **arguments)
 
 
@@ -220,7 +226,7 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     config,
     input_ids,
     attention_mask,
-    first_token=pooling.first_token,
+    token=pooling.token,
     layers=(beside,) * is_asked + tuple(layers),
     **options,
   )
@@ -228,13 +234,14 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     other, *between = between
   else:
     other = {0: embedded, -2: previous}.get(beside, last)
+  pool = lambda state: pooling.reduce(layout.grid(state), attention_mask)
+  pooled = [pool(each) for each in between]
+  if pooling.token:
+    return last[:, 0].astype(jnp.float32), pooled
   if beside is None:
-    state = last if pooling.first_token else layout.grid(last)
-  else:
-    grid = lambda state: layout.grid(state).astype(jnp.float32)
-    state = (grid(last) + grid(other)) / 2
-  pooled = [pooling.reduce(layout.grid(each), attention_mask) for each in between]
-  return pooling.reduce(state, attention_mask), pooled
+    return pool(last), pooled
+  mean = (last.astype(jnp.float32) + other.astype(jnp.float32)) / 2
+  return pool(mean), pooled
 
 
 def detect_replaced(

@@ -27,29 +27,34 @@ class LanguageModel:
     dense_bias: whether its linear layer has a bias.
     norm_bias: whether its LayerNorm has one.
     bias: whether the scores have one.
+    width: numbers in what the scores are of, as in the embedding of a token; None: as
+      in a state.
   """
 
   activation: str
   dense_bias: bool = True
   norm_bias: bool = True
   bias: bool = True
+  width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """The matrix products of a layer: a multiplication and an addition each.
+  """The matrix products of an encoder: a multiplication and an addition each.
 
   Attributes:
-    token: FLOPs of its linear layers, a token.
+    token: FLOPs of a layer's linear layers, a token.
     key_value: of these, for keys and values.
     pair: FLOPs of a query and a key, scores and weighted values.
     reaches: which keys a query meets, for each layer.
+    before: FLOPs of a token before the first layer.
   """
 
   token: int
   key_value: int
   pair: int
   reaches: tuple[Reach, ...]
+  before: int = 0
 
 
 class EncoderConfig(Protocol):

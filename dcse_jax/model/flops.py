@@ -34,7 +34,13 @@ def encoder_flops(
     attention = work.pair * work.reaches[-1].pairs(length, length**2) / length
     last = work.key_value * length
     last += positions * (work.token - work.key_value + attention)
-  return sentences * (sum(layers) + last)
+  return sentences * (work.before * length + sum(layers) + last)
+
+
+def score_flops(config: encoder_lib.EncoderConfig) -> float:
+  """Counts the scores of one state over the vocabulary."""
+  width = config.language_model.width or config.hidden_size
+  return 2 * width * (config.hidden_size + config.vocab_size)
 
 
 def encode_flops(
@@ -47,7 +53,7 @@ def encode_flops(
 ) -> float:
   """Counts one forward pass from tokens to embeddings; see `encoder_flops`."""
   # The poolings that read more than one token need all of them.
-  positions = int(pooling_lib.get(pooling).first_token)
+  positions = int(pooling_lib.get(pooling).token is not None)
   return encoder_flops(
     config,
     sentences=sentences,

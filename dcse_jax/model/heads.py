@@ -58,9 +58,10 @@ class LanguageModelHead(nnx.Module):
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.shape = shape = config.language_model
-    width = config.hidden_size
-    self.dense = layers_lib.linear(config, width, width, dtype, rngs, shape.dense_bias)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs, shape.norm_bias)
+    d_in, width = config.hidden_size, shape.width or config.hidden_size
+    narrow = dataclasses.replace(config, hidden_size=width)
+    self.dense = layers_lib.linear(config, d_in, width, dtype, rngs, shape.dense_bias)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs, shape.norm_bias)
     if shape.bias:
       self.bias = nnx.Param(jnp.zeros(config.vocab_size))
 

@@ -20,11 +20,12 @@ class Pooling:
 
   Attributes:
     summary: what the embedding is, in words for a model card.
-    reduce: from states [B, S, D], padding after the tokens, and the mask [B, S], to
+    reduce: from states [B, S, D] and the mask [B, S], with padding on either side, to
       embeddings [B, width * D] float32.
     beside: the layer whose states are averaged with the last ones before, 0 for the
       embedding layer, negative from the end; None for the last states alone.
-    first_token: whether the first token's state alone is read.
+    token: from the mask [B, S] to the place of the one token that is read, [B]; None
+      where more are.
     projected: whether embeddings pass through a projection in training, which
       evaluation and export drop.
     same_as: the pooling that it is in evaluation, where only training tells them
@@ -37,7 +38,7 @@ class Pooling:
   summary: str
   reduce: Callable[[jax.Array, jax.Array], jax.Array]
   beside: int | None = None
-  first_token: bool = False
+  token: Callable[[jax.Array], jax.Array] | None = None
   projected: bool = False
   same_as: str | None = None
   recorded: str | None = None
@@ -49,14 +50,18 @@ class Pooling:
     return self.beside is None and self.same_as is None
 
 
-def _first(state, attention_mask):
-  return state[:, 0].astype(jnp.float32)
+def _first(attention_mask):
+  return jnp.argmax(attention_mask.astype(bool), axis=1)
 
 
-def _last(state, attention_mask):
-  last = attention_mask.astype(jnp.int32).sum(axis=1) - 1
-  last = jnp.maximum(last, 0)[:, None, None]
-  return jnp.take_along_axis(state, last, axis=1)[:, 0].astype(jnp.float32)
+def _last(attention_mask):
+  return attention_mask.shape[1] - 1 - _first(attention_mask[:, ::-1])
+
+
+def _state_of(token, state, attention_mask):
+  """The state of one token of each sentence."""
+  place = token(attention_mask)[:, None, None]
+  return jnp.take_along_axis(state, place, axis=1)[:, 0].astype(jnp.float32)
 
 
 def _largest(state, attention_mask):
@@ -69,20 +74,23 @@ def _largest(state, attention_mask):
 def _mean(state, attention_mask, *, by_position=False, by_root=False):
   """The mean over tokens, weighted by position from 1; or the sum by a root."""
   state = state.astype(jnp.float32)
-  mask = attention_mask.astype(jnp.float32)[:, :, None]
+  mask = attention_mask.astype(jnp.float32)
   if by_position:
-    mask = mask * jnp.arange(1, mask.shape[1] + 1, dtype=jnp.float32)[:, None]
+    places = jnp.arange(1, mask.shape[1] + 1) - _first(attention_mask)[:, None]
+    mask = mask * places.astype(jnp.float32)
+  mask = mask[:, :, None]
   total, count = (state * mask).sum(axis=1), jnp.maximum(mask.sum(axis=1), 1.0)
   return total / (jnp.sqrt(count) if by_root else count)
 
 
+def _of_token(summary, token, **fields):
+  reduce = functools.partial(_state_of, token)
+  return Pooling(summary, reduce, token=token, **fields)
+
+
 POOLINGS = {
-  "cls": Pooling(
-    "the first token's last state", _first, first_token=True, projected=True
-  ),
-  "cls_before_pooler": Pooling(
-    "the first token's last state", _first, first_token=True, same_as="cls"
-  ),
+  "cls": _of_token("the first token's last state", _first, projected=True),
+  "cls_before_pooler": _of_token("the first token's last state", _first, same_as="cls"),
   "max": Pooling("the largest of the last states", _largest),
   "mean": Pooling("the mean of the last states", _mean),
   "mean_sqrt_len": Pooling(
@@ -93,7 +101,7 @@ POOLINGS = {
     "the mean of the last states weighted by position",
     functools.partial(_mean, by_position=True),
   ),
-  "lasttoken": Pooling("the last token's last state", _last),
+  "lasttoken": _of_token("the last token's last state", _last),
   "mean_top2": Pooling("the mean of the last two layers' states", _mean, beside=-2),
   "mean_first_last": Pooling(
     "the mean of the first layer's and the last states",

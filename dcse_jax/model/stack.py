@@ -1,6 +1,7 @@
 """A stack of layers, run so that it compiles in the time of a few.
 
-The parameters of all layers are one tree with a leading axis. Layers of one kind, or
+The parameters of all layers are one tree with a leading axis, or those of one layer that
+all share. Layers of one kind, or
 turns of a pattern of kinds, run under `scan`; the last layer runs by itself, since many
 readers want few of its tokens.
 """
@@ -52,7 +53,7 @@ def run_stack(
   """Runs the layers of `make_stack` one after the other.
 
   Args:
-    stack: the layers.
+    stack: the layers, as many as kinds, or one in place of all.
     first: what the first of them takes.
     keys: dropout keys, [L, K, 2]; None means no dropout.
     kinds: for each layer what differs in its program.
@@ -66,6 +67,9 @@ def run_stack(
   """
   layer_def, every = nnx.split(stack)
   num_layers, period = len(kinds), _period(kinds[:-1])
+  shared = None
+  if len(jax.tree.leaves(every)[0]) < num_layers:
+    shared, every = jax.tree.map(lambda x: x[0], every), None
   turns = (num_layers - 1) // period
   looped = turns * period
   # Split, not sliced: the gradient of a split is one concatenation.
@@ -76,6 +80,7 @@ def run_stack(
 
   def run(call, x, layer, i, kind):
     params, keys, number = jax.tree.map(lambda x: x[i], layer)
+    params = shared if params is None else params
     keys = [None] * 3 if keys is None else keys
     return call(nnx.merge(layer_def, params), x, keys, kind, number)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
+from dcse_jax.model.flops import score_flops
 from dcse_jax.objective.inputs.provider import Provider
 from dcse_jax.objective.inputs.rows import flat_views
 from dcse_jax.objective.inputs.rows import number_views
@@ -109,8 +110,7 @@ class Masked(Provider):
       positions=slots,
       **size.lengths,
     )
-    vocabulary = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
-    return flops + masked * slots * vocabulary, 0.0
+    return flops + masked * slots * score_flops(config), 0.0
 
   def prepare(self, objective, inputs):
     rng, views = jax.random.fold_in(inputs.rng, 1), objective.setting("masked_views")
