@@ -1,6 +1,6 @@
-"""NomicBERT as transformers 5.24 and later read it, without code of its own.
+"""NomicBERT as transformers 5.24 and later read and write it, without code of its own.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Tensors have the names of the code that it came with, config.json has new ones. Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,16 @@ ARCHITECTURES = {"nomic_bert": "NomicBertModel"}
 TENSORS = {
   "embeddings.word": ("embeddings.word_embeddings", EMBEDDING),
   "embeddings.token_type": ("embeddings.token_type_embeddings", EMBEDDING),
-  "embeddings.norm": ("embeddings.LayerNorm", NORM),
-  **rotary.ATTENTION,
-  "layers.attention_norm": ("layers.{i}.post_attention_layernorm", NORM),
-  **rotary.MLP,
-  "layers.norm": ("layers.{i}.post_mlp_layernorm", NORM),
+  "embeddings.norm": ("emb_ln", NORM),
+  "layers.attention.query": ("encoder.layers.{i}.attn.Wqkv", LINEAR, (0, 3)),
+  "layers.attention.key": ("encoder.layers.{i}.attn.Wqkv", LINEAR, (1, 3)),
+  "layers.attention.value": ("encoder.layers.{i}.attn.Wqkv", LINEAR, (2, 3)),
+  "layers.attention.output": ("encoder.layers.{i}.attn.out_proj", LINEAR),
+  "layers.attention_norm": ("encoder.layers.{i}.norm1", NORM),
+  "layers.mlp.gate": ("encoder.layers.{i}.mlp.fc12", LINEAR),
+  "layers.mlp.up": ("encoder.layers.{i}.mlp.fc11", LINEAR),
+  "layers.mlp.down": ("encoder.layers.{i}.mlp.fc2", LINEAR),
+  "layers.norm": ("encoder.layers.{i}.norm2", NORM),
 }
 # The same of a masked-language model's head.
 _HEAD = {

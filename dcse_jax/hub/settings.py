@@ -23,7 +23,8 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
   if settings.get("auto_map"):
     raise UserError(
       f"{path} names Python code of its own (auto_map), which is never run: use "
-      "another model, or remove auto_map if this one does without"
+      "another model, or remove auto_map if this one does without, as one does that "
+      "transformers knows and saves by itself (nomic_bert from 5.24 on)"
     )
   return settings
 
