@@ -205,6 +205,8 @@ def load(
   if pooling is None and about.pooling is None:
     _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
   pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  if fault := pooling_lib.fault(config, pooling):
+    _log.warning("%s: %s", name, fault)
   width = pooling_lib.embedding_size(config, pooling)
   head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
   if about.truncate_dim and about.truncate_dim > (head.size if head else width):

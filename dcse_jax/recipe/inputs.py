@@ -19,6 +19,7 @@ from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
@@ -203,6 +204,8 @@ class Inputs:
         f"max_length={round_config.max_length}, but {model} takes "
         f"{self.start.config.max_tokens} tokens at most"
       )
+    if fault := pooling_lib.fault(self.start.config, self.start.pooling):
+      raise UserError(f"round {name}: {model}: {fault}")
     tokens = self.tokens(round_config)
     start = Start(
       name=round_config.start or model,
@@ -244,6 +247,8 @@ class Inputs:
 
   def _check_teacher(self, name: str, round_config) -> None:
     teacher = self.outside(name)
+    if fault := pooling_lib.fault(teacher.config, teacher.pooling):
+      raise UserError(f"teacher {name}: {fault}")
     if teacher.head or teacher.truncate_dim:
       raise UserError(
         f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "

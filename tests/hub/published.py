@@ -402,6 +402,19 @@ REFUSED = {
     _BERT | {"auto_map": {"AutoModel": "modeling.NewModel"}, "model_type": "new"},
     "auto_map.*use another",
   ),
+  "nomic-ai/nomic-embed-text-v1.5": (
+    {
+      "activation_function": "swiglu",
+      "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert"},
+      "model_type": "nomic_bert",
+      "n_embd": 768,
+      "n_head": 12,
+      "n_layer": 12,
+      "rotary_emb_base": 1000,
+      "vocab_size": 30528,
+    },
+    "auto_map.*transformers knows and saves by itself .nomic_bert from 5.24",
+  ),
   "microsoft/deberta-v3-base": (
     _BERT | {"model_type": "deberta-v2", "relative_attention": True},
     "unknown architecture 'deberta-v2'; known are bert, roberta, .*mpnet.*albert",

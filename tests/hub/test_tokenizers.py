@@ -184,6 +184,19 @@ def test_a_recipe_trains_on_the_ids_of_a_tokenizer_that_pads_on_the_left(files):
   np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
 
 
+def test_a_decoder_is_not_trained_by_its_first_token_which_sees_no_other(files):
+  path = made(files, "qwen")
+  encoder = files / "encoder"  # It says nothing of its pooling.
+  message = r"cls pools the first token, .* qwen3 sees no other: use lasttoken or mean"
+  config = recipes.from_files(files, "simcse", model=str(encoder), pooling="cls")
+  with pytest.raises(UserError, match=f"round simcse: .*encoder: {message}"):
+    recipe_lib.read(config, workdir.Workdir(str(files / "run")))
+  config = recipes.from_files(files, recipe=("student",), model=str(path))
+  config.rounds.student.teachers = (str(encoder),)
+  with pytest.raises(UserError, match=f"teacher .*encoder: {message}"):
+    recipe_lib.read(config, workdir.Workdir(str(files / "other")))
+
+
 def test_a_tokenizer_without_a_mask_token_guesses_no_words(files):
   path = made(files, "qwen")
   config = recipes.from_files(
