@@ -18,6 +18,7 @@ from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import layers
 from dcse_jax.model import ops
 from dcse_jax.model import packing
+from dcse_jax.model import stack
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import memory
@@ -48,7 +49,7 @@ _PATCHES = {
   "fences": (ops, "_keep", lambda x: x),
   "hashed dropout": (bert, "dropout", _threefry_dropout),
   "last layer for [CLS]": (encoder_lib, "states_at", _full_last_layer),
-  "straight-line layers": (bert, "_unroll", lambda _: 1),
+  "straight-line layers": (stack, "_unroll", lambda _: 1),
   "erf": (
     layers,
     "ACTIVATIONS",

@@ -18,6 +18,7 @@ python -m dcse_jax.main --config configs/scratch.py \\
     --config.text=my.txt --config.sts=STS_FOLDER --workdir runs/scratch
 
 Without STS sets leave --config.sts out: the last parameters count.
+--config.encoder.family=modernbert trains a ModernBERT in place of the BERT.
 """
 
 from dcse_jax import config as config_lib
@@ -31,6 +32,7 @@ def get_config(variant=""):
   config = config_lib.default()
   config.test = sts_sets.SEVEN_TEST_SETS
   config.encoder = dict(
+    family="bert",
     vocab_size=8000,
     hidden_size=256,
     num_layers=4,

@@ -42,6 +42,7 @@ def default() -> ConfigDict:
   config.model = ""
   config.encoder = ConfigDict(
     dict(
+      family="bert",  # Or another of `model.encoder.NEW`: "modernbert", ...
       vocab_size=8000,
       hidden_size=256,
       num_layers=4,
@@ -220,7 +221,7 @@ def terms(config: ConfigDict) -> tuple[Weighted, ...]:
 
 def used(config: ConfigDict) -> dict[str, Any]:
   """Returns a round's fields, JSON; TERM.SETTING only for terms of its objective."""
-  fields = json.loads(config.to_json_best_effort())
+  fields = _with_family(json.loads(config.to_json_best_effort()))
   settings = {name: fields.pop(name) for name in losses.TERMS}
   for each in terms(config):
     name = each.term.name
@@ -228,9 +229,16 @@ def used(config: ConfigDict) -> dict[str, Any]:
   return fields
 
 
+def _with_family(fields: dict[str, Any]) -> dict[str, Any]:
+  """Moves the family beside the encoder: there was only one once."""
+  encoder = dict(fields["encoder"])
+  family = encoder.pop("family", "bert")
+  return {**fields, "encoder": encoder, "encoder.family": family}
+
+
 def defaults() -> dict[str, Any]:
   """Returns every field at its default, JSON, with the names that `used` gives."""
-  fields = json.loads(default().to_json_best_effort())
+  fields = _with_family(json.loads(default().to_json_best_effort()))
   for name in losses.TERMS:
     settings = fields.pop(name)
     fields |= {f"{name}.{key}": value for key, value in settings.items()}

@@ -28,6 +28,7 @@ from dcse_jax.hub import folder
 from dcse_jax.model import attention_kernel
 from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import stack
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.teachers import stacks as stacks_lib
@@ -99,7 +100,7 @@ class Reference:
         return run(jnp.float32)
 
     # A loop over the layers: the same numbers, and compiled in half the time.
-    with mock.patch.object(bert, "_unroll", lambda _: 1):
+    with mock.patch.object(stack, "_unroll", lambda _: 1):
       with concurrent.futures.ThreadPoolExecutor(2) as pool:
         waiting = {
           "bfloat16": pool.submit(run, jnp.bfloat16),

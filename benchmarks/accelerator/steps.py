@@ -20,8 +20,8 @@ from dcse_jax import losses
 from dcse_jax.ahead import hlo
 from dcse_jax.hub import folder
 from dcse_jax.model import attention_kernel
-from dcse_jax.model import bert
 from dcse_jax.model import packing as packing_lib
+from dcse_jax.model import stack
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.objective.inputs import Size
 from dcse_jax.objective.objective import Objective
@@ -150,7 +150,7 @@ class Steps:
       "kernel": lambda *_: jax.default_backend() == "gpu",
     }.get(spec.attention, attention_kernel.is_for)
     with (
-      mock.patch.object(bert, "_unroll", unroll or bert._unroll),
+      mock.patch.object(stack, "_unroll", unroll or stack._unroll),
       mock.patch.object(attention_kernel, "is_for", has_kernel),
     ):
       lowered = step_fn.lower(

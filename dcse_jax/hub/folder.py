@@ -5,7 +5,6 @@ Such a folder holds weights, a tokenizer and what comes after the encoder.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.hub.tensors import weight_files
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.family import with_pooler
 from dcse_jax.model.heads import Head
 from dcse_jax.model.model import Model
 from dcse_jax.model.model import tokenize
@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 
 # The hub's files that describe a model, and those of a tokenizer.
 _HUB_FILES = ("*.json", "*.txt", "*.model")
+
+# The pooler's matrix in BERT and in ALBERT.
+_POOLER = re.compile(r"(^|\.)pooler\.(dense\.)?weight$")
 
 # Most broken tokenizers fail at one of these.
 _TRIED = ("", "A word, 7 \u2603.")
@@ -188,8 +191,7 @@ def load(
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
-    if config.has_pooler and not any("pooler.dense." in key for key in tensors):
-      config = dataclasses.replace(config, has_pooler=False)
+    config = with_pooler(config, any(map(_POOLER.search, tensors)))
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
         "%s was trained to classify or to score pairs: embeddings of single sentences "
@@ -204,6 +206,8 @@ def load(
   if pooling is None and about.pooling is None:
     _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
   pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  if fault := pooling_lib.fault(config, pooling):
+    _log.warning("%s: %s", name, fault)
   width = pooling_lib.embedding_size(config, pooling)
   head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
   if about.truncate_dim and about.truncate_dim > (head.size if head else width):
@@ -219,6 +223,12 @@ def load(
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
   tokenizer = load_tokenizer(encoder, lower_case=about.lower_case)
+  # A folder with modules.json says that it takes texts as they are.
+  if tokenizer.chat_template and about.pooling is None:
+    raise UserError(
+      f"{folder}: its tokenizer has a chat_template, by which sentence-transformers "
+      "would embed: remove it if sentences are embedded without"
+    )
   if max_length is not None and max_length > config.max_tokens:
     raise UserError(
       f"max_length={max_length}, but {name} takes {config.max_tokens} tokens at most"
@@ -253,7 +263,8 @@ def load_shape(
     default_pooling: see `load`.
 
   Returns:
-    The encoder's config, and the pooling.
+    The encoder's config, with a pooler where the family has one, since released weights
+    do; the pooling.
 
   Raises:
     UserError: see `load`.
@@ -310,6 +321,7 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
   import transformers  # It takes seconds, for which earlier errors need not wait.
 
   names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+  names += ("spiece.model", "tokenizer.model")
   if not any((folder / name).exists() for name in names):
     raise UserError(
       f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
@@ -317,15 +329,10 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
   if (folder / "tokenizer_config.json").exists():
     read_settings(folder / "tokenizer_config.json")
   # tokenizer_config.json needs no table of settings: transformers reads all of it, for
-  # sentence-transformers as for us, except for its chat templates.
+  # sentence-transformers as for us.
   with _tokenizer_errors(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       folder, trust_remote_code=False
-    )
-  if tokenizer.chat_template:
-    raise UserError(
-      f"{folder}: its tokenizer has a chat_template, which is not supported: remove it "
-      "if sentences are embedded without"
     )
   if not tokenizer.is_fast:
     raise UserError(
@@ -374,10 +381,21 @@ def _try_tokenizer(
       f"{folder}: its tokenizer gives tokens of a single text other types "
       "(token_type_ids) than 0, which is not supported: use another model"
     )
-  if max(ids) >= vocab_size:
+  # Tokens that were added may lack rows: no text has them, but where it spells them.
+  usual = ids - set(tokenizer.added_tokens_decoder)
+  usual.update(i for each in tried for i in each)
+  if max(usual) >= vocab_size:
     raise UserError(
       f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
       f"{vocab_size}; they belong to different models"
+    )
+  if max(ids) >= vocab_size:
+    _log.warning(
+      "%s: its tokenizer has %s tokens and its encoder %s: texts that spell one of "
+      "the last are refused",
+      folder,
+      max(ids) + 1,
+      vocab_size,
     )
   if (longest := max(map(len, tried))) > max_length:
     raise UserError(

@@ -5,6 +5,9 @@ from typing import Any
 
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import mpnet
 
 ARCHITECTURES = {"mpnet": "MPNetModel"}
@@ -13,17 +16,18 @@ TENSORS = {
   "embeddings.word": names.TENSORS["embeddings.word"],
   "embeddings.position": names.TENSORS["embeddings.position"],
   "embeddings.norm": names.TENSORS["embeddings.norm"],
-  "relative_bias": ("encoder.relative_attention_bias", names.EMBEDDING),
-  "layers.query": (f"{_LAYER}.attention.attn.q", names.LINEAR),
-  "layers.key": (f"{_LAYER}.attention.attn.k", names.LINEAR),
-  "layers.value": (f"{_LAYER}.attention.attn.v", names.LINEAR),
-  "layers.attention_output": (f"{_LAYER}.attention.attn.o", names.LINEAR),
-  "layers.attention_norm": (f"{_LAYER}.attention.LayerNorm", names.NORM),
+  "relative_bias": ("encoder.relative_attention_bias", EMBEDDING),
+  "layers.query": (f"{_LAYER}.attention.attn.q", LINEAR),
+  "layers.key": (f"{_LAYER}.attention.attn.k", LINEAR),
+  "layers.value": (f"{_LAYER}.attention.attn.v", LINEAR),
+  "layers.attention_output": (f"{_LAYER}.attention.attn.o", LINEAR),
+  "layers.attention_norm": (f"{_LAYER}.attention.LayerNorm", NORM),
   "layers.up": names.TENSORS["layers.up"],
   "layers.down": names.TENSORS["layers.down"],
   "layers.norm": names.TENSORS["layers.norm"],
   "pooler": names.TENSORS["pooler"],
 }
+ABSENT: dict[str, float] = {}
 IGNORED, rename = names.IGNORED, names.rename
 
 READ = {

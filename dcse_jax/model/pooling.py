@@ -153,6 +153,17 @@ def recorded(name: str) -> str:
   return get(name).recorded or name
 
 
+def fault(config: EncoderConfig, name: str) -> str:
+  """Says why embeddings of an encoder would mean nothing by a pooling, or ""."""
+  sees_others = any(reach.after != 0 for reach in config.work.reaches)
+  if sees_others or get(name).token is not _first:
+    return ""
+  return (
+    f"{name} pools the first token, which in a decoder such as {config.model_type} sees "
+    "no other: use lasttoken or mean"
+  )
+
+
 def embedding_size(config: EncoderConfig, name: str) -> int:
   """Returns the width of an embedding."""
   return config.hidden_size * get(name).width

@@ -13,6 +13,8 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
@@ -201,6 +203,8 @@ def _check_round(
       f"max_length={round_config.max_length}, but {model} takes "
       f"{inputs.start.config.max_tokens} tokens at most"
     )
+  if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
+    raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
@@ -215,6 +219,13 @@ def _check_round(
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
+  if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+    _log.warning(
+      "round %s: %s has no dropout, so that both views of a sentence are the same: "
+      "name pairs, or set the dropouts in a copy of its config.json",
+      name,
+      model,
+    )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
     raise UserError(
@@ -227,6 +238,8 @@ def _check_teacher(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
   teacher = inputs.outside[name]
+  if fault := pooling_lib.fault(teacher.config, teacher.pooling):
+    raise UserError(f"teacher {name}: {fault}")
   if teacher.head or teacher.truncate_dim:
     raise UserError(
       f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "

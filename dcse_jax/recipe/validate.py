@@ -13,6 +13,7 @@ from dcse_jax.config import terms
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
+from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
@@ -44,6 +45,7 @@ _RANGES = {
   "schedule": Choice(("linear", "cosine")),
   "dtype": Choice(("float32", "bfloat16")),
   "teacher_cache": Choice(("", "float16", "bfloat16", "float32")),
+  "encoder.family": Choice(tuple(NEW)),
   "encoder.vocab_size": _COUNT,
   "encoder.hidden_size": _COUNT,
   "encoder.num_layers": _COUNT,
@@ -170,15 +172,18 @@ def _check_mesh(mesh: ConfigDict) -> None:
 
 def _check_encoder(encoder: ConfigDict) -> None:
   known = default().encoder
-  if set(encoder) != set(known):
+  # An encoder without a family is a BERT.
+  if {"family", *encoder} != set(known):
     raise UserError(
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  if encoder.hidden_size % encoder.num_heads:
+  is_paired = encoder.get("family", "bert") != "bert"
+  if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
+    pairs = ", in pairs" if is_paired else ""
     raise UserError(
       f"encoder.hidden_size={encoder.hidden_size} does not divide among "
-      f"encoder.num_heads={encoder.num_heads}"
+      f"encoder.num_heads={encoder.num_heads}{pairs}"
     )
 
 

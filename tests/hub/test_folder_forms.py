@@ -172,6 +172,9 @@ READ = {
     edit(path / LENGTH, do_lower_case=True),
     edit(path / "tokenizer_config.json", do_lower_case=False),
   ),
+  "template of chats": settings(
+    "tokenizer_config.json", chat_template="{{ messages }}"
+  ),
   "no flag": pooling(),
   "three flags": pooling("cls", "mean", "max"),
   "weightedmean": pooling("weightedmean"),
@@ -213,7 +216,10 @@ REFUSED = {
   "own_code.Pooling": foreign_pooling,
   "token_type_ids": second_type,
   "adapter_config.json": settings("adapter_config.json", peft_type="LORA"),
-  "chat_template": settings("tokenizer_config.json", chat_template="{{ messages }}"),
+  "chat_template": lambda path: (
+    edit(path / "tokenizer_config.json", chat_template="{{ messages }}"),
+    (path / "modules.json").unlink(),
+  ),
   "cannot use the tokenizer in .*: fetch": empty_charsmap,
 }
 
