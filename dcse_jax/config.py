@@ -87,6 +87,12 @@ def default() -> ConfigDict:
   for term in losses.TERMS.values():
     config[term.name] = ConfigDict(dict(term.settings))
 
+  # Widths, as in (768, 256, 64): terms compare embeddings cut to each, so that a user
+  # may cut them, too. The loss is the sum over widths, with a weight each; 1 if there
+  # are none. () compares whole embeddings alone.
+  config.matryoshka = ()
+  config.matryoshka_weights = ()
+
   # Embeds the text with every teacher once, into files of this type, instead of
   # running the teachers at every step: "float16" takes two bytes a sentence and
   # dimension. It pays if a sentence is seen more than once, or by several students.
