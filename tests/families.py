@@ -14,7 +14,7 @@ _COMMON = dict(vocab_size=120, hidden_size=24, intermediate_size=40, **_TOKENS)
 _DECODER = dict(_COMMON, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
 _SLIDING = ["full_attention", "sliding_attention", "sliding_attention"]
 
-# Of each family three shapes: small; of other numbers; with all that may be different.
+# Three shapes of each family: small; with other numbers; with all that may differ.
 SHAPES = {
   "modernbert": (
     transformers.ModernBertConfig,

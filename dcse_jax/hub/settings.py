@@ -115,7 +115,7 @@ class Settings:
     return value
 
   def flag(self, name: str, default: bool) -> bool:
-    """A truth, or what stands for one that is not there or null."""
+    """Returns true or false, or the default if it is not there or null."""
     value = self.values.get(name)
     value = default if value is None else value
     self.check(name, value, type(value) is bool, "true or false")

@@ -104,7 +104,7 @@ class EncoderConfig:
 
 
 def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
-  """The shape of a new BERT for sentences of max_tokens, of `EncoderConfig`'s fields."""
+  """Makes the shape of a new BERT for sentences of max_tokens, from its fields."""
   return EncoderConfig(
     model_type="bert",
     max_positions=max(512, max_tokens),

@@ -123,12 +123,12 @@ def layer_norm(
 def rms_norm(
   config: EncoderConfig, dtype: Any, size: int | None = None, *, offset: float = 0.0
 ) -> nnx.Module:
-  """A new RMSNorm, after Zhang and Sennrich, 2019 (arXiv:1910.07467).
+  """Makes an RMSNorm, Zhang and Sennrich, 2019 (arXiv:1910.07467).
 
   Args:
-    config: of the encoder.
-    dtype: of what it gives.
-    size: numbers that are normed together; the width of states by default.
-    offset: added to the weights, as Gemma has it: 1 leaves them near 0.
+    config: the encoder's.
+    dtype: that of what it returns.
+    size: how many numbers are normed together; by default the width of states.
+    offset: is added to the weights, as in Gemma: 1 leaves them near 0.
   """
   return _RmsNorm(size or config.hidden_size, config.layer_norm_eps, offset, dtype)
