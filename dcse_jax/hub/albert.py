@@ -1,4 +1,4 @@
-"""ALBERT as Hugging Face has it: what `huggingface` asks of a family."""
+"""ALBERT as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 import re

@@ -138,7 +138,7 @@ def read_fields(
     sizes: a table like `SIZES`.
     fractions: a table like `FRACTIONS`.
     activation: the activation's name there.
-    default_activation: what stands for an activation that is not there.
+    default_activation: stands for an activation that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():

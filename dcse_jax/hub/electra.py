@@ -1,4 +1,4 @@
-"""ELECTRA as Hugging Face has it: what `huggingface` asks of a family."""
+"""ELECTRA as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 import re
@@ -35,7 +35,7 @@ _SIZES = {
   "embedding_size": "embedding_size",
 }
 READ = {*names.READ, *_SIZES}
-# What another model than the discriminator has.
+# Tensors of models other than the discriminator.
 HARMLESS = {"generator_size"}
 
 

@@ -37,8 +37,8 @@ _FRACTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "attention_dropout": ("attention_dropout", 0.0),
 }
-# The keys that are read here. A limit of the scores, attn_logit_softcapping, is not, and
-# is refused unless it is null.
+# The keys that are read here. A limit of the scores, attn_logit_softcapping, is not
+# read, and refused unless it is null.
 READ = {
   *rotary.SIZES,
   *rotary.DECODER_READ,

@@ -1,6 +1,7 @@
-"""NomicBERT as transformers 5.24 and later read and write it, without code of its own.
+"""NomicBERT as transformers 5.24 and later read and write it, without its own code.
 
-Tensors have the names of the code that it came with, config.json has new ones. Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
+Tensors have the names of the code that it came with, config.json has new ones. This
+holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping

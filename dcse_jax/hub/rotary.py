@@ -68,7 +68,7 @@ def read_fields(
     default_pad: stands for a pad token's id that is not there.
 
   Raises:
-    UserError: numbers that no encoder has.
+    UserError: no encoder has such numbers.
   """
   fields = {field: settings.size(name) for name, field in SIZES.items()}
   for name, (field, default) in fractions.items():
@@ -105,7 +105,7 @@ def check_heads(settings: Settings, fields: Mapping[str, Any]) -> None:
 
 
 def read_heads(settings: Settings, num_heads: int) -> dict[str, Any]:
-  """Reads the heads of a decoder: how many have keys and values, and how wide they are."""
+  """Reads a decoder's heads: how many have keys and values, and how wide they are."""
   fields = {field: settings.size(name) for name, field in _HEADS.items()}
   kv_heads, size = fields["kv_heads"], fields["head_size"]
   is_right = num_heads % kv_heads == 0
@@ -134,7 +134,7 @@ def decoder_to_json(config: Any) -> dict[str, Any]:
 def read_local(
   settings: Settings, num_layers: int, default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
-  """Reads `layer_types`: for each layer, whether its tokens see a window alone.
+  """Reads `layer_types`: for each layer, whether its tokens see only a window.
 
   Args:
     settings: those of config.json.

@@ -1,4 +1,4 @@
-"""What a family of encoders is: a file like `bert`, with a shape and a module.
+"""A family of encoders: a file like `bert`, with a shape and a module.
 
 The rest of the code knows a family only through what is here. A new family is a file
 with its own `EncoderConfig` and `Encoder` and a line in `encoder`; its folders need a
@@ -43,8 +43,8 @@ class Work:
   """The matrix products of an encoder: a multiplication and an addition each.
 
   Attributes:
-    token: FLOPs of a layer's linear layers, a token.
-    key_value: those of these for keys and values.
+    token: FLOPs of a layer's linear layers for each token.
+    key_value: the part of these for keys and values.
     pair: FLOPs of a query and a key: scores and weighted values.
     reaches: which keys a query meets, for each layer.
     before: FLOPs of a token before the first layer.

@@ -1,7 +1,7 @@
 """ModernBERT and its kin: Ettin, mmBERT, gte-modernbert.
 
-Warner et al., 2024 (arXiv:2412.13663): rotary positions, norms before each part,
-gated feed-forward, and layers that see a window of neighbours between ones that see all.
+Warner et al., 2024 (arXiv:2412.13663): rotary positions, norms before each part, gated
+feed-forward, and layers that see a window of neighbours between ones that see all.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ class EncoderConfig(rotary.RotaryConfig):
 
   Attributes:
     is_local: for each layer, whether its tokens see only a window; empty for all but
-      every third, from the first. What is said of more layers is left out, so that a
-      model cut to its first layers keeps their pattern.
+      every third, from the first. Values for more layers are dropped, so that a model
+      that is cut to its first layers keeps their pattern.
     local_attention: the window's width, half of it on either side.
-    embedding_dropout: rate after the embeddings, in [0, 1); attention_dropout is one on
-      attention's output, too, and mlp_dropout one on what the MLP gates.
-    norm_bias: whether norms have biases; attention_bias, mlp_bias and classifier_bias
-      say so of linear layers, the last of the language-model head, as does decoder_bias
-      of its scores.
+    embedding_dropout: rate after the embeddings, in [0, 1); attention_dropout is also
+      the rate on attention's output, and mlp_dropout that on what the MLP gates.
+    norm_bias: whether norms have biases; attention_bias and mlp_bias say so for linear
+      layers, classifier_bias for that of the language-model head, and decoder_bias for
+      its scores.
     classifier_activation: the language-model head's.
   """
 

@@ -91,12 +91,12 @@ class RotaryConfig:
 
   @property
   def language_model(self):
-    """No head of a masked-language model."""
+    """The head of a masked-language model: these families have none."""
     return None
 
   @property
   def work(self) -> Work:
-    """Two products of queries and outputs, two of keys and values, three of the MLP."""
+    """The products: two of queries and outputs, two of keys and values, three of MLP."""
     width, queries = self.hidden_size, self.num_heads * self.head_dim
     key_value = 4 * width * self.num_kv_heads * self.head_dim
     return Work(
@@ -125,8 +125,8 @@ class Attention(nnx.Module):
     dtype: that of the matrix products.
     rngs: draws new parameters.
     use_bias: whether linear layers have biases.
-    norm: makes a norm of a head's queries, and one of its keys, from its width; None for
-      none.
+    norm: makes a norm for a head's queries, and one for its keys, from its width; None
+      for none.
   """
 
   def __init__(self, config, dtype, rngs, *, use_bias=False, norm=None):
@@ -212,12 +212,12 @@ class GatedMlp(nnx.Module):
 class Layer(nnx.Module):
   """Attention and feed-forward, each with a residual.
 
-  A family says what comes before attention (`_before`) and all that comes after it
+  A family says what comes before attention (`_before`) and everything after it
   (`_rest`), and has the attention as `attention`.
   """
 
   def __call__(self, x, layout, keys, kind, number):
-    """Computes every token's next state, laid out as x; number is the layer's, from 0."""
+    """Computes every token's next state, laid out as x; layers are numbered from 0."""
     before = self._before(x, number)
     attended = self.attention(before, layout, kind, keys[0])
     return mesh_lib.by_row(self._rest(x, attended, layout.rows, keys))
