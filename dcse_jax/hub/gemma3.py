@@ -51,8 +51,8 @@ READ = {
   "rope_theta",
   "rope_local_base_freq",
 }
-# Keys of this family that change no embedding: the layers' pattern again, and a limit of
-# the vocabulary's scores.
+# Keys of this family that change no embedding: the layers' pattern again, and a limit
+# of the vocabulary's scores.
 HARMLESS = {
   "_sliding_window_pattern",
   "final_logit_softcapping",

@@ -96,7 +96,7 @@ class RotaryConfig:
 
   @property
   def work(self) -> Work:
-    """The products: two of queries and outputs, two of keys and values, three of MLP."""
+    """Products: two of queries and outputs, two of keys and values, three of MLPs."""
     width, queries = self.hidden_size, self.num_heads * self.head_dim
     key_value = 4 * width * self.num_kv_heads * self.head_dim
     return Work(
