@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -326,6 +327,28 @@ def _jsonl_rows(
   for number, line in enumerate(_lines(source), start=1):
     where = f"{source} line {number}"
     yield _json_row(where, line, columns, types) if line.strip() else []
+
+
+def first_cells(source: str, columns: Sequence[str] = ()) -> Iterator[str]:
+  """Yields the first column's sentence of every row, "" for a row that is left out."""
+  for cells in iterate_rows(source, columns):
+    yield cut(cells[0]) if cells and all(cells) else ""
+
+
+def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
+  """Counts the rows of a source, and digests their first column.
+
+  Args:
+    source: as in `read_text`.
+    columns: as in `read_text`.
+  """
+  number, digest = 0, hashlib.blake2b(digest_size=16)
+  for cell in first_cells(source, columns):
+    digest.update(f"{cell}\n".encode())
+    number += 1
+  if not number:
+    raise _error(f"{source}: is empty; give a source with a row of text")
+  return number, digest.hexdigest()
 
 
 def read_ids(source: str, column: str) -> list[str]:
