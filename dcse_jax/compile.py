@@ -1,6 +1,6 @@
-"""Compiles a round's step for TPUs that are not there, and says what it will take.
+"""Compiles a round's step for TPUs that are not there, and estimates its cost.
 
-python -m dcse_jax.compile --config configs/distillcse.py --topology v5e:2x4
+`python -m dcse_jax.compile --config configs/distillcse.py --topology v5e:2x4`
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dcse_jax import config as config_lib
 from dcse_jax.ahead import abstract_step
 from dcse_jax.ahead import hlo
+from dcse_jax.recipe import validate
 from dcse_jax.runtime import backend
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
@@ -31,18 +32,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Chips to compile for, such as v5e:2x4 or v5p:2x2x2."
 )
-_ROUND = flags.DEFINE_string("round", None, "Of the recipe; by default its last.")
+_ROUND = flags.DEFINE_string(
+  "round", None, "A round of the recipe; by default its last."
+)
 _BATCH_PER_CHIP = flags.DEFINE_integer(
   "batch_per_chip",
   None,
-  "Sentences a chip, in place of the round's batch_size for all.",
+  "Sentences for each chip, in place of the round's batch_size for all.",
   lower_bound=1,
 )
-_JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
+_JSON = flags.DEFINE_string("json", None, "JSON file to write, with the same.")
 
 _EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x2, v5p:2x2x2 or tpu7x:2x2x1"
 _GIB = 2**30
-# There is no TPU here that libtpu should ask about itself, complain of, or lock.
+# These keep libtpu from looking for a TPU here, complaining or locking it.
 _LIBTPU = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -58,22 +61,22 @@ def compile_step(
   name: str | None = None,
   batch_per_chip: int | None = None,
 ) -> dict[str, Any]:
-  """Compiles the step of a round for a TPU topology, padding left in.
+  """Compiles the step of a round for a TPU topology, with padded batches.
 
   Args:
-    config: of the recipe.
-    topology: a generation and how its chips lie.
-    name: of the round; None: the recipe's last.
-    batch_per_chip: for a chip, in place of the round's batch_size for all.
+    config: the recipe's.
+    topology: a generation and the shape of its chips, such as "v5e:2x4".
+    name: the round's; None takes the recipe's last.
+    batch_per_chip: sentences for each chip, in place of the round's batch_size.
 
   Returns:
-    What was compiled, and of each chip and step, JSON: `memory` in bytes, model
+    JSON: what was compiled, and for each chip and step `memory` in bytes, model
     `flops`, `collectives` with their count and bytes, and `estimate`, seconds by
-    published rates. One half of a TPU7x chip counts as a chip, as it does to JAX.
+    published rates. One half of a TPU7x chip counts as a chip, as it does for JAX.
 
   Raises:
-    UserError: libtpu is not installed, there is no such topology, the config is
-      unfit, or the step does not fit the chips' memory.
+    UserError: libtpu is not installed, there is no such topology, the config does not
+      fit it, or the step does not fit the chips' memory.
   """
   devices = _devices(topology)
   config = config.copy_and_resolve_references()
@@ -83,7 +86,7 @@ def compile_step(
   if batch_per_chip:
     with config.unlocked():
       config.rounds[name].batch_size = batch_per_chip * len(devices)
-  config_lib.check(config)
+  validate.check(config)
   mesh = mesh_lib.make_mesh(devices, **config.mesh)
   with backend.traced_for("tpu"):
     step = abstract_step.make_abstract_step(config, name, mesh)
@@ -114,7 +117,7 @@ def _devices(topology: str) -> list[jax.Device]:
     )
   for variable, value in _LIBTPU.items():
     os.environ.setdefault(variable, value)
-  # Two cores of a v4 chip are one device to JAX, as on any later chip but TPU7x.
+  # The two cores of a v4 chip are one device to JAX, as on later chips but TPU7x.
   options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
   try:
     found = topologies.get_topology_desc(topology, platform="tpu", **options)
@@ -130,7 +133,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _does_not_fit(error: Exception, topology: str) -> Exception:
-  """One line of the compiler's many, if memory is what they are about."""
+  """Makes an error of one line if the compiler's many lines are about memory."""
   kind, _, what = _first_line(error).partition(": ")
   if kind != "RESOURCE_EXHAUSTED":
     return error
@@ -142,7 +145,7 @@ def _does_not_fit(error: Exception, topology: str) -> Exception:
 
 
 def _memory(stats: Any, device_kind: str) -> dict[str, float]:
-  # What is donated lies where it was.
+  # Donated arrays take no new memory.
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   parts = {
     "arguments": stats.argument_size_in_bytes,
@@ -209,7 +212,7 @@ def main() -> None:
   if _CONFIG.value is None or not _TOPOLOGY.value:
     raise UserError("give --config FILE.py and --topology, such as v5e:2x4")
   command_line.check_config_file()
-  # Whatever is computed here needs no TPU.
+  # What is computed on this machine needs no TPU.
   jax.config.update("jax_platforms", "cpu")
   report = compile_step(
     _CONFIG.value,

@@ -1,8 +1,8 @@
-"""Embeds a file of sentences: row i of the result is line i's.
+"""Embeds a file of sentences: row i of the result belongs to line i.
 
 `python -m dcse_jax.encode --model DIR --input sentences.txt --output emb.npy`
 
-Neither file need fit into memory. Interrupted, the same command goes on.
+Neither file need fit into memory. After an interruption the same command continues.
 """
 
 from absl import flags
@@ -29,15 +29,15 @@ def encode_file(
 ) -> None:
   """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
 
-  The file appears when it is whole. What is done of it stands beside it, and the
-  next call for the same text and model goes on from there.
+  The file appears when it is whole. Until then the finished rows stand beside it, and
+  the next call for the same text and model continues from there.
 
   Args:
     encoder: the model.
-    source: a text file of a sentence a line; an empty line is a sentence.
+    source: a text file with a sentence on each line; an empty line is a sentence.
     output: the file to write, .npy.
     batch_size: sentences in a compiled batch.
-    normalize: to unit length or not; None as the model's folder says.
+    normalize: whether to scale to unit length; None does as the model's folder says.
 
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
@@ -67,7 +67,7 @@ def define_flags() -> None:
   flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
   flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
   flags.DEFINE_bool(
-    "normalize", None, "To unit length or not; as the folder says if not given."
+    "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
@@ -76,7 +76,7 @@ def define_flags() -> None:
 def main() -> None:
   if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
-  # What can be wrong with the paths, before a model is fetched and loaded.
+  # Check the paths before a model is fetched and loaded.
   row_file.output_path(_FLAGS.output)
   text.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(

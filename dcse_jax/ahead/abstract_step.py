@@ -1,7 +1,7 @@
 """A round's training step with shapes in place of arrays: no text, no weights.
 
-What a step costs depends on nothing else. It is the step that the round trains
-with, so what is compiled from it is what will run.
+The cost of a step depends on shapes alone. It is the step that the round trains with,
+so what is compiled from it is what will run.
 """
 
 from collections.abc import Sequence
@@ -22,29 +22,29 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
-from dcse_jax.recipe import inputs
-from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import start as start_lib
+from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import loop
 from dcse_jax.train import step as step_lib
 
-# Which ids are special has no influence on the cost.
+# The cost does not depend on which ids are special.
 _TOKENIZER = types.SimpleNamespace(mask_token_id=4, all_special_ids=(0, 1, 2, 3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractStep:
-  """A step and what it takes.
+  """A step and its arguments.
 
   Attributes:
-    step_fn: as `loop.Trainer.step_fn`.
-    arguments: of step_fn, shapes with shardings.
-    num_columns: of the text.
-    flops: of one call, on all devices together, with padding.
+    step_fn: see `loop.Trainer.step_fn`.
+    arguments: the arguments of step_fn, as shapes with shardings.
+    num_columns: how many columns the text has.
+    flops: those of one call, on all devices together, with padding.
     stacks: the teachers.
-    num_models: trained together by one call.
+    num_models: how many models one call trains together.
   """
 
   step_fn: Any
@@ -58,21 +58,21 @@ class AbstractStep:
 def make_abstract_step(
   config: config_lib.ConfigDict, name: str, mesh: Mesh
 ) -> AbstractStep:
-  """The step of a round, on padded batches.
+  """Makes the step of a round, on padded batches.
 
-  Of models that exist only config.json and the like are read. A teacher from
-  elsewhere reads the student's token ids if its vocabulary is as large.
+  It reads only config.json and the like of models that exist. A teacher from elsewhere
+  is taken to read the student's token ids if its vocabulary has the same size.
 
   Args:
-    config: of the recipe, checked.
-    name: of the round.
-    mesh: over any devices, also of a topology.
+    config: the recipe's, which has been checked.
+    name: the round's.
+    mesh: over any devices, also those of a topology.
 
   Raises:
     UserError: a model cannot be read, or the batch does not divide.
   """
   round_config = config_lib.of_round(config, name)
-  round_lib.check_batch(round_config, name, mesh)
+  trainer_lib.check_batch(round_config, name, mesh)
   start = _start(config)
   members = _teachers(config, round_config, start)
   stacks, teacher_params, teacher_batch = (), (), {}
@@ -83,7 +83,7 @@ def make_abstract_step(
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
   loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
-  tx, schedule = round_lib.make_optimizer(round_config)
+  tx, schedule = trainer_lib.make_optimizer(round_config)
   rng = jax.random.key(0)
   params = jax.tree.map(_shape, loss_fn.init_params(start.params, rng))
   state = jax.eval_shape(
@@ -137,7 +137,7 @@ def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:
 
 
 def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
-  """Stacks shapes: `size` trees of them as one."""
+  """Adds a leading axis to a tree of shapes."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((size, *x.shape), dtype or x.dtype), tree
   )
@@ -157,7 +157,7 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
-    shape = inputs.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
+    shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
   if config.num_layers > shape.num_layers:
@@ -170,7 +170,7 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
 
 
 def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]]:
-  """Every teacher of a round, and its weight."""
+  """Lists every teacher of a round with its weight."""
   earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
   teachers = []
   names = round_config.teachers
@@ -196,7 +196,7 @@ def _cached(config, members: Sequence[tuple[model_lib.Model, float]]):
 
 
 def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
-  # Vocabularies of other sizes are other tokenizers'.
+  # A vocabulary of another size belongs to another tokenizer.
   own = {
     model.config.vocab_size: None
     for model, _ in members

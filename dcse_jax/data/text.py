@@ -19,23 +19,23 @@ import numpy as np
 
 from dcse_jax.runtime.errors import UserError
 
-# Characters kept of a sentence: more than an encoder of 512 tokens reads. A tokenizer
-# takes up to 600 bytes for each, past the last token that is read too.
+# How many characters of a sentence are kept: more than an encoder of 512 tokens reads.
+# A tokenizer takes up to 600 bytes for each, also past the last token that is read.
 MAX_CHARACTERS = 10_000
 
 _BLOCK_BYTES = 1 << 24
 
-# Characters of a field: an open quote must not take all that follows into memory.
+# A field's most characters: an open quote must not read the rest into memory.
 _CSV_FIELD = 1 << 24
 
-# How files begin that are taken for UTF-8 by mistake.
+# The first bytes of files that are mistaken for UTF-8.
 _NOT_UTF8 = {
   codecs.BOM_UTF16_LE: "looks like UTF-16; re-save it as UTF-8",
   codecs.BOM_UTF16_BE: "looks like UTF-16; re-save it as UTF-8",
   b"\x1f\x8b": "looks like a gzip file; add .gz to its name",
 }
 
-# How files begin that are packed otherwise than by gzip; some would pass for text.
+# The first bytes of files compressed by other programs than gzip; some look like text.
 _COMPRESSED = {
   rb"BZh[1-9]1AY&SY": "bzip2",
   rb"\xfd7zXZ\0": "xz",
@@ -60,7 +60,7 @@ class Text:
     columns: one column of sentences; or anchors and positives; or anchors,
       positives and hard negatives. Row i of one pairs with row i of another.
     empty_rows: rows left out because a column was blank after cleaning.
-    cut_rows: rows of which a column was longer than `MAX_CHARACTERS`.
+    cut_rows: rows with a column that was longer than `MAX_CHARACTERS`.
     left_out: the numbers of the rows left out, among all of the source from 0.
   """
 
@@ -80,8 +80,8 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
   """Reads and cleans every row of a file or of a prepared TFDS split.
 
   Runs of white space and NUL become one space and the ends are stripped; then
-  all past the first `MAX_CHARACTERS` characters is cut. Nothing else in a sentence
-  changes. A row with a blank column is left out. Only a line feed ends a line.
+  everything past the first `MAX_CHARACTERS` characters is cut. Nothing else in a
+  sentence changes. A row with a blank column is left out. Only a line feed ends a line.
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz,
@@ -94,7 +94,7 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
 
   Raises:
     UserError: the source cannot be read, is not UTF-8 or not what its suffix says
-      (both with the line), or holds no sentence.
+      (it names the line), or holds no sentence.
   """
   return _collect(source, iterate_rows(source, columns))
 
@@ -136,7 +136,7 @@ def iterate_rows(source: str, columns: Sequence[str] = ()) -> Iterator[list[str]
 
 
 def num_columns(source: str, columns: Sequence[str]) -> int:
-  """Tells how many columns `read_text` would give, without reading anything."""
+  """Returns how many columns `read_text` would give, without reading anything."""
   if source.startswith("tfds:"):
     columns = _parse_tfds_spec(source)[-1]
   return max(1, len(columns))
@@ -166,19 +166,19 @@ def _collect(source: str, rows: Iterable[Sequence[str]]) -> Text:
 
 
 def _clean(cell: str) -> str:
-  # So many words with a space between are longer than what is kept; the rest of a
+  # This many words with spaces between are longer than what is kept. The rest of a
   # huge line is never split, which would take many times its size.
   words = cell.replace("\0", " ").split(maxsplit=MAX_CHARACTERS)
   return " ".join(words[:MAX_CHARACTERS])
 
 
 def _error(message: str) -> UserError:
-  # Names come from the user's files and may hold line breaks of their own.
+  # Names come from the user's files and may hold line breaks.
   return UserError(" ".join(message.split()))
 
 
 def _names(names: Collection[str]) -> str:
-  """The names in a message, which a bad file must not make as long as it is."""
+  """Lists names for a message, cut short, since a bad file may have long ones."""
   shown = [
     repr(name if len(name) <= 60 else name[:60] + "...")
     for name in itertools.islice(names, 20)
@@ -187,7 +187,7 @@ def _names(names: Collection[str]) -> str:
 
 
 def check_file(source: str) -> None:
-  """Raises UserError for what is not a file; a pipe would wait for its writer."""
+  """Raises a UserError if this is not a file; a pipe would wait for its writer."""
   if os.path.isdir(source):
     raise _error(f"{source}: is a directory; name one file in it")
   if not os.path.exists(source):
@@ -209,7 +209,7 @@ def _checked_suffix(source: str) -> str:
 
 @contextlib.contextmanager
 def open_bytes(source: str) -> Iterator[BinaryIO]:
-  """Opens a file, unpacking .gz; UserError for what goes wrong while it is open."""
+  """Opens a file, unpacking .gz; what fails while it is open raises a UserError."""
   opener = gzip.open if source.lower().endswith(".gz") else open
   try:
     with opener(source, "rb") as file:
@@ -237,7 +237,7 @@ def _lines(source: str) -> Iterator[str]:
   lines_before = 0
   with open_bytes(source) as file:
     while block := file.read(_BLOCK_BYTES):
-      block += file.readline()  # a block ends where a line does
+      block += file.readline()  # A block ends where a line does.
       if lines_before == 0:
         block = block.removeprefix(codecs.BOM_UTF8)
       try:
@@ -245,19 +245,19 @@ def _lines(source: str) -> Iterator[str]:
       except UnicodeDecodeError as error:
         good = block[: block.rfind(b"\n", 0, error.start) + 1]
         lines = good.decode("utf-8").split("\n")[:-1]
-        yield from lines  # The first fault of a file is the one to name.
+        yield from lines  # An earlier fault must be named first.
         raise not_utf8(source, lines_before + len(lines) + 1, error) from error
       if lines_before == 0 and len(lines) == 1 and "\r" in lines[0]:
         raise old_line_ends(source)
       if not lines[-1]:
-        lines.pop()  # After the block's last line feed.
+        lines.pop()  # This is what follows the block's last line feed.
       del block  # It may be one huge line.
       lines_before += len(lines)
       yield from lines
 
 
 def not_utf8(source: str, line: int, error: UnicodeDecodeError) -> UserError:
-  """The error of a line, counted from 1, by what was raised where it was decoded."""
+  """Makes the error for a line, counted from 1, that could not be decoded."""
   content, at = error.object, error.start
   byte = at - content.rfind(b"\n", 0, at)
   what = f"not valid UTF-8 (byte {byte} is 0x{content[at]:02x}); re-save it as UTF-8"
@@ -267,19 +267,19 @@ def not_utf8(source: str, line: int, error: UnicodeDecodeError) -> UserError:
 
 
 def old_line_ends(source: str) -> UserError:
-  """The error of a file whose only line ends are those of old Macs."""
+  """Makes the error for a file whose only line ends are those of old Macs."""
   return _error(
     f"{source} line 1: its lines end in CR alone; re-save it with LF or CRLF line ends"
   )
 
 
 def _csv_records(source: str) -> Iterator[tuple[int, list[str]]]:
-  # strict: an unclosed quote must not swallow the rest of the file in silence.
+  # With strict, an unclosed quote cannot silently swallow the rest of the file.
   reader = csv.reader((line + "\n" for line in _lines(source)), strict=True)
   limit = csv.field_size_limit(_CSV_FIELD)
   try:
     while True:
-      first_line = reader.line_num + 1  # a quoted field may span several lines
+      first_line = reader.line_num + 1  # A quoted field may span several lines.
       record = next(reader, None)
       if record is None:
         return
@@ -422,9 +422,9 @@ def _parse_tfds_spec(source: str) -> tuple[str, str, list[str]]:
 def _tfds_rows(
   source: str, name: str, split: str, features: Sequence[str]
 ) -> Iterator[Sequence[str]]:
-  import tensorflow_datasets as tfds  # most runs read files, and need not wait for it
+  import tensorflow_datasets as tfds  # Most runs read files, and need not wait for it.
 
-  # TFDS reads the variable once, at its import; here a later change counts too.
+  # TFDS reads the variable only when it is imported; here a later change counts too.
   data_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser(
     "~/tensorflow_datasets"
   )
@@ -438,7 +438,7 @@ def _tfds_rows(
   )
   try:
     splits = tfds.data_source(name, split=None, **options)
-  except Exception as error:  # TFDS raises half a dozen types here, many lines long
+  except Exception as error:  # TFDS raises half a dozen types, many lines long.
     raise unprepared from error
   if not splits:
     raise unprepared
@@ -458,9 +458,8 @@ def _tfds_rows(
     for number, row in enumerate(rows):
       where = f"{source} record {number}"
       yield [_tfds_cell(where, feature, row[feature]) for feature in features]
-  except (
-    RuntimeError
-  ) as error:  # array_record, for a shard that is missing or cut short
+  except RuntimeError as error:
+    # array_record raises it for a shard that is missing or cut short.
     raise unprepared from error
 
 

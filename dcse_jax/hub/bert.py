@@ -1,6 +1,6 @@
 """BERT, RoBERTa, XLM-R and CamemBERT as Hugging Face has them.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from typing import Any
 from dcse_jax.hub.settings import Settings
 from dcse_jax.model import bert
 from dcse_jax.model import layers
-from dcse_jax.runtime.errors import UserError
 
 # The class that transformers names in config.json, by model_type.
 ARCHITECTURES = {
@@ -20,43 +19,43 @@ ARCHITECTURES = {
   "camembert": "CamembertModel",
 }
 
-_LINEAR = {"kernel": "weight", "bias": "bias"}
-_NORM = {"scale": "weight", "bias": "bias"}
-_EMBEDDING = {"embedding": "weight"}
+LINEAR = {"kernel": "weight", "bias": "bias"}
+NORM = {"scale": "weight", "bias": "bias"}
+EMBEDDING = {"embedding": "weight"}
 
-# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer, which
-# is a leading axis on our side.
+# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer,
+# which is a leading axis on our side.
 TENSORS = {
-  "embeddings.word": ("embeddings.word_embeddings", _EMBEDDING),
-  "embeddings.position": ("embeddings.position_embeddings", _EMBEDDING),
-  "embeddings.token_type": ("embeddings.token_type_embeddings", _EMBEDDING),
-  "embeddings.norm": ("embeddings.LayerNorm", _NORM),
-  "layers.query": ("encoder.layer.{i}.attention.self.query", _LINEAR),
-  "layers.key": ("encoder.layer.{i}.attention.self.key", _LINEAR),
-  "layers.value": ("encoder.layer.{i}.attention.self.value", _LINEAR),
+  "embeddings.word": ("embeddings.word_embeddings", EMBEDDING),
+  "embeddings.position": ("embeddings.position_embeddings", EMBEDDING),
+  "embeddings.token_type": ("embeddings.token_type_embeddings", EMBEDDING),
+  "embeddings.norm": ("embeddings.LayerNorm", NORM),
+  "layers.query": ("encoder.layer.{i}.attention.self.query", LINEAR),
+  "layers.key": ("encoder.layer.{i}.attention.self.key", LINEAR),
+  "layers.value": ("encoder.layer.{i}.attention.self.value", LINEAR),
   "layers.attention_output": (
     "encoder.layer.{i}.attention.output.dense",
-    _LINEAR,
+    LINEAR,
   ),
   "layers.attention_norm": (
     "encoder.layer.{i}.attention.output.LayerNorm",
-    _NORM,
+    NORM,
   ),
-  "layers.up": ("encoder.layer.{i}.intermediate.dense", _LINEAR),
-  "layers.down": ("encoder.layer.{i}.output.dense", _LINEAR),
-  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", _NORM),
-  "pooler": ("pooler.dense", _LINEAR),
+  "layers.up": ("encoder.layer.{i}.intermediate.dense", LINEAR),
+  "layers.down": ("encoder.layer.{i}.output.dense", LINEAR),
+  "layers.norm": ("encoder.layer.{i}.output.LayerNorm", NORM),
+  "pooler": ("pooler.dense", LINEAR),
 }
 
-# The same of a masked-language model's head.
+# The same table for a masked-language model's head.
 _BERT_HEAD = {
-  "dense": ("cls.predictions.transform.dense", _LINEAR),
-  "norm": ("cls.predictions.transform.LayerNorm", _NORM),
+  "dense": ("cls.predictions.transform.dense", LINEAR),
+  "norm": ("cls.predictions.transform.LayerNorm", NORM),
   "": ("cls.predictions", {"bias": "bias"}),
 }
-_ROBERTA_HEAD = {
-  "dense": ("lm_head.dense", _LINEAR),
-  "norm": ("lm_head.layer_norm", _NORM),
+ROBERTA_HEAD = {
+  "dense": ("lm_head.dense", LINEAR),
+  "norm": ("lm_head.layer_norm", NORM),
   "": ("lm_head", {"bias": "bias"}),
 }
 
@@ -66,31 +65,31 @@ IGNORED = re.compile(
   r"embeddings\.(position_ids|token_type_ids)|"
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
-_PREFIX = re.compile(r"(bert|roberta)\.")
-# Checkpoints that began as TensorFlow ones.
+_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert)\.")
+# Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
-# with what stands for one that is not there.
-_SIZES = {
+# config.json's numbers and the fields of `bert.EncoderConfig`: sizes, and fractions
+# of 1 with their defaults.
+SIZES = {
   "vocab_size": "vocab_size",
   "hidden_size": "hidden_size",
   "num_hidden_layers": "num_layers",
   "num_attention_heads": "num_heads",
   "intermediate_size": "intermediate_size",
   "max_position_embeddings": "max_positions",
-  "type_vocab_size": "type_vocab_size",
 }
-_FRACTIONS = {
+FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
   "attention_probs_dropout_prob": ("attention_dropout", 0.1),
   "initializer_range": ("initializer_range", 0.02),
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
-  *_SIZES,
-  *_FRACTIONS,
+  *SIZES,
+  *FRACTIONS,
+  "type_vocab_size",
   "model_type",
   "hidden_act",
   "pad_token_id",
@@ -108,62 +107,84 @@ HARMLESS = {
 
 
 def read_config(settings: Settings) -> bert.EncoderConfig:
-  """Reads the shape of an encoder, but for `has_pooler`.
+  """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   model_type = settings.take("model_type")
-  position = settings.values.get("position_embedding_type", "absolute")
-  activation = settings.values.get("hidden_act", "gelu")
-  if position != "absolute" or activation not in list(layers.ACTIVATIONS):
-    raise UserError(
-      f"{settings.path}: position_embedding_type {position!r} with hidden_act "
-      f"{activation!r} is not supported; use a model with absolute positions "
-      f"and one of {', '.join(layers.ACTIVATIONS)}"
-    )
-  fields = {field: settings.size(name) for name, field in _SIZES.items()}
-  for name, (field, default) in _FRACTIONS.items():
-    fields[field] = settings.fraction(name, default)
-  heads, pad = fields["num_heads"], settings.values.get("pad_token_id")
-  is_right = fields["hidden_size"] % heads == 0
-  settings.check("num_attention_heads", heads, is_right, "a divisor of hidden_size")
-  if pad is None:
-    pad = 0 if model_type == "bert" else 1
-  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
-  settings.check("pad_token_id", pad, is_right, "a whole number below vocab_size")
+  settings.choice("position_embedding_type", "absolute", ["absolute"])
   config = bert.EncoderConfig(
-    model_type=model_type, activation=activation, pad_token_id=pad, **fields
+    **read_fields(settings, SIZES, FRACTIONS, "hidden_act"),
+    type_vocab_size=settings.size("type_vocab_size"),
+    pad_token_id=settings.token_id("pad_token_id", 0 if model_type == "bert" else 1),
+    has_pooler=True,
   )
-  longest, is_right = config.max_positions, config.max_tokens > 0
-  settings.check("max_position_embeddings", longest, is_right, "above pad_token_id")
+  check_length(settings, config)
   return config
 
 
+def read_fields(
+  settings: Settings,
+  sizes: Mapping[str, str],
+  fractions: Mapping[str, tuple[str, float]],
+  activation: str,
+) -> dict[str, Any]:
+  """Reads fields of `bert.EncoderConfig`.
+
+  Args:
+    settings: of config.json.
+    sizes: as `SIZES`.
+    fractions: as `FRACTIONS`.
+    activation: the name of the activation there.
+  """
+  fields = {field: settings.size(name) for name, field in sizes.items()}
+  for name, (field, default) in fractions.items():
+    fields[field] = settings.fraction(name, default)
+  names = {field: name for name, field in sizes.items()}
+  heads, width = fields["num_heads"], names["hidden_size"]
+  is_right = fields["hidden_size"] % heads == 0
+  settings.check(names["num_heads"], heads, is_right, f"a divisor of {width}")
+  fields["activation"] = settings.choice(activation, "gelu", layers.ACTIVATIONS)
+  return {"model_type": settings.take("model_type"), **fields}
+
+
+def check_length(settings: Settings, config: bert.EncoderConfig) -> None:
+  """Refuses a shape that takes no token."""
+  longest, is_right = config.max_positions, config.max_tokens > 0
+  settings.check("max_position_embeddings", longest, is_right, "above pad_token_id")
+
+
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
+  content = write_fields(config, SIZES, FRACTIONS, ARCHITECTURES)
   return {
-    "architectures": [ARCHITECTURES[config.model_type]],
-    "model_type": config.model_type,
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.hidden_size,
-    "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads,
-    "intermediate_size": config.intermediate_size,
-    "max_position_embeddings": config.max_positions,
+    **content,
     "type_vocab_size": config.type_vocab_size,
-    "layer_norm_eps": config.layer_norm_eps,
     "hidden_act": config.activation,
-    "hidden_dropout_prob": config.dropout,
-    "attention_probs_dropout_prob": config.attention_dropout,
-    "initializer_range": config.initializer_range,
+  }
+
+
+def write_fields(
+  config: bert.EncoderConfig,
+  sizes: Mapping[str, str],
+  fractions: Mapping[str, tuple[str, float]],
+  architectures: Mapping[str, str],
+) -> dict[str, Any]:
+  """Inverts `read_fields`, but for the activation's name."""
+  content = {name: getattr(config, field) for name, field in sizes.items()}
+  content |= {name: getattr(config, field) for name, (field, _) in fractions.items()}
+  return {
+    "architectures": [architectures[config.model_type]],
+    "model_type": config.model_type,
+    **content,
     "pad_token_id": config.pad_token_id,
     "dtype": "float32",
   }
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix, and as it is called today."""
+  """Returns a tensor's present-day name, without the model's prefix."""
   name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
   module, _, last = name.rpartition(".")
   return f"{module}.{_OLD_NAMES.get(last, last)}" if module else name
@@ -172,5 +193,5 @@ def rename(name: str) -> str:
 def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
-  return _ROBERTA_HEAD if config.is_roberta else _BERT_HEAD
+  """Returns the table like `TENSORS` for the masked-language model's head."""
+  return ROBERTA_HEAD if config.is_roberta else _BERT_HEAD

@@ -187,9 +187,8 @@ def load(
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
-    config = dataclasses.replace(
-      config, has_pooler=any("pooler.dense." in key for key in tensors)
-    )
+    if config.has_pooler and not any("pooler.dense." in key for key in tensors):
+      config = dataclasses.replace(config, has_pooler=False)
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
         "%s was trained to classify or to score pairs: embeddings of single sentences "
@@ -253,14 +252,13 @@ def load_shape(
     default_pooling: as in `load`.
 
   Returns:
-    The encoder's config, with a pooler, since released weights have one; the pooling.
+    The encoder's config; the pooling.
 
   Raises:
     UserError: as `load`.
   """
   folder = locate(name, weights=False)
   _, config, about = modules.read(folder)
-  config = dataclasses.replace(config, has_pooler=True)
   return config, _choose_pooling(about.pooling, default_pooling)
 
 
@@ -405,8 +403,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     similarity=model.similarity,
     truncate_dim=model.truncate_dim,
   )
-  config = huggingface.config_to_json(model.config)
-  tensors = modules.write_json(folder, about, model.head, config)
+  tensors = modules.write_json(folder, about, model.head, model.config)
   if model.params is not None:
     tensors[folder] = huggingface.to_tensors(model.params, model.config)
   if model.language_model is not None:

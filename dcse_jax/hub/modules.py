@@ -131,8 +131,8 @@ def read(
   """Reads what a folder's small files say.
 
   Returns:
-    The folder of the encoder and its tokenizer; the encoder's shape but for
-    `has_pooler`; and all that is said beside.
+    The folder of the encoder and its tokenizer; the encoder's shape; and all that is
+    said beside.
 
   Raises:
     UserError: a setting that would change embeddings and is not known here.
@@ -360,7 +360,7 @@ def _read_layers(path, encoder, config) -> str:
 
 
 def write_json(
-  folder: pathlib.Path, modules: Modules, head: Head | None, config: dict[str, Any]
+  folder: pathlib.Path, modules: Modules, head: Head | None, config: EncoderConfig
 ) -> dict[pathlib.Path, dict[str, np.ndarray]]:
   """Writes the JSON files that make a folder a sentence-transformers model.
 
@@ -368,23 +368,23 @@ def write_json(
     folder: where to; what it lacks of folders is made.
     modules: what to say; `dense` is not read.
     head: the dense layers.
-    config: of the encoder, as its config.json holds it.
+    config: of the encoder.
 
   Returns:
     The tensors of each module's folder that has some.
   """
   # The long-standing type names: old and new releases load them.
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
-  pooling, width = modules.pooling, config["hidden_size"]
+  pooling, width = modules.pooling, config.hidden_size
+  encoder = huggingface.config_to_json(config)
   if pooling_lib.get(pooling).beside is not None:
-    num_layers = config["num_hidden_layers"]
-    config = {**config, "output_hidden_states": True}
+    encoder["output_hidden_states"] = True
     settings = {
       "word_embedding_dimension": width,
       "layer_start": 0,
-      "num_hidden_layers": num_layers,
+      "num_hidden_layers": config.num_layers,
     }
-    weights = {"layer_weights": _layer_weights(pooling, num_layers)}
+    weights = {"layer_weights": _layer_weights(pooling, config.num_layers)}
     parts.append(("WeightedLayerPooling", settings, weights))
     pooling = "mean"
   parts.append(("Pooling", _pooling_settings(pooling, width), {}))
@@ -412,7 +412,7 @@ def write_json(
   if modules.truncate_dim is not None:
     card["truncate_dim"] = modules.truncate_dim
   contents = {
-    "config.json": config,
+    "config.json": encoder,
     "modules.json": [
       {
         "idx": i,

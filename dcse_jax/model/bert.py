@@ -1,8 +1,8 @@
-"""BERT and its kin: RoBERTa, XLM-R and CamemBERT.
+"""BERT and its kin: RoBERTa, XLM-R, CamemBERT and DistilBERT.
 
 The layers are one module with a leading axis, run under `scan`, so that twelve
 layers compile in the time of one; the last runs by itself, since many readers
-want few of its tokens. Padding takes no part but in attention where the layout is
+want few of its tokens. Padding takes part only in attention where the layout is
 packed. None of this changes what is computed.
 """
 
@@ -26,9 +26,11 @@ class EncoderConfig:
   """The shape of an encoder.
 
   Attributes:
-    model_type: "bert", "roberta", "xlm-roberta" or "camembert"; all but BERT count
-      positions from `pad_token_id` + 1 and skip padding.
+    model_type: "bert", "distilbert", or one that counts positions from
+      `pad_token_id` + 1 and skips padding: "roberta", "xlm-roberta", "camembert".
     max_positions: rows of the position table, for RoBERTa two more than tokens.
+    type_vocab_size: kinds of segments, of which texts are all the first; DistilBERT
+      has 0.
     activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
     dropout: rate after embeddings and sublayers, in [0, 1).
     attention_dropout: rate on attention probabilities, in [0, 1).
@@ -57,9 +59,14 @@ class EncoderConfig:
     return self.model_type in ("roberta", "xlm-roberta", "camembert")
 
   @property
+  def skips_padding(self) -> bool:
+    """Whether tokens alone have positions, counted from `pad_token_id` + 1."""
+    return self.is_roberta
+
+  @property
   def max_tokens(self) -> int:
     """The longest sentence, in tokens."""
-    if self.is_roberta:
+    if self.skips_padding:
       return self.max_positions - self.pad_token_id - 1
     return self.max_positions
 
@@ -71,17 +78,20 @@ class Embeddings(nnx.Module):
     self.config = config
     self.word = layers_lib.embed(config, config.vocab_size, dtype, rngs)
     self.position = layers_lib.embed(config, config.max_positions, dtype, rngs)
-    self.token_type = layers_lib.embed(config, config.type_vocab_size, dtype, rngs)
+    if config.type_vocab_size:
+      self.token_type = layers_lib.embed(config, config.type_vocab_size, dtype, rngs)
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
     positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
     x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
-    x = mesh_lib.by_row(x + self.token_type(jnp.zeros((1, 1), jnp.int32)))
-    return dropout(self.norm(x), self.config.dropout, key, layout.rows)
+    if self.config.type_vocab_size:
+      x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
+    x = self.norm(mesh_lib.by_row(x))
+    return dropout(x, self.config.dropout, key, layout.rows)
 
   def _positions(self, attention_mask):
-    if self.config.is_roberta:
+    if self.config.skips_padding:
       mask = attention_mask.astype(jnp.int32)
       return jnp.cumsum(mask, axis=1) * mask + self.config.pad_token_id
     return jnp.arange(attention_mask.shape[1])[None]
@@ -102,21 +112,25 @@ class Layer(nnx.Module):
     self.down = layers_lib.linear(config, config.intermediate_size, width, dtype, rngs)
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
-  def __call__(self, x, layout, keys):
-    """Every token's next state, laid out as x."""
+  def __call__(self, x, layout, keys, bias=None):
+    """Computes every token's next state, laid out as x; scores get a bias [heads, S, S]."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     query, key, value = jnp.split(qkv, 3, axis=-1)
-    attended = self._attend(query, key, value, layout.mask, layout.grid_rows, keys[0])
+    attended = self._attend(
+      query, key, value, layout.mask, layout.grid_rows, keys[0], bias
+    )
     return self._rest(x, layout.flat(attended), layout.rows, keys)
 
-  def at(self, x, positions, layout, keys):
-    """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
+  def at(self, x, positions, layout, keys, bias=None):
+    """Computes the next states of the tokens at positions [N, K] alone, [N, K, D]."""
     pair = mesh_lib.by_row(layers_lib.fused((self.key, self.value), x))
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
     query = mesh_lib.by_row(self.query(x))
-    attended = self._attend(query, key, value, layout.mask, rows, keys[0])
+    if bias is not None:
+      bias = bias[:, positions].swapaxes(0, 1)
+    attended = self._attend(query, key, value, layout.mask, rows, keys[0], bias)
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
@@ -128,13 +142,18 @@ class Layer(nnx.Module):
     x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
     return mesh_lib.by_row(x)
 
-  def _attend(self, query, key, value, mask, rows, dropout_key):
-    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
+  def _attend(self, query, key, value, mask, rows, dropout_key, bias):
+    """Attends from queries [N, Q, D] to keys and values [N, S, D]: [N, Q, D].
+
+    The bias of scores is [heads, Q, S], [N, heads, Q, S] or None.
+    """
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
     scores = ops.attention_scores(query, key).astype(jnp.float32)
     scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
+    if bias is not None:
+      scores = scores + bias
     # A finite mask: a row of padding alone must not become NaN.
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -144,16 +163,16 @@ class Layer(nnx.Module):
 
 
 def _unroll(num_layers: int) -> int:
-  """Layers in one turn of the loop over them."""
-  # On a CPU all: a loop would copy whatever the backward pass reads. Elsewhere
-  # compiling is dear and copies are cheap.
+  """Counts the layers in one turn of the loop over them."""
+  # All of them on a CPU: a loop would copy whatever the backward pass reads.
+  # Elsewhere compiling is expensive and copies are cheap.
   return num_layers if backend.current() == "cpu" else 1
 
 
 class Encoder(nnx.Module):
   """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler.
 
-  It is called as `family.Encoder` is.
+  Its call has the arguments of `family.Encoder`.
   """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
@@ -171,9 +190,14 @@ class Encoder(nnx.Module):
         config, config.hidden_size, config.hidden_size, dtype, rngs
       )
 
+  def bias(self, length):
+    """What every layer adds to its scores, [heads, S, S] float32; None for nothing."""
+    return None
+
   def __call__(
     self, input_ids, layout, rng, positions=None, layers=(), first_states=None
   ):
+    bias = self.bias(input_ids.shape[1])
     num_layers = self.config.num_layers
     embeddings_key = layer_keys = None
     if rng is not None:
@@ -188,7 +212,7 @@ class Encoder(nnx.Module):
     def step(x, layer):
       params, keys = layer
       keys = [None] * 3 if keys is None else keys
-      x = nnx.merge(layer_def, params)(x, layout, keys)
+      x = nnx.merge(layer_def, params)(x, layout, keys, bias)
       return x, x if layers else None
 
     # Split, not sliced: the gradient of a split is one concatenation.
@@ -205,5 +229,5 @@ class Encoder(nnx.Module):
     last = nnx.merge(layer_def, params)
     keys = [None] * 3 if keys is None else keys
     if positions is None:
-      return first, previous, last(previous, layout, keys), between
-    return first, previous, last.at(previous, positions, layout, keys), between
+      return first, previous, last(previous, layout, keys, bias), between
+    return first, previous, last.at(previous, positions, layout, keys, bias), between

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 
 def make_keys(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Independent dropout keys of a jax key, [*shape, 2] uint32."""
+  """Draws independent dropout keys from a jax key, [*shape, 2] uint32."""
   return jax.random.bits(rng, (*shape, 2), jnp.uint32)
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  # A bijection of 32 bits, each output bit of which depends on each input bit;
+  # A bijection of 32 bits in which each output bit depends on each input bit;
   # shifts and constants are Wellons's (lowbias32), the best of those he searched.
   x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
@@ -29,13 +29,13 @@ def dropout(
 
   Args:
     x: [..., D].
-    rate: of zeros, in [0, 1).
-    key: [2] uint32, of `make_keys`; None means no dropout.
+    rate: the probability of a zero, in [0, 1).
+    key: [2] uint32, from `make_keys`; None means no dropout.
     rows: which row of the whole batch each x[..., :] is, an integer array that
-      broadcasts to x.shape[:-1]. Rows of one number get one mask.
+      broadcasts to x.shape[:-1]. Rows with the same number get the same mask.
 
   Returns:
-    As x, with the same mean.
+    An array like x, with the same mean.
   """
   if key is None or rate == 0.0:
     return x

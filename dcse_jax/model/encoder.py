@@ -1,8 +1,8 @@
 """Encoders and heads as pure functions, from token ids to states and embeddings.
 
-Modules are Flax NNX; they are split once into a plain pytree of arrays, and all here
-are functions of that pytree. They know families by `family` alone, and find an
-encoder's module by the class of its shape.
+Modules are Flax NNX; they are split once into a plain pytree of arrays, and everything
+here is a function of that pytree. A family is known only through `family`, and its
+module is found by the class of the encoder's shape.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import bert
+from dcse_jax.model import mpnet
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import Encoder
 from dcse_jax.model.family import EncoderConfig
@@ -25,23 +26,24 @@ from dcse_jax.model.heads import TokenHead
 from dcse_jax.model.packing import Layout
 from dcse_jax.model.packing import Packing
 
-# The module of each family's shapes.
+# The module of each family, by the class of its shape.
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
+  mpnet.EncoderConfig: mpnet.Encoder,
 }
 
 
 class Options(TypedDict, total=False):
-  """How the functions here run an encoder, by name.
+  """Keyword arguments that say how the functions here run an encoder.
 
   Attributes:
     rng: draws the dropout masks; None, the default, turns dropout off.
-    dtype: of the matrix products, float32 by default; LayerNorm statistics and
-      attention probabilities are float32 always.
+    dtype: that of the matrix products, float32 by default; LayerNorm statistics and
+      attention probabilities are always float32.
     packing: leaves padding out; None, the default, computes it too. The result is
       the same, dropout included.
-    row_ids: of the sentences in a batch of which these are a part, [B]: their
-      dropout is what it is there.
+    row_ids: where the sentences stand in a larger batch that these are part of, [B]:
+      they get the dropout that they would have there.
   """
 
   rng: jax.Array | None
@@ -52,7 +54,7 @@ class Options(TypedDict, total=False):
 
 @functools.cache
 def _graph(module: type[nnx.Module], config: EncoderConfig, dtype) -> Any:
-  """The static half of a module; the same for every set of parameters."""
+  """Returns a module's static half, which is the same for all parameters."""
   abstract = nnx.eval_shape(lambda: module(config, dtype, nnx.Rngs(0)))
   return nnx.split(abstract)
 
@@ -64,7 +66,7 @@ def _bind(module, config, dtype, params):
 def abstract_params(
   config: EncoderConfig, module: type[nnx.Module] | None = None
 ) -> Params:
-  """Shapes and dtypes of a module's parameters, as a plain nested dict.
+  """Returns shapes and dtypes of a module's parameters, as a plain nested dict.
 
   Args:
     config: the encoder's shape.
@@ -77,7 +79,7 @@ def abstract_params(
 def init_params(
   config: EncoderConfig, rng: jax.Array, module: type[nnx.Module] | None = None
 ) -> Params:
-  """Random float32 parameters of a module, as `abstract_params` describes them."""
+  """Draws float32 parameters of a module, as `abstract_params` describes them."""
   module = module or _ENCODERS[type(config)]
   built = module(config, jnp.dtype(jnp.float32), nnx.Rngs(params=rng))
   return nnx.to_pure_dict(nnx.split(built)[1])
@@ -93,15 +95,15 @@ def _run(
   dtype=jnp.float32,
   packing=None,
   row_ids=None,
-  first_token=False,
+  token=None,
   **arguments,
 ):
-  """The layout of a batch, and what `family.Encoder` returns of it."""
+  """Returns the layout of a batch, and what `family.Encoder` returns for it."""
   layout = Layout(attention_mask.astype(bool), packing, row_ids)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
   input_ids = input_ids.astype(jnp.int32)
-  if first_token:
-    arguments["positions"] = jnp.zeros((len(input_ids), 1), jnp.int32)
+  if token:
+    arguments["positions"] = token(attention_mask).astype(jnp.int32)[:, None]
   return layout, encoder(input_ids, layout, rng, **arguments)
 
 
@@ -123,7 +125,7 @@ def hidden_states(
 
   Returns:
     Three [B, S, D]: after the embeddings, before the last layer, after it.
-    Padding has states too, of no meaning.
+    Padding has states too, which mean nothing.
   """
   layout, found = _run(params, config, input_ids, attention_mask, **options)
   *states, _ = found
@@ -140,8 +142,8 @@ def states_at(
 ) -> jax.Array:
   """Computes the last hidden states of a few tokens of each sentence.
 
-  The last layer computes nothing else: the states are those of `hidden_states`, and
-  so are the arguments but positions, those of the tokens, [B, K] int32.
+  The last layer computes nothing else. The states and the arguments are those of
+  `hidden_states`; in addition, positions has the places of the tokens, [B, K] int32.
 
   Returns:
     [B, K, D].
@@ -163,8 +165,8 @@ def encode(
 ) -> jax.Array:
   """Computes sentence embeddings, [B, D] float32.
 
-  The arguments are those of `hidden_states`, and the name of a pooling, as
-  `pooling.get` takes it.
+  The arguments are those of `hidden_states` and the name of a pooling that
+  `pooling.get` knows.
   """
   return _encode(params, config, input_ids, attention_mask, (), pooling, options)[0]
 
@@ -179,14 +181,14 @@ def encode_with_layers(
   pooling: str,
   **options: Unpack[Options],
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes embeddings, with those of earlier layers by the same forward pass.
+  """Computes embeddings, and those of earlier layers in the same forward pass.
 
-  The arguments are those of `encode`, and layers, counted from 1, all before the
-  last. An earlier layer's state is pooled as the last one's; by its mean over tokens,
-  for the poolings of two layers.
+  The arguments are those of `encode` and the layers, counted from 1, all before the
+  last. An earlier layer's state is pooled as the last one's is; the poolings of two
+  layers take its mean over tokens.
 
   Returns:
-    What `encode` gives, [B, D], and of each layer in order, [B, L, D]; float32.
+    The result of `encode`, [B, D], and that of each layer in order, [B, L, D]; float32.
   """
   embeddings, between = _encode(
     params, config, input_ids, attention_mask, layers, pooling, options
@@ -195,17 +197,17 @@ def encode_with_layers(
 
 
 def _encode(params, config, input_ids, attention_mask, layers, pooling, options):
-  """Embeddings [B, D], and a list of those after `layers`."""
+  """Computes embeddings [B, D], and a list of those after `layers`."""
   pooling = pooling_lib.get(pooling)
   beside = pooling.beside
-  # What the encoder returns always; one layer is the first and the last.
+  # The encoder always returns these; a single layer is both the first and the last.
   is_asked = beside not in (None, 0, -2, config.num_layers)
   layout, (embedded, previous, last, between) = _run(
     params,
     config,
     input_ids,
     attention_mask,
-    first_token=pooling.first_token,
+    token=pooling.token,
     layers=(beside,) * is_asked + tuple(layers),
     **options,
   )
@@ -213,13 +215,14 @@ def _encode(params, config, input_ids, attention_mask, layers, pooling, options)
     other, *between = between
   else:
     other = {0: embedded, -2: previous}.get(beside, last)
+  pool = lambda state: pooling.reduce(layout.grid(state), attention_mask)
+  pooled = [pool(each) for each in between]
+  if pooling.token:
+    return last[:, 0].astype(jnp.float32), pooled
   if beside is None:
-    state = last if pooling.first_token else layout.grid(last)
-  else:
-    grid = lambda state: layout.grid(state).astype(jnp.float32)
-    state = (grid(last) + grid(other)) / 2
-  pooled = [pooling.reduce(layout.grid(each), attention_mask) for each in between]
-  return pooling.reduce(state, attention_mask), pooled
+    return pool(last), pooled
+  mean = (last.astype(jnp.float32) + other.astype(jnp.float32)) / 2
+  return pool(mean), pooled
 
 
 def detect_replaced(
@@ -230,14 +233,14 @@ def detect_replaced(
   embeddings: jax.Array,
   **options: Unpack[Options],
 ) -> jax.Array:
-  """Computes logits of each token's being replaced, [B, S] float32.
+  """Computes the logit that each token was replaced, [B, S] float32.
 
   Args:
     params: `encoder` and `head`, a `TokenHead`.
     config: their shape.
-    input_ids: of edited sentences, [B, S].
+    input_ids: token ids of edited sentences, [B, S].
     attention_mask: true for tokens, [B, S].
-    embeddings: of the sentences before they were edited, [B, D]; they stand in for
+    embeddings: those of the sentences before editing, [B, D]; they stand in for
       [CLS].
     **options: see `Options`; there is no packing.
   """
@@ -255,12 +258,12 @@ def detect_replaced(
 
 
 def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
-  """The training-only projection of [B, D] embeddings, [B, D] float32."""
+  """Applies the training-only projection to embeddings [B, D]: [B, D] float32."""
   return _bind(Projection, config, jnp.float32, params)(embeddings)
 
 
 def predict(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
-  """What a `Predictor` makes of [B, D] embeddings, [B, D] float32."""
+  """Applies a `Predictor` to embeddings [B, D]: [B, D] float32."""
   return _bind(Predictor, config, jnp.float32, params)(embeddings)
 
 
@@ -272,7 +275,7 @@ def score_tokens(
   *,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
-  """Language-model logits of hidden states [..., D]: [..., V]."""
+  """Computes language-model logits of hidden states [..., D]: [..., V]."""
   module = _bind(LanguageModelHead, config, dtype, head)
   return module(hidden, encoder["embeddings"]["word"]["embedding"])
 
@@ -280,7 +283,7 @@ def score_tokens(
 def keep_layers(
   params: Params, config: EncoderConfig, num_layers: int
 ) -> tuple[Params, EncoderConfig]:
-  """The encoder cut to its first layers, 1 to all: a cheap student."""
+  """Cuts an encoder to its first num_layers layers, 1 to all: a cheap student."""
   layers = jax.tree.map(lambda x: x[:num_layers], params["layers"])
   return (
     {**params, "layers": layers},

@@ -1,8 +1,8 @@
 """What a family of encoders is: a file like `bert`, with a shape and a module.
 
-The rest of the tree knows families by what is here alone. The next one is a file with
-an `EncoderConfig` and an `Encoder` of its own and a line in `encoder`; and for its
-folders a file and a line in `hub`.
+The rest of the code knows a family only through what is here. A new family is a file
+with its own `EncoderConfig` and `Encoder` and a line in `encoder`; its folders need a
+file and a line in `hub`.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ Params = dict[str, Any]
 
 
 class EncoderConfig(Protocol):
-  """The shape of an encoder: a frozen dataclass, named so in each family.
+  """The shape of an encoder: a frozen dataclass with this name in each family.
 
   Digests of models hold its `repr`: a family's fields, their order and their defaults
   stay as they are once models are made with them.
 
   Attributes:
     model_type: the architecture, as config.json names it.
-    pad_token_id: the id that stands where a sentence has no token.
+    pad_token_id: the id that fills places where a sentence has no token.
     activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
     initializer_range: standard deviation of new weights.
     has_pooler: whether the weights carry a pooler. It takes no part here; it is kept
@@ -56,7 +56,7 @@ class Encoder(Protocol):
   """
 
   def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
-    """Makes new parameters; dtype is that of the matrix products."""
+    """Draws new parameters; dtype is that of the matrix products."""
 
   def __call__(
     self,
@@ -67,15 +67,15 @@ class Encoder(Protocol):
     layers: Sequence[int] = (),
     first_states: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Computes states, laid out as the layout has it.
+    """Computes states, arranged as the layout says.
 
     Args:
       input_ids: [N, S] int32.
-      layout: of the tokens.
+      layout: where the tokens stand.
       rng: draws the dropout masks; None turns dropout off.
-      positions: [N, K]; the last states are of these tokens alone, [N, K, D].
+      positions: [N, K]; only these tokens get last states, [N, K, D].
       layers: counted from 1, all before the last.
-      first_states: [N, D] in place of the first tokens' embeddings, in a layout with
+      first_states: [N, D]; they replace first tokens' embeddings, in a layout with
         its padding.
 
     Returns:

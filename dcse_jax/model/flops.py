@@ -1,4 +1,4 @@
-"""Model FLOPs of an encoder: matrix products, a multiplication and an addition each."""
+"""Counts model FLOPs of an encoder: matrix products, at 2 FLOPs a multiply-add."""
 
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
@@ -12,19 +12,19 @@ def encoder_flops(
   squared_length: float,
   positions: int = 0,
 ) -> float:
-  """Counts one forward pass over sentences of n tokens each.
+  """Counts FLOPs of a forward pass over sentences of n tokens each.
 
   A layer has 8 H^2 + 4 H I a token for its linear layers (width H, intermediate
   size I) and 4 H n for its attention, scores and weighted values. Where only some
-  positions of the last layer are read, it has for each token only the 4 H^2 of keys
-  and values, and the rest for these positions alone.
+  positions of the last layer are read, each token has only the 4 H^2 of keys and
+  values, and these positions alone have the rest.
 
   Args:
-    config: of the encoder.
-    sentences: how many.
+    config: the encoder's.
+    sentences: how many there are.
     length: the mean of n.
     squared_length: the mean of n^2.
-    positions: of each sentence that are read of the last layer; 0: all.
+    positions: how many of each sentence the last layer computes; 0 for all.
   """
   width, inner = config.hidden_size, config.intermediate_size
   linear = 8 * width**2 + 4 * width * inner
@@ -45,9 +45,9 @@ def encode_flops(
   length: float,
   squared_length: float,
 ) -> float:
-  """Counts one forward pass from tokens to embeddings; see `encoder_flops`."""
+  """Counts FLOPs from tokens to embeddings; see `encoder_flops`."""
   # The poolings that read more than one token need all of them.
-  positions = int(pooling_lib.get(pooling).first_token)
+  positions = int(pooling_lib.get(pooling).token is not None)
   return encoder_flops(
     config,
     sentences=sentences,

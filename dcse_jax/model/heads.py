@@ -1,6 +1,6 @@
 """Heads: what stands behind an encoder's states and embeddings.
 
-The modules are of training; a `Head` is of evaluation and of exported folders.
+Training uses the modules; evaluation and exported folders use `Head`.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from dcse_jax.model.family import Params
 
 
 class Projection(nnx.Module):
-  """Linear and tanh on the embedding while training; dropped at evaluation."""
+  """A linear layer and tanh on the embedding while training; dropped at evaluation."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.dense = layers_lib.linear(
@@ -46,7 +46,7 @@ class Predictor(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """One logit a token."""
+  """A linear layer that gives each token one logit."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.dense = layers_lib.linear(config, config.hidden_size, 1, dtype, rngs)
@@ -95,7 +95,7 @@ class Head:
   then: "Head | None" = None
 
   def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n, D] to [n, D_out] of the last layer."""
+    """Maps embeddings [n, D] to those of the last layer, [n, D_out]."""
     for layer in self.layers():
       activate = self.ACTIVATIONS[layer.activation]
       embeddings = activate(embeddings @ layer.kernel + layer.bias)
@@ -110,7 +110,7 @@ class Head:
 
   @property
   def size(self) -> int:
-    """Numbers in what the last layer gives."""
+    """The width of the last layer's output."""
     return [len(layer.bias) for layer in self.layers()][-1]
 
 

@@ -1,6 +1,6 @@
-"""What encoders and heads are made of: linear layers, LayerNorm, activations.
+"""The parts of encoders and heads: linear layers, LayerNorm, activations.
 
-The modules have Flax's parameters and the backward passes of `ops`.
+Modules have Flax's parameters, and the backward passes that `ops` defines.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from dcse_jax.runtime import backend
 
 
 def _exact_gelu(x):
-  # As PyTorch has it. jax.nn.gelu takes erfc, twice as slow on a CPU.
+  # PyTorch's formula. jax.nn.gelu uses erfc, which is twice as slow on a CPU.
   gelu = lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
   if backend.current() == "cpu":
     return gelu(x)
-  # Elsewhere memory is dear and its arithmetic free: the backward pass computes it
-  # again from x, in place of reading three float32 arrays of the widest kind.
+  # Elsewhere memory is scarce and arithmetic nearly free: the backward pass computes
+  # this again from x, and need not read three of the widest float32 arrays.
   return jax.checkpoint(gelu, prevent_cse=False)(x).astype(x.dtype)
 
 
@@ -33,7 +33,7 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
-  # Other names of transformers for the same, and the rest of its smooth ones.
+  # transformers' other names for these, and the rest of its smooth activations.
   "swish": jax.nn.silu,
   "gelu_python": _exact_gelu,
   "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
@@ -45,7 +45,7 @@ ACTIVATIONS = {
 
 
 def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
-  """Linear layers of one input in one matrix product, side by side."""
+  """Applies several linear layers to one input as one product; outputs side by side."""
   join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
   kernel = join([linear.kernel[...] for linear in linears])
   bias = join([linear.bias[...] for linear in linears])
@@ -54,7 +54,7 @@ def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
 
 
 class _LayerNorm(nnx.LayerNorm):
-  """Flax's parameters, our backward pass."""
+  """Flax's layer with our backward pass."""
 
   def __call__(self, x):
     return ops.layer_norm(
@@ -63,7 +63,7 @@ class _LayerNorm(nnx.LayerNorm):
 
 
 class _Linear(nnx.Linear):
-  """Flax's parameters, our backward pass."""
+  """Flax's layer with our backward pass."""
 
   def __call__(self, x):
     return fused((self,), x)
@@ -72,13 +72,13 @@ class _Linear(nnx.Linear):
 def linear(
   config: EncoderConfig, d_in: int, d_out: int, dtype: Any, rngs: nnx.Rngs
 ) -> nnx.Linear:
-  """A new linear layer, from [..., d_in] to [..., d_out] in a dtype."""
+  """Makes a linear layer, from [..., d_in] to [..., d_out], that computes in dtype."""
   init = nnx.initializers.normal(config.initializer_range)
   return _Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
 def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
-  """A new table of as many embeddings, [rows, D]."""
+  """Makes a table of embeddings, [rows, D]."""
   init = nnx.initializers.normal(config.initializer_range)
   return nnx.Embed(
     rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
@@ -86,7 +86,7 @@ def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.E
 
 
 def layer_norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """A new LayerNorm of states [..., D]."""
+  """Makes a LayerNorm for states [..., D]."""
   return _LayerNorm(
     config.hidden_size,
     epsilon=config.layer_norm_eps,

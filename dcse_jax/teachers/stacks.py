@@ -2,7 +2,7 @@
 
 Teachers of one shape that read the same token ids form one stack: a tree of
 parameters with a leading axis. Others form stacks of their own. Teachers whose
-embeddings are in a cache need no forward: these come with the batch.
+embeddings are in a cache need no forward pass: these come with the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,11 @@ _FORMS = {"cpu": "scan"}
 
 @dataclasses.dataclass(frozen=True)
 class TeacherStack:
-  """What is static about teachers of one shape.
+  """The static description of teachers of one shape.
 
   Attributes:
-    weights: of each teacher in the average; over all stacks they sum to 1.
-    tokens: which of the batch's `teacher_tokens` they read; None: the student's
+    weights: each teacher's in the average; over all stacks they sum to 1.
+    tokens: which of the batch's `teacher_tokens` they read; None for the student's
       own.
   """
 
@@ -55,8 +55,8 @@ class CachedTeachers:
   """Teachers whose embeddings are the batch's `teacher_embeddings`, side by side.
 
   Attributes:
-    widths: of each teacher's embeddings.
-    weights: of each teacher in the average; they sum to 1.
+    widths: the width of each teacher's embeddings.
+    weights: each teacher's in the average; they sum to 1.
   """
 
   widths: tuple[int, ...]
@@ -72,14 +72,14 @@ class TeacherTokens:
   """The token ids of teachers with tokenizers of their own.
 
   Args:
-    caches: of the same sentences as the student's, with the same example ids.
+    caches: token caches of the student's sentences, with the same example ids.
   """
 
   def __init__(self, caches: Sequence[TokenCache]):
     self._caches = caches
 
   def gather(self, rows: np.ndarray) -> dict[str, Any]:
-    """`teacher_tokens`: for each cache `input_ids`, `attention_mask`, [B, 1, S]."""
+    """Returns `teacher_tokens`: each cache's ids and mask, by name, [B, 1, S]."""
     batches = (cache.gather(rows) for cache in self._caches)
     names = ("input_ids", "attention_mask")
     return {"teacher_tokens": tuple({name: b[name] for name in names} for b in batches)}
@@ -96,9 +96,9 @@ def stack_teachers(
 
   Args:
     models: the teachers.
-    weights: one a teacher, in any unit.
-    tokens: for each teacher `TeacherStack.tokens`; None: all read the student's.
-    dtype: of the parameters; that of the matrix products loses nothing, and
+    weights: one for each teacher, in any unit.
+    tokens: for each teacher `TeacherStack.tokens`; None if all read the student's.
+    dtype: that of the parameters. The dtype of the matrix products loses nothing;
       bfloat16 takes half the memory of float32.
 
   Returns:
@@ -126,12 +126,12 @@ def run_stack(
   params: encoder_lib.Params,
   form: str | None = None,
 ) -> jax.Array:
-  """Embeddings of every teacher of a stack, [T, B, D].
+  """Computes embeddings by every teacher of a stack, [T, B, D].
 
   Args:
-    embed: one teacher's parameters to its embeddings, [B, D].
-    params: of the stack.
-    form: "scan", "vmap" or "unrolled"; None takes the backend's.
+    embed: computes embeddings from one teacher's parameters, [B, D].
+    params: the stack's.
+    form: "scan", "vmap" or "unrolled"; None takes what suits the backend.
   """
   form = form or _FORMS.get(backend.current(), "scan")
   size = jax.tree.leaves(params)[0].shape[0]
@@ -153,15 +153,15 @@ def teacher_embeddings(
   packing: Packing | None = None,
   microbatches: Chunks = Chunks(),
 ) -> jax.Array:
-  """What all teachers together think of a batch's first column.
+  """Computes the teachers' joint embeddings of a batch's first column.
 
   Args:
-    params: of each stack; of cached teachers any.
-    stacks: as `stack_teachers` gives them, or `CachedTeachers`.
+    params: those of each stack; anything for cached teachers.
+    stacks: from `stack_teachers`, or `CachedTeachers`.
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
-    dtype: of the matrix products.
-    packing: of one microbatch's first column; `teacher_tokens` keep their padding.
+    dtype: that of the matrix products.
+    packing: that of a microbatch's first column; `teacher_tokens` keep their padding.
     microbatches: how the batch is encoded.
 
   Returns:

@@ -1,4 +1,4 @@
-"""From the teachers of a round to what its training step needs of them."""
+"""What a training step needs from the teachers of its round."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,9 +22,9 @@ class Teacher:
   """One teacher of a round.
 
   Attributes:
-    name: for people.
-    weight: in the average, in any unit.
-    tokens: the round's sentences by its tokenizer.
+    name: what people call it.
+    weight: its weight in the average, in any unit.
+    tokens: the round's sentences in its tokens.
   """
 
   name: str
@@ -35,11 +35,11 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Teaching:
-  """A round's teachers as its step takes them; by default there are none.
+  """A round's teachers as its step takes them; by default none.
 
   Attributes:
-    stacks: what is static about them.
-    params: of each stack.
+    stacks: their static descriptions.
+    params: those of each stack.
     sources: what they add to a batch.
   """
 
@@ -49,12 +49,12 @@ class Teaching:
 
 
 def online(teachers: Sequence[Teacher], student: TokenCache, dtype: str) -> Teaching:
-  """Teachers that run at every step.
+  """Prepares teachers that run at every step.
 
   Args:
     teachers: one or more.
-    student: the round's sentences by the student's tokenizer.
-    dtype: of the matrix products, and so of the parameters.
+    student: the round's sentences in the student's tokens.
+    dtype: that of the matrix products, and so of the parameters.
   """
   own: dict[str, TokenCache] = {}
   for teacher in teachers:
@@ -74,13 +74,13 @@ def online(teachers: Sequence[Teacher], student: TokenCache, dtype: str) -> Teac
 def cached(
   teachers: Sequence[Teacher], folder: pathlib.Path, *, dtype: str, compute_dtype: str
 ) -> Teaching:
-  """Teachers whose embeddings are computed now, or were in an earlier run.
+  """Prepares teachers whose embeddings are computed now, or were in an earlier run.
 
   Args:
     teachers: one or more.
     folder: holds the caches.
-    dtype: of the files.
-    compute_dtype: of the matrix products.
+    dtype: that of the files.
+    compute_dtype: that of the matrix products.
   """
   need = sum(
     teacher_cache.cache_bytes(len(t.tokens), t.model.pooled_size, dtype)

@@ -200,7 +200,7 @@ def test_what_is_left_out_or_cut_is_logged(files, caplog):
   write(files, "text.txt", "\n".join(rows))
   config = recipes.from_files(files)
   rounds = {"base": config_lib.of_round(config, "base")}
-  inputs.Inputs(config, rounds, files / "run")
+  inputs.read(config, rounds, files / "run")
   messages = [r.getMessage() for r in caplog.records if "text.txt" in r.getMessage()]
   assert messages[:2] == [
     f"{config.text}: 22 rows, 1 empty left out, 1 cut at 10000 characters",

@@ -365,8 +365,8 @@ def test_a_teacher_reads_its_own_prompt_and_two_poolings_side_by_side(files):
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
   recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
-  student, teacher = recipe.rounds["student"], recipe.inputs.outside(str(files / "t"))
-  tokens = recipe.inputs.teacher_tokens(teacher, student)
+  student, teacher = recipe.rounds["student"], recipe.inputs.outside[str(files / "t")]
+  tokens = recipe.inputs.teacher_tokens(str(files / "t"), student)
   cached = teacher_cache.build_teacher_cache(
     files / "cache", teacher, tokens, name="t", dtype="float32"
   )

@@ -9,6 +9,7 @@ import pytest
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
+from dcse_jax.recipe import validate
 from dcse_jax.runtime.errors import UserError
 from tests import recipes
 
@@ -374,7 +375,7 @@ CONFIGS = {
 def test_a_config_trains_its_papers_objective_in_its_last_round(name):
   for variant in ("bert-base", "bert-large", "roberta-base", "roberta-large"):
     config = recipes.load_config(name, variant)
-    config_lib.check(config)
+    validate.check(config)
     last = config_lib.of_round(config, config.recipe[-1])
     assert last.objective == CONFIGS[name]
 
@@ -392,7 +393,7 @@ def test_a_config_trains_its_papers_objective_in_its_last_round(name):
 )
 def test_configs_with_more_than_a_loss_are_whole(name, variant, objective):
   config = recipes.load_config(name, variant)
-  config_lib.check(config)
+  validate.check(config)
   last = config_lib.of_round(config, config.recipe[-1])
   assert last.objective == objective
   assert (last.switch_case > 0) == (name == "cards")
@@ -401,7 +402,7 @@ def test_configs_with_more_than_a_loss_are_whole(name, variant, objective):
 
 def test_rankcse_distils_by_list_net_if_asked():
   config = recipes.load_config("rankcse", "bert-base,list_net")
-  config_lib.check(config)
+  validate.check(config)
   objective = config_lib.of_round(config, "rank").objective
   assert objective == "info_nce + rank_consistency + list_net"
 
@@ -411,4 +412,4 @@ def test_a_term_that_needs_teachers_says_so(name):
   config = recipes.load_config(name)
   config.rounds[config.recipe[-1]].update(teachers=(), teacher_weights=())
   with pytest.raises(UserError, match="needs teachers"):
-    config_lib.check(config)
+    validate.check(config)

@@ -10,6 +10,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.recipe import monitor
+from dcse_jax.recipe import probes
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.command_line import printable
@@ -193,9 +194,9 @@ def test_nothing_of_a_file_steers_the_terminal(tmp_path):
     (signal.SIGHUP, monitor.Scorer, "metrics", 2, {"base"}),
     # As its scores are taken, and between it and the next.
     (signal.SIGTERM, monitor.Scorer, "scores", 1, {"base"}),
-    (signal.SIGTERM, monitor.Probe, "histograms", 1, {"base"}),
+    (signal.SIGTERM, probes.Probe, "histograms", 1, {"base"}),
     # While teachers are probed, and cached.
-    (signal.SIGTERM, monitor.Probe, "embed", 3, {"base", "student"}),
+    (signal.SIGTERM, probes.Probe, "embed", 3, {"base", "student"}),
     (signal.SIGHUP, teacher_cache, "encode_tokens", 1, {"base", "student"}),
   ],
 )

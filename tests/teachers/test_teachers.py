@@ -20,7 +20,7 @@ from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
-from dcse_jax.recipe import monitor
+from dcse_jax.recipe import probes
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import workdir
 from dcse_jax.runtime.errors import UserError
@@ -392,13 +392,13 @@ def test_how_teachers_differ_is_measured_once_a_round_by_its_first_seed(
     seeds=(1, 2, 3),
   )
   embedded = []
-  original = monitor.Probe.embed
+  original = probes.Probe.embed
 
   def embed(self, model, split):
     embedded.append(split)
     return original(self, model, split)
 
-  monkeypatch.setattr(monitor.Probe, "embed", embed)
+  monkeypatch.setattr(probes.Probe, "embed", embed)
   recipe_lib.run(config, str(files / "run"))
   # By both teachers the first seed's sentences, and each model by itself when it is
   # finished; no term is measured by held-out similarities of teachers.
@@ -425,10 +425,10 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
   recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
-  teacher = recipe.inputs.outside(str(files / "t"))
+  teacher = recipe.inputs.outside[str(files / "t")]
   student = recipe.rounds["student"]
   ours = recipe.inputs.tokens(student)
-  theirs = recipe.inputs.teacher_tokens(teacher, student)
+  theirs = recipe.inputs.teacher_tokens(str(files / "t"), student)
   assert len(ours) == len(theirs) == 40
   # And no more of them than the teacher takes.
   expected = model_lib.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
@@ -580,7 +580,7 @@ def test_the_spread_of_teachers_is_the_std_and_entropy_over_them():
 
 def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   sentences, student = models.SENTENCES[:16], models.tiny_model(1)
-  probe = monitor.Probe(
+  probe = probes.Probe(
     train=sentences[:8], held_out=sentences[8:], batch_size=8, max_length=16
   )
   settings = dict(
@@ -599,7 +599,7 @@ def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   terms = losses.parse(
     "distillation", {"distillation": {**settings, "group_probability": 0.5}}
   )
-  measure = monitor.HeldOut(student, probe, terms, joint)
+  measure = probes.HeldOut(student, probe, terms, joint)
   ours = measure.metrics({"encoder": student.params})
   for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
     taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))

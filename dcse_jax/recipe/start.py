@@ -1,0 +1,95 @@
+"""The encoder that a recipe starts from: a model's folder, or a new one for its text."""
+
+from collections.abc import Sequence
+import dataclasses
+import logging
+import pathlib
+
+import jax
+
+from dcse_jax import config as config_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.hub import folder
+from dcse_jax.hub import wordpiece
+from dcse_jax.model import bert
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
+
+_log = logging.getLogger(__name__)
+
+
+def new_shape(
+  config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
+) -> bert.EncoderConfig:
+  """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
+  return bert.EncoderConfig(
+    model_type="bert",
+    max_positions=max(512, config.max_length),
+    type_vocab_size=2,
+    pad_token_id=pad_token_id,
+    # transformers reports a BERT without one as incomplete.
+    has_pooler=True,
+    **{**config.encoder, "vocab_size": vocab_size},
+  )
+
+
+def load(config: config_lib.ConfigDict) -> model_lib.Model:
+  """Loads the model that a config names, without what training leaves out."""
+  model = folder.load(
+    config.model,
+    default_pooling=config.pooling,
+    num_layers=config.num_layers or None,
+  )
+  if model.head or model.truncate_dim:
+    _log.info("%s: its head and truncate_dim are left out of training", config.model)
+    model = dataclasses.replace(model, head=None, truncate_dim=None)
+  if model.prompt:
+    _log.info("%s: every sentence follows its prompt, %r", config.model, model.prompt)
+  if model.pooling != config.pooling:
+    _log.info("%s: pooling %r, its own", config.model, model.pooling)
+  return model
+
+
+def make(
+  config: config_lib.ConfigDict, columns: Sequence[Sequence[str]], cache: pathlib.Path
+) -> model_lib.Model:
+  """Makes a random encoder, with a tokenizer trained on the text.
+
+  Args:
+    config: its `encoder` is the shape.
+    columns: of the text.
+    cache: the folder of the tokenizer, which is trained once.
+  """
+  vocab_size = config.encoder.vocab_size
+  key = tokens_lib.content_key(columns, "wordpiece", vocab_size)
+  path = cache / f"tokenizer-{key}"
+
+  def train():
+    if path.exists() and not digests_lib.find_damage(path):
+      return
+    trained = wordpiece.train_wordpiece(
+      [sentence for column in columns for sentence in column],
+      vocab_size=vocab_size,
+    )
+    with files.whole(path) as beside:
+      with files.foreign_errors():
+        trained.save_pretrained(beside)
+      digests_lib.write(beside)
+
+  processes.first_makes(path.parent, train)
+  tokenizer = folder.load_tokenizer(path)
+  shape = new_shape(
+    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
+  )
+  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
+  return model_lib.Model(
+    config=shape,
+    params=jax.device_get(params),
+    tokenizer=tokenizer,
+    pooling=config.pooling,
+    normalize=False,
+    max_length=config.max_length,
+  )

@@ -1,0 +1,162 @@
+"""The text of a recipe's rounds: read once, and tokenised once for each reader."""
+
+from collections.abc import Iterable, Sequence
+import functools
+import logging
+import pathlib
+
+from dcse_jax import config as config_lib
+from dcse_jax.data import synthetic
+from dcse_jax.data import text as text_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.switch_case import switch_case
+from dcse_jax.model import model as model_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def make_synthetic(
+  config: config_lib.ConfigDict,
+  rounds: Iterable[config_lib.ConfigDict],
+  data: pathlib.Path,
+) -> None:
+  """Makes up the text and the sets of a recipe, and names them in every config.
+
+  Args:
+    config: of the recipe.
+    rounds: the configs of its rounds.
+    data: the folder to write to.
+  """
+
+  def make():
+    sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
+    files.write_text(data / "corpus.txt", "\n".join(sentences) + "\n")
+    pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
+    half = len(pairs) // 2
+    for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
+      lines = (f"{score}\t{a}\t{b}\n" for score, a, b in part)
+      files.write_text(data / "sts" / f"{name}.tsv", "".join(lines))
+
+  processes.first_makes(data, make)
+  config.sts = str(data / "sts")
+  for each in (config, *rounds):
+    each.text = str(data / "corpus.txt")
+
+
+def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
+  """Reads a round's text, and tells what was left out.
+
+  Args:
+    source: as `config.text` names it.
+    columns: of a table; empty takes the only one.
+
+  Raises:
+    UserError: no text is named, or it cannot be read.
+  """
+  if not source:
+    raise UserError("give --config.text=FILE, the text to train on")
+  path = source
+  if not source.startswith("tfds:"):
+    path = str(files.user_path(source))
+  text = text_lib.read_text(path, columns)
+  about = f"{source}: {len(text.columns[0])} rows"
+  if text.empty_rows:
+    about += f", {text.empty_rows} empty left out"
+  if text.cut_rows:
+    about += f", {text.cut_rows} cut at {text_lib.MAX_CHARACTERS} characters"
+  _log.info("%s", about)
+  return text
+
+
+def tokenize(
+  columns: Sequence[Sequence[str]],
+  model: model_lib.Model,
+  max_length: int,
+  cache: pathlib.Path,
+  *,
+  keep_repeats: bool = False,
+) -> tokens_lib.TokenCache:
+  """Tokenises text for a model, or finds it tokenised.
+
+  Args:
+    columns: of the text.
+    model: whose tokenizer and prompt are used.
+    max_length: cuts sentences, in tokens.
+    cache: the folder of token caches.
+    keep_repeats: keeps rows whose tokens repeat an earlier row's.
+  """
+  return tokens_lib.build_token_cache(
+    cache,
+    columns,
+    tokenize=functools.partial(model.tokenize, max_length=max_length),
+    tokenizer_state=model_lib.text_state(model),
+    max_length=max_length,
+    pad_token_id=model.config.pad_token_id,
+    vocab_size=model.config.vocab_size,
+    keep_repeats=keep_repeats,
+    show_progress=len(columns[0]) > 100_000,
+  )
+
+
+def add_switched(
+  columns: Sequence[Sequence[str]],
+  share: float,
+  model: model_lib.Model,
+  *,
+  seed: int,
+  name: str,
+) -> tuple[Sequence[str], ...]:
+  """Returns one column and a second, the first with the case of some words switched.
+
+  Args:
+    columns: of the text; one.
+    share: of the words whose first letter changes, in (0, 1).
+    model: whose tokenizer must see the change.
+    seed: chooses the words.
+    name: of the model, for people.
+
+  Raises:
+    UserError: there are more columns, or the tokenizer is uncased.
+  """
+  if len(columns) > 1:
+    raise UserError(
+      f"switch_case={share:g} makes the positives of a single column, and the text "
+      f"has {len(columns)}: set switch_case=0, or name one column"
+    )
+  upper, lower = model.tokenizer(["Case CASE", "case case"])["input_ids"]
+  if upper == lower:
+    raise UserError(
+      f"switch_case={share:g}: the tokenizer of {name} is uncased and would undo "
+      "it; use a cased model such as roberta-base"
+    )
+  return (*columns, switch_case(columns[0], share, seed=seed))
+
+
+def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
+  """Tells which rows of a text are left out, or never meet in a batch.
+
+  Raises:
+    UserError: none is left.
+  """
+  if cache.dropped:
+    _log.info(
+      "%s: %d rows left out whose tokens repeat an earlier row's", source, cache.dropped
+    )
+  if cache.contradicting:
+    _log.info(
+      "%s: %d rows left out whose hard negative is their own anchor or positive",
+      source,
+      cache.contradicting,
+    )
+  if not len(cache):
+    raise UserError(
+      f"{source}: the hard negative of every row is its own anchor or positive: name "
+      "other columns"
+    )
+  if twins := cache.num_twins:
+    _log.info(
+      "%s: %d rows share a sentence with another; never in one batch", source, twins
+    )
