@@ -359,7 +359,8 @@ def main(arguments: list[str] | None = None) -> None:
         from benchmarks import torch_distillers
 
         kind = "peers"
-        trainers.setdefault(kind, torch_distillers.Distiller(task))
+        if kind not in trainers:
+          trainers[kind] = torch_distillers.Distiller(task)
       measure(trainers[kind], contender, steps, record, options)
   print("\n".join(table(record)))
 
