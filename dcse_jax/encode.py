@@ -7,7 +7,7 @@ Neither file need fit into memory. After an interruption the same command contin
 
 from absl import flags
 
-from dcse_jax.data import text
+from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
@@ -78,7 +78,7 @@ def main() -> None:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
   # Check the paths before a model is fetched and loaded.
   row_file.output_path(_FLAGS.output)
-  text.check_file(str(files.user_path(_FLAGS.input)))
+  decoding.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,

@@ -117,7 +117,9 @@ def make_abstract_step(
     squared_length=round_config.max_length**2,
     max_length=round_config.max_length,
   )
-  head = encoder_lib.abstract_params(start.config, heads.LanguageModelHead)
+  head = None
+  if start.config.language_model:
+    head = encoder_lib.abstract_params(start.config, heads.LanguageModelHead)
   frozen = {"teachers": teacher_params, **loss_fn.frozen_params(start.params, head)}
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)

@@ -37,6 +37,8 @@ _FREE = {
   "tuple",
   "while",
 }
+# A custom call with this is a GPU's kernel, a library's or one of ours.
+_KERNEL = 'custom_call_target="__'
 # These read as much of their first operand as they return.
 _SLICES = ("dynamic-slice", "gather", "slice")
 # These read nothing until another instruction reads their result.
@@ -204,8 +206,13 @@ class Program:
   def _moved(self, computation: str, instruction: _Instruction) -> int:
     """Counts the bytes that an instruction outside a fusion reads and writes."""
     op, known = instruction.op, self._computations[computation]
-    if op in _FREE or op.endswith("-done"):
+    is_kernel = op == "custom-call" and _KERNEL in instruction.rest
+    if (op in _FREE and not is_kernel) or op.endswith("-done"):
       return 0
+    if is_kernel:
+      # It may read an array in parts that it is given several times.
+      names = dict.fromkeys(instruction.operands)
+      return instruction.size + sum(known[name].size for name in names)
     operands = [known[name] for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
       # It copies from one memory to another; the results name the source too.

@@ -1,4 +1,4 @@
-"""Distillation of embeddings: the student says of a sentence what its teachers say."""
+"""Distillation of embeddings: the student's embedding follows its teachers'."""
 
 import jax
 
@@ -11,21 +11,21 @@ from dcse_jax.losses.terms import term
 def embedding_distillation(
   student: jax.Array, teacher: jax.Array, *, measure: str = "cosine"
 ) -> jax.Array:
-  """Embedding distillation: the student's embedding is its teachers'.
+  """Embedding distillation: the student's embedding follows its teachers'.
 
-  1 - cos(student, teacher), or the squared distance of both on the unit sphere, which
-  is twice that: so `measure` is the weight that the term has beside others, and when
-  gradients are clipped. A batch has no part in it: each sentence teaches by itself.
+  It is 1 - cos(student, teacher), or the squared distance of both on the unit sphere,
+  which is twice that: `measure` only changes the term's weight beside others, and where
+  gradients are clipped. Each sentence teaches by itself; the batch has no part in it.
 
-  Several teachers are one, as `join_teachers` puts them side by side: the cosine is
-  then with their joint embedding, in which each has its share of the length. LEAF
-  takes the squared distance, of one teacher, after such a map as the student has here
-  where widths differ.
+  Several teachers count as one, since `join_teachers` puts them side by side: the
+  cosine is then with their joint embedding, in which each has its share of the length.
+  LEAF takes the squared distance to one teacher, after a map like the one that the
+  student has here where widths differ.
 
   Args:
-    student: the student's embedding as it is served, under dropout; where the teachers'
-      is of another width, what a linear map that is trained along makes of it, [b, E].
-    teacher: of the same sentences, [b, E], as `join_teachers` gives them.
+    student: the student's embedding as it is served, under dropout, [b, E]; if the
+      teachers' has another width, after a linear map that is trained along.
+    teacher: the teachers' of the same sentences, [b, E], joined by `join_teachers`.
     measure: "cosine" or "l2".
 
   Returns:

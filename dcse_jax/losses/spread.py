@@ -1,4 +1,4 @@
-"""Spread-out embeddings: sentences that have nothing to do with each other lie apart."""
+"""Spread-out embeddings: sentences that have nothing in common lie apart."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ def spread(
 ) -> jax.Array:
   """Global orthogonal regularisation: cosines of different sentences are near 0.
 
-  The mean over the others of a batch of the squared cosine with them: for points that
-  are uniform on the sphere it is 1 / D. As in EmbeddingGemma it is this second moment
-  alone. The paper hinges it at 1 / D and adds the square of the mean cosine, which the
-  second moment bounds.
+  It is the mean of the squared cosine with the others of a batch: 1 / D for points that
+  are uniform on the sphere. Like EmbeddingGemma's it is only this second moment. The
+  paper hinges it at 1 / D and adds the square of the mean cosine, which the second
+  moment bounds.
 
   Args:
     served: the student's embedding as it is served, under dropout, [b, D].
-    all_served: the same of the whole batch, [B, D].
+    all_served: those of the whole batch, [B, D].
     labels: which of the B rows is each one's own, [b]; by default the first b.
 
   Returns:
@@ -32,7 +32,7 @@ def spread(
     (arXiv:1708.06320). Schechter Vera et al., EmbeddingGemma, 2025 (arXiv:2509.20354).
 
   Example:
-    Of three sentences two lie at 45 degrees to the third, and at right angles to each
+    Two of three sentences lie at 45 degrees to the third, and at right angles to each
     other.
 
     >>> import jax.numpy as jnp

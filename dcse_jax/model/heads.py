@@ -29,7 +29,7 @@ class Projection(nnx.Module):
 
 
 def make_linear(d_in: int, d_out: int) -> Callable[..., nnx.Linear]:
-  """Returns the module, but for a config, of a linear map from [B, d_in] to [B, d_out]."""
+  """Makes a builder, like the modules here, of a linear map from d_in to d_out."""
   return lambda config, dtype, rngs: layers_lib.linear(config, d_in, d_out, dtype, rngs)
 
 
@@ -56,19 +56,25 @@ class TokenHead(nnx.Module):
 
 
 class LanguageModelHead(nnx.Module):
-  """Scores over the vocabulary; its matrix is the word embeddings."""
+  """Scores over the vocabulary; its matrix is the word embeddings.
+
+  The shape is `config.language_model`, which decoders have none of.
+  """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
-    self.config = config
-    width = config.hidden_size
-    self.dense = layers_lib.linear(config, width, width, dtype, rngs)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs)
-    self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+    self.shape = shape = config.language_model
+    d_in, width = config.hidden_size, shape.width or config.hidden_size
+    narrow = dataclasses.replace(config, hidden_size=width)
+    self.dense = layers_lib.linear(config, d_in, width, dtype, rngs, shape.dense_bias)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs, shape.norm_bias)
+    if shape.bias:
+      self.bias = nnx.Param(jnp.zeros(config.vocab_size))
 
   def __call__(self, hidden, word_embedding):
-    hidden = layers_lib.ACTIVATIONS[self.config.activation](self.dense(hidden))
+    hidden = layers_lib.ACTIVATIONS[self.shape.activation](self.dense(hidden))
     hidden = self.norm(hidden)
-    return hidden @ word_embedding.astype(hidden.dtype).T + self.bias[...]
+    scores = hidden @ word_embedding.astype(hidden.dtype).T
+    return scores + self.bias[...] if self.shape.bias else scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +124,8 @@ def trained_head(params: Params) -> Head | None:
   """Returns the heads that were trained along, as one that a folder keeps.
 
   Args:
-    params: trained, perhaps with `projection`, and with `teacher_map`, which comes
-      after it; None is returned where there is neither.
+    params: trained parameters, perhaps with `projection`, and with `teacher_map`, which
+      comes after it; without either, None is returned.
   """
   head = None
   for name, activation in (("teacher_map", "Identity"), ("projection", "Tanh")):

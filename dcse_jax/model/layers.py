@@ -48,8 +48,11 @@ def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
   """Applies several linear layers to one input as one product; outputs side by side."""
   join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
   kernel = join([linear.kernel[...] for linear in linears])
-  bias = join([linear.bias[...] for linear in linears])
   dtype = linears[0].dtype
+  if linears[0].use_bias:
+    bias = join([linear.bias[...] for linear in linears])
+  else:
+    bias = jnp.zeros(kernel.shape[-1], dtype)  # XLA leaves the addition out.
   return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
 
 
@@ -57,9 +60,21 @@ class _LayerNorm(nnx.LayerNorm):
   """Flax's layer with our backward pass."""
 
   def __call__(self, x):
-    return ops.layer_norm(
-      x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon
-    )
+    scale = self.scale[...]
+    bias = self.bias[...] if self.use_bias else jnp.zeros_like(scale)
+    return ops.layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+
+
+class _RmsNorm(nnx.Module):
+  """A norm by the root of the mean square; see `rms_norm`."""
+
+  def __init__(self, size, epsilon, offset, dtype):
+    self.epsilon, self.offset, self.dtype = epsilon, offset, dtype
+    self.scale = nnx.Param(jnp.full(size, 1.0 - offset))
+
+  def __call__(self, x):
+    scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+    return ops.rms_norm(x.astype(self.dtype), scale, self.epsilon)
 
 
 class _Linear(nnx.Linear):
@@ -70,11 +85,18 @@ class _Linear(nnx.Linear):
 
 
 def linear(
-  config: EncoderConfig, d_in: int, d_out: int, dtype: Any, rngs: nnx.Rngs
+  config: EncoderConfig,
+  d_in: int,
+  d_out: int,
+  dtype: Any,
+  rngs: nnx.Rngs,
+  use_bias: bool = True,
 ) -> nnx.Linear:
   """Makes a linear layer, from [..., d_in] to [..., d_out], that computes in dtype."""
   init = nnx.initializers.normal(config.initializer_range)
-  return _Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+  return _Linear(
+    d_in, d_out, kernel_init=init, use_bias=use_bias, dtype=dtype, rngs=rngs
+  )
 
 
 def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
@@ -85,11 +107,28 @@ def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.E
   )
 
 
-def layer_norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(
+  config: EncoderConfig, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.LayerNorm:
   """Makes a LayerNorm for states [..., D]."""
   return _LayerNorm(
     config.hidden_size,
     epsilon=config.layer_norm_eps,
+    use_bias=use_bias,
     dtype=dtype,
     rngs=rngs,
   )
+
+
+def rms_norm(
+  config: EncoderConfig, dtype: Any, size: int | None = None, *, offset: float = 0.0
+) -> nnx.Module:
+  """A new RMSNorm, after Zhang and Sennrich, 2019 (arXiv:1910.07467).
+
+  Args:
+    config: of the encoder.
+    dtype: of what it gives.
+    size: numbers that are normed together; the width of states by default.
+    offset: added to the weights, as Gemma has it: 1 leaves them near 0.
+  """
+  return _RmsNorm(size or config.hidden_size, config.layer_norm_eps, offset, dtype)

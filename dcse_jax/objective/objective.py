@@ -94,7 +94,7 @@ class Objective:
 
   @property
   def teacher_size(self) -> int:
-    """Numbers in what all teachers together say of a sentence."""
+    """The width of the teachers' joint embedding."""
     return sum(stack.size for stack in self.stacks)
 
   def setting(self, name: str) -> Any:

@@ -29,8 +29,8 @@ def embedder(
     model: has the tokenizer, shape, pooling and head that go with the parameters.
     sentences: are tokenised once, at the first call.
     max_length: where to cut them, in tokens.
-    heads: names of parts that are trained along, to apply in this order if there are
-      such: "projection", "teacher_map".
+    heads: names of parts that are trained along, "projection" and "teacher_map", to
+      apply in this order where there are any.
   """
   tokens: list[list[int]] = []
 

@@ -1,4 +1,4 @@
-"""Probes: sentences to look at a round's models and teachers with."""
+"""Probes: sentences on which a round's models and teachers are measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -97,9 +97,9 @@ def make_probe(
   """Makes a probe of the first sentences that a seed trains on, and of dev sentences.
 
   Args:
-    inputs: of the recipe.
-    config: of the round.
-    batches: of the seed, from the first on.
+    inputs: the recipe's.
+    config: the round's.
+    batches: the seed's, from the first on.
   """
   size = probe_size(len(inputs.tokens(config)), config.batch_size)
   rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
@@ -118,11 +118,11 @@ def write_spread(
   teachers: Sequence[Teacher | EmbeddedTeacher],
   probe: Callable[[], Probe],
 ) -> None:
-  """Writes how the teachers of a round differ on a probe, unless that is known.
+  """Writes how a round's teachers differ on a probe, unless that is known.
 
   Args:
-    path: the file.
-    teachers: one alone differs from none, and nothing is written.
+    path: the file to write.
+    teachers: nothing is written if there is only one.
     probe: makes the probe of the round's first seed.
   """
   names = [teacher.name for teacher in teachers]
@@ -142,19 +142,19 @@ def measure(
   teachers: Sequence[Teacher | EmbeddedTeacher],
   probes: Mapping[int, Probe],
 ) -> "dict[int, HeldOut]":
-  """Makes what measures the student of each seed by the teachers.
+  """Makes measures that compare the student of each seed with the teachers.
 
-  Warns of settings that the teachers' similarities make unlikely.
+  It also warns of settings that the teachers' similarities make unlikely.
 
   Args:
-    name: of the round, for people.
+    name: the round's, for people.
     start: the encoder that each student starts from.
-    terms: of the round.
-    teachers: of the round.
-    probes: by seed.
+    terms: the round's.
+    teachers: the round's.
+    probes: those of each seed.
 
   Returns:
-    The measures by seed; none where no term has any.
+    The measures by seed; empty if no term has any.
   """
   measured = [each for each in terms if each.term.held_out]
   warned = [each for each in terms if each.term.warnings]
@@ -173,7 +173,7 @@ def measure(
     if not measures:
       _warn(name, warned, joint["train"])
     is_known = all(isinstance(each, Teacher) for each in teachers)
-    if probe.held_out and is_known:  # The same for every seed.
+    if probe.held_out and is_known:  # It is the same for every seed.
       held_out = join(probe, "held_out") if held_out is None else held_out
       joint["held_out"] = held_out
     measures[seed] = HeldOut(start, probe, measured, joint)
@@ -213,7 +213,7 @@ class HeldOut:
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """Returns "eval/TERM_train" and, if there are such, "eval/TERM_held_out", in nats."""
+    """Returns "eval/TERM_train" and, with held-out sentences, "eval/TERM_held_out"."""
     result = {}
     for split, embed in self._embed.items():
       batches = self._probe.batches(embed(params))

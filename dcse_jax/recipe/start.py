@@ -1,4 +1,4 @@
-"""The encoder that a recipe starts from: a model's folder, or a new one for its text."""
+"""The encoder that a recipe starts from: a model's, or a new one for its text."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,7 +12,6 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
-from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import digests as digests_lib
@@ -25,17 +24,11 @@ _log = logging.getLogger(__name__)
 
 def new_shape(
   config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
-) -> bert.EncoderConfig:
+) -> encoder_lib.EncoderConfig:
   """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
-  return bert.EncoderConfig(
-    model_type="bert",
-    max_positions=max(512, config.max_length),
-    type_vocab_size=2,
-    pad_token_id=pad_token_id,
-    # transformers reports a BERT without one as incomplete.
-    has_pooler=True,
-    **{**config.encoder, "vocab_size": vocab_size},
-  )
+  fields = {"family": "bert", **config.encoder, "vocab_size": vocab_size}
+  make = encoder_lib.NEW[fields.pop("family")]
+  return make(max_tokens=config.max_length, pad_token_id=pad_token_id, **fields)
 
 
 def load(config: config_lib.ConfigDict) -> model_lib.Model:
@@ -61,9 +54,9 @@ def make(
   """Makes a random encoder, with a model's tokenizer or one trained on the text.
 
   Args:
-    config: its `encoder` is the shape.
-    columns: of the text.
-    cache: the folder of the tokenizer, which is trained once.
+    config: the recipe's; its `encoder` is the shape.
+    columns: the text's.
+    cache: the folder that keeps the tokenizer, which is trained once.
   """
   if config.tokenizer:
     tokenizer = folder.load_tokenizer(folder.locate(config.tokenizer))

@@ -29,7 +29,7 @@ def make_synthetic(
   """Makes up the text and the sets of a recipe, and names them in every config.
 
   Args:
-    config: of the recipe.
+    config: the recipe's.
     rounds: the configs of its rounds.
     data: the folder to write to.
   """
@@ -50,11 +50,11 @@ def make_synthetic(
 
 
 def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
-  """Reads a round's text, and tells what was left out.
+  """Reads a round's text, and logs what was left out.
 
   Args:
-    source: as `config.text` names it.
-    columns: of a table; empty takes the only one.
+    source: a name like those of `config.text`.
+    columns: the columns of a table; empty takes the only one.
 
   Raises:
     UserError: no text is named, or it cannot be read.
@@ -120,9 +120,9 @@ def tokenize(
   """Tokenises text for a model, or finds it tokenised.
 
   Args:
-    columns: of the text.
-    model: whose tokenizer and prompt are used.
-    max_length: cuts sentences, in tokens.
+    columns: the text's.
+    model: its tokenizer and prompt are used.
+    max_length: where sentences are cut, in tokens.
     cache: the folder of token caches.
     keep_repeats: keeps rows whose tokens repeat an earlier row's.
   """
@@ -150,11 +150,11 @@ def add_switched(
   """Returns one column and a second, the first with the case of some words switched.
 
   Args:
-    columns: of the text; one.
-    share: of the words whose first letter changes, in (0, 1).
-    model: whose tokenizer must see the change.
-    seed: chooses the words.
-    name: of the model, for people.
+    columns: the text's only column.
+    share: the share of words whose first letter changes, in (0, 1).
+    model: its tokenizer must see the change.
+    seed: draws the words.
+    name: what people call the model.
 
   Raises:
     UserError: there are more columns, or the tokenizer is uncased.
@@ -174,10 +174,10 @@ def add_switched(
 
 
 def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
-  """Tells which rows of a text are left out, or never meet in a batch.
+  """Logs which rows of a text are left out, or never meet in a batch.
 
   Raises:
-    UserError: none is left.
+    UserError: no row is left.
   """
   if cache.dropped:
     _log.info(

@@ -98,6 +98,12 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
     _mesh.reset(token)
 
 
+def is_one_device() -> bool:
+  """Returns whether a program is traced for a single device."""
+  mesh = _mesh.get()
+  return mesh is None or mesh.size == 1
+
+
 def by_row(x: jax.Array) -> jax.Array:
   """Keeps an array [rows of the batch or groups of them, ...] divided by rows.
 

@@ -1,9 +1,9 @@
-"""Embeddings that others computed, as a teacher: .npy files and columns of tables.
+"""Embeddings from files as a teacher: .npy files and columns of tables.
 
 A name is `FILE.npy`, a folder of such parts in the order of their names, or
 `FILE.parquet` or `FILE.arrow` with the column of vectors after a colon, and that of ids
-before it: `FILE.parquet:id:vector`. Row i is of row i of the text file, or of the row
-with its id. What can be mapped is mapped; parquet is unpacked into memory.
+before it: `FILE.parquet:id:vector`. Row i belongs to row i of the text file, or to the
+row with its id. Files that can be mapped are mapped; parquet is unpacked into memory.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from dcse_jax.runtime.errors import UserError
 
 _TABLE = re.compile(r"(.+\.(?:parquet|arrow))((?::[^:]+){0,2})", re.IGNORECASE)
 _BLOCK_ROWS = 16_384
-# A folder with one of these holds a model, whatever else lies there.
+# A folder with one of these holds a model, whatever else is there.
 _OF_MODELS = ("config.json", "modules.json")
 _TYPES = ("float16", "float32", "float64")
 
 
 def is_embeddings(name: str) -> bool:
-  """Whether the name of a teacher is of embeddings, and not of a model."""
+  """Returns whether the name of a teacher is that of embeddings, not of a model."""
   if name.lower().endswith(".npy") or _TABLE.fullmatch(name):
     return True
   folder = files.user_path(name)
@@ -38,15 +38,15 @@ def is_embeddings(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embeddings:
-  """Embeddings as they lie in files.
+  """Embeddings in files, mapped where that can be.
 
   Attributes:
     name: as the user wrote it.
-    parts: one or more, [n, D], that follow each other.
-    ids: of each row in all parts together, strings; None where the order says it.
-    id_column: where the ids stand; "" without.
-    text_digest: of the text's rows, as `data.text.measure` gives it, where the JSON file
-      beside says so, as embed_with writes it.
+    parts: one or more arrays, [n, D], that follow each other.
+    ids: a string for each row of all parts together; None if the order says it.
+    id_column: the column of the ids; "" without ids.
+    text_digest: the digest of the text's rows, as `data.text.measure` gives it, if the
+      JSON file beside has it, as embed_with writes it.
   """
 
   name: str
@@ -60,7 +60,7 @@ class Embeddings:
 
   @property
   def width(self) -> int:
-    """Numbers in an embedding."""
+    """The width of an embedding."""
     return self.parts[0].shape[1]
 
   @functools.cached_property
@@ -69,12 +69,12 @@ class Embeddings:
 
   @property
   def dtype(self) -> np.dtype:
-    """Of what `take` gives."""
+    """The dtype of what `take` returns."""
     return np.result_type(*(np.float16(0), *(part.dtype for part in self._narrow)))
 
   @property
   def _narrow(self) -> list[np.ndarray]:
-    # A step computes in float32 anyhow.
+    # A step computes in float32 in any case.
     empty = lambda part: part[:0].astype(np.float32) if part.itemsize > 4 else part[:0]
     return [empty(part) for part in self.parts]
 
@@ -91,7 +91,7 @@ class Embeddings:
 
   @functools.cached_property
   def digest(self) -> str:
-    """A digest of all rows and ids, however they are divided among files."""
+    """The digest of all rows and ids, however they are divided among files."""
     state = hashlib.blake2b(digest_size=16)
     state.update(f"{len(self)} {self.width} {self.dtype}".encode())
     for start in range(0, len(self), _BLOCK_ROWS):
@@ -147,13 +147,13 @@ class Embeddings:
     return np.asarray([places[each] for each in ids])
 
   def check(self, rows: np.ndarray) -> None:
-    """Refuses embeddings of no direction.
+    """Refuses embeddings without a direction.
 
     Args:
-      rows: of the sentences that are trained on.
+      rows: those of the sentences that are trained on.
 
     Raises:
-      UserError: a row is not finite, or all zero, with the first ones' numbers.
+      UserError: rows are not finite, or all zero; it names the first ones.
     """
     bad: dict[str, list[int]] = {"not finite": [], "all zero": []}
     for start in range(0, len(rows), _BLOCK_ROWS):
@@ -173,11 +173,11 @@ class Embeddings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleRows:
-  """Embeddings by example id, as a cache of them is read.
+  """Embeddings by example id, which are read like a cache of them.
 
   Attributes:
-    embeddings: of a text file.
-    rows: in these, of each example, [examples].
+    embeddings: those of a text file.
+    rows: the row of each example in these, [examples].
   """
 
   embeddings: Embeddings
@@ -185,7 +185,7 @@ class ExampleRows:
 
   @property
   def shape(self) -> tuple[int, int]:
-    """Examples, and the width."""
+    """The number of examples, and the width."""
     return len(self.rows), self.embeddings.width
 
   def __getitem__(self, examples: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ class ExampleRows:
 
 
 def open_embeddings(name: str) -> Embeddings:
-  """Opens what `is_embeddings` knows; the rows themselves are not yet looked at.
+  """Opens what `is_embeddings` knows, without reading the rows.
 
   Raises:
     UserError: a file cannot be read, or holds no embeddings of one width.
@@ -234,7 +234,7 @@ def _text_digest(path: pathlib.Path) -> str | None:
 
 def _map(path: pathlib.Path) -> np.ndarray:
   try:
-    # Never a pickle: that would run what it holds.
+    # A pickle is never loaded: that would run what it holds.
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
@@ -245,9 +245,9 @@ def _map(path: pathlib.Path) -> np.ndarray:
 
 
 def _read_table(name: str, path: pathlib.Path, columns: list[str]):
-  """The parts of the column of vectors, and the ids or None."""
+  """Reads the parts of the column of vectors, and the ids or None."""
   try:
-    import pyarrow as pa  # An extra, and slow to load.
+    import pyarrow as pa  # It is an extra, and slow to load.
     import pyarrow.parquet as pq
   except ImportError as error:
     raise UserError(
@@ -285,13 +285,13 @@ def _map_arrow(pa: Any, path: pathlib.Path):
   try:
     return pa.ipc.open_file(source).read_all()
   except pa.ArrowInvalid:
-    # What datasets.Dataset keeps on disk.
+    # datasets.Dataset keeps this form on disk.
     source.seek(0)
     return pa.ipc.open_stream(source).read_all()
 
 
 def _vectors(name: str, schema: Any) -> list[str]:
-  """The one column of lists that a table has."""
+  """Finds the one column of lists that a table has."""
   lists = [field.name for field in schema if "list" in str(field.type)]
   if len(lists) != 1:
     raise UserError(
@@ -311,7 +311,7 @@ def _check_columns(name: str, schema: Any, columns: Sequence[str]) -> None:
 
 
 def _array(pa: Any, name: str, chunk: Any, first_row: int) -> np.ndarray:
-  """A chunk of a column of lists as [n, D]; no copy of what holds no nulls."""
+  """Turns a chunk of a column of lists into [n, D]; copies only if there are nulls."""
   if not hasattr(chunk, "flatten") or "list" not in str(chunk.type):
     raise UserError(f"teacher {name}: holds {chunk.type}; name a column of lists")
   if chunk.null_count:

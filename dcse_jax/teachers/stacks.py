@@ -59,7 +59,7 @@ class TeacherStack:
 
   @property
   def size(self) -> int:
-    """Numbers in the teachers' embeddings, side by side."""
+    """The width of the teachers' embeddings, side by side."""
     pooled = pooling_lib.embedding_size(self.config, self.pooling)
     return len(self.weights) * (self.width or pooled)
 
@@ -78,7 +78,7 @@ class CachedTeachers:
 
   @property
   def size(self) -> int:
-    """Numbers in the teachers' embeddings, side by side."""
+    """The width of the teachers' embeddings, side by side."""
     return sum(self.widths)
 
 

@@ -13,7 +13,7 @@ from dcse_jax.recipe import validate
 from dcse_jax.runtime.errors import UserError
 from tests import recipes
 
-# Terms, and what of the offers that they may do without is left out.
+# Terms, and which of their optional inputs are left out.
 CASES = [
   ("adap_acse", ""),
   ("core_tuning", ""),
@@ -31,13 +31,13 @@ CASES = [
   ("sscl", ""),
   ("undropped_negatives", ""),
 ]
-# Of the batch and not of its rows.
+# The loss belongs to the batch, not to its rows.
 WHOLE = [("dimension_contrast", "")]
 OF_STEP = ("rng", "queue", "is_queued")
 
 
 def offers(seed=0, batch=6, features=5):
-  """Whatever a step offers, at random: two teachers, two layers, a queue of four."""
+  """Draws whatever a step offers: two teachers, two layers, a queue of four."""
   keys = iter(jax.random.split(jax.random.key(seed), 14))
   draw = lambda *shape: jax.random.normal(next(keys), shape)
   first = draw(batch, features)
@@ -62,7 +62,7 @@ def offers(seed=0, batch=6, features=5):
 
 
 def evaluate(name, offered, labels=None, **settings):
-  """A term's losses of all rows, or of those numbered `labels`."""
+  """Computes a term's losses for all rows, or for those numbered `labels`."""
   term = losses.TERMS[name]
   arguments = {}
   for parameter in term.inputs:
@@ -142,7 +142,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
 )
 def test_students_get_a_gradient_and_teachers_none(name):
   offered = offers()
-  # So near that the penalty on pairs that are too alike is not 0.
+  # They are so near that the penalty on pairs that are too alike is not 0.
   positives = offered["anchors"] + 0.1 * offered["positives"]
   loss = lambda positives, teacher: evaluate(
     name, offered | {"positives": positives, "teacher": teacher}
@@ -227,7 +227,7 @@ def test_pnr_is_the_plain_loop_with_the_mean_of_its_teachers_cosines():
   offered = offers()
   loss = evaluate("pnr", offered, temperature=0.3)
   z, g, v = (offered[name] for name in ("anchors", "predictions", "positives"))
-  # Of the weights 1 and 3.
+  # The weights are 1 and 3.
   first, second = offered["teacher"][:, :5], offered["teacher"][:, 5:]
   previous = lambda x: 0.25 * cosines(x, first) + 0.75 * cosines(x, second)
   for i in range(6):

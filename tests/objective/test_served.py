@@ -25,7 +25,7 @@ BATCH = models.random_batch(0, batch=16)
 
 
 def make(objective="embedding_distillation", teachers=2, **fields):
-  """An objective with teachers as wide as the student, and what it is given."""
+  """Makes an objective with teachers as wide as the student, and what it is given."""
   every = TEACHERS[:teachers]
   stacks, params = stacks_lib.stack_teachers(every, [3, 1][:teachers])
   fields = dict(pooling="mean", stacks=stacks, config=STUDENT.config) | fields
@@ -34,7 +34,7 @@ def make(objective="embedding_distillation", teachers=2, **fields):
 
 
 def run(loss_fn, frozen, packing=None, mesh=None, batch=BATCH):
-  """The loss, its parts, and the gradients."""
+  """Computes the loss, its parts, and the gradients."""
   params = loss_fn.init_params(STUDENT.params, jax.random.key(0))
   if mesh is not None:
     batch = mesh_lib.put_batch(batch, mesh_lib.over_batch(mesh))
@@ -52,7 +52,7 @@ def run(loss_fn, frozen, packing=None, mesh=None, batch=BATCH):
 
 @functools.cache
 def mapped():
-  """Two teachers beside each other are twice as wide as the student."""
+  """Runs with two teachers, which side by side are twice as wide as the student."""
   return run(*make("embedding_distillation + 2 * spread"))
 
 
@@ -71,8 +71,8 @@ def test_teachers_of_another_width_are_met_by_a_map_that_is_trained_along():
   assert params["teacher_map"]["kernel"].shape == (16, 32)
   loss, _, grads = mapped()
   assert np.asarray(grads["teacher_map"]["kernel"]).any()
-  # By hand: the embedding under the same dropout, the map, and the mean over sentences
-  # of 1 - cosine with the teachers' unit embeddings by their shares.
+  # The same by hand: the embedding under the same dropout, the map, and the mean over
+  # sentences of 1 - cosine with the teachers' unit embeddings by their shares.
   encode = functools.partial(
     encoder_lib.encode,
     config=STUDENT.config,

@@ -1,4 +1,4 @@
-"""The student's embedding as it is served, and the same among its teachers'."""
+"""The student's embedding as it is served, and as wide as its teachers'."""
 
 import jax
 
@@ -11,11 +11,11 @@ from dcse_jax.objective.inputs.provider import Provider
 
 
 class Served(Provider):
-  """The first column's embedding as it is served, [B, D], and as its teachers', [B, E].
+  """The first column's embedding as served, [B, D], and as wide as teachers', [B, E].
 
-  `served` is what evaluation and export give, but for dropout: pooled, without the
-  training-only projection unless the round keeps its head. `student` is as wide as what
-  all teachers together say: where `served` is not, a linear map that is trained along
+  `served` is what evaluation and export give, except for dropout: pooled, without the
+  training-only projection unless the round keeps its head. `student` is as wide as the
+  teachers' joint embedding: if `served` is not, a linear map that is trained along
   makes it so. The map is a head, which the round keeps or drops.
   """
 
