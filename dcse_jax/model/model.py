@@ -186,6 +186,8 @@ def digest(model: Model) -> str:
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
+  if model.truncate_dim is not None:
+    state.update(f"{model.truncate_dim}".encode())
   arrays = [model.params]
   for layer in model.dense_layers:
     state.update(layer.activation.encode())
@@ -204,6 +206,4 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
-  if model.truncate_dim is not None:
-    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

@@ -40,8 +40,7 @@ def embedder(
     # Parameters go to the device once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
-    if model.head:
-      return model.head(embeddings)
+    embeddings = model.finish(embeddings, normalize=False)
     for head in (name for name in heads if name in params):
       if head == "projection":
         embeddings = encoder_lib.project(params[head], model.config, embeddings)
