@@ -22,7 +22,9 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def keep_mask(rows: jax.Array, key: jax.Array, rate: float, width: int) -> jax.Array:
+def keep_mask(
+  rows: jax.Array, key: jax.Array, rate: float, width: int, start: int = 0
+) -> jax.Array:
   """Says which elements dropout keeps, [..., width] bool.
 
   Args:
@@ -30,12 +32,13 @@ def keep_mask(rows: jax.Array, key: jax.Array, rate: float, width: int) -> jax.A
     key: two numbers, uint32.
     rate: of zeros, in [0, 1).
     width: features.
+    start: the first of them.
   """
   rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
   features = jax.lax.broadcasted_iota(
     jnp.uint32, (*(1,) * (rows.ndim - 1), width), rows.ndim - 1
   )
-  bits = _mix((rows + features) ^ key[1])
+  bits = _mix((rows + (features + jnp.uint32(start))) ^ key[1])
   return bits >= jnp.uint32(round(rate * 2**32))
 
 
