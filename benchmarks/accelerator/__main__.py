@@ -99,7 +99,7 @@ def _measure_steps(record, steps, specs) -> dict[Spec, steps_lib.Program]:
 
 def _measure_peers(record, steps, peers, programs) -> None:
   for program in programs:
-    for label in ("tuned", "tuned, compiled"):
+    for label in peers.labels:
       record.measure(
         f"peer: {label} against {program.spec.name}",
         lambda p=program, label=label: peers.measure(steps, p, label),
@@ -143,8 +143,10 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
     return
   reference = checks.Reference(path, scale.small)
   stack.callback(reference.close)
-  name = "cuda" if jax.default_backend() == "gpu" else "cpu"
-  peers = peers_lib.Peers(path, name, (scale.large, scale.small))
+  # PyTorch has no TPU: there none of its sizes is measured.
+  name = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+  sizes = () if jax.default_backend() == "tpu" else (scale.large, scale.small)
+  peers = peers_lib.Peers(path, name, sizes)
   stack.callback(peers.close)
   steps = steps_lib.Steps(path)
   record.facts["mean_tokens"] = float(steps.lengths.mean())
