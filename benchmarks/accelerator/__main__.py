@@ -31,6 +31,7 @@ import jax  # noqa: E402
 from benchmarks import prepare  # noqa: E402
 from benchmarks.accelerator import checks  # noqa: E402
 from benchmarks.accelerator import device  # noqa: E402
+from benchmarks.accelerator import kernels  # noqa: E402
 from benchmarks.accelerator import peers as peers_lib  # noqa: E402
 from benchmarks.accelerator import report  # noqa: E402
 from benchmarks.accelerator import steps as steps_lib  # noqa: E402
@@ -98,7 +99,7 @@ def _measure_steps(record, steps, specs) -> dict[Spec, steps_lib.Program]:
 
 def _measure_peers(record, steps, peers, programs) -> None:
   for program in programs:
-    for label in ("tuned", "tuned, compiled"):
+    for label in peers.labels:
       record.measure(
         f"peer: {label} against {program.spec.name}",
         lambda p=program, label=label: peers.measure(steps, p, label),
@@ -142,8 +143,10 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
     return
   reference = checks.Reference(path, scale.small)
   stack.callback(reference.close)
-  name = "cuda" if jax.default_backend() == "gpu" else "cpu"
-  peers = peers_lib.Peers(path, name, (scale.large, scale.small))
+  # PyTorch has no TPU: there none of its sizes is measured.
+  name = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+  sizes = () if jax.default_backend() == "tpu" else (scale.large, scale.small)
+  peers = peers_lib.Peers(path, name, sizes)
   stack.callback(peers.close)
   steps = steps_lib.Steps(path)
   record.facts["mean_tokens"] = float(steps.lengths.mean())
@@ -151,15 +154,14 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   large, packed = Spec(scale.large), Spec(scale.large, packed=True)
   forms = [large, dataclasses.replace(large, layers="scan"), packed]
   if jax.default_backend() == "gpu":
-    kernel = {"attention": "kernel"}
-    forms[2:] = [dataclasses.replace(spec, **kernel) for spec in (large, packed)]
+    alternatives = ((large, "all"), (packed, "all"), (large, "attention"))
+    forms[2:] = [dataclasses.replace(x, kernels=kind) for x, kind in alternatives]
   programs = _measure_steps(record, steps, forms)
   if large in programs:
     record.measure("first step", lambda: _first_step(record, programs[large].facts))
   # What was fastest goes on.
   best, best_packed = (_fastest(programs.values(), is_packed) for is_packed in (0, 1))
-  attention = best.spec.attention if best else ""
-  make = functools.partial(Spec, attention=attention)
+  make = functools.partial(Spec, kernels=best.spec.kernels if best else "")
   record.measure("peers", lambda: peers.settle(min(45, record.left() / 6)))
   _measure_peers(record, steps, peers, filter(None, (best, best_packed)))
   if best:
@@ -169,7 +171,7 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   _measure_peers(record, steps, peers, list(found.values())[::-1])
   record.measure("parity", reference.compare, needs=40)
   if jax.default_backend() == "gpu":
-    record.measure("attention", lambda: checks.attention(2 * scale.large), needs=15)
+    record.measure("kernels", lambda: kernels.measure(2 * scale.large), needs=20)
   if record.left() > 90:
     huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
     taught = [make(scale.large, teachers=4), make(scale.large, teachers=1)]

@@ -65,7 +65,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
         f"{row['our_speed']:.2f} ({low:.2f} to {high:.2f}) |"
       )
   lines += ["", "## Beside the step", ""]
-  for name in ("parity", "attention", "encode", "forms of a stack", "first step"):
+  for name in ("parity", "kernels", "encode", "forms of a stack", "first step"):
     if name in measured:
       shown = ", ".join(f"{k} {v:.4g}" for k, v in measured[name].items() if _is(v))
       lines.append(f"- {name}: {shown}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import gzip
 import pathlib
@@ -20,6 +21,7 @@ from dcse_jax import losses
 from dcse_jax.ahead import hlo
 from dcse_jax.hub import folder
 from dcse_jax.model import attention_kernel
+from dcse_jax.model import norm_kernel
 from dcse_jax.model import packing as packing_lib
 from dcse_jax.model import stack
 from dcse_jax.model.chunks import Chunks
@@ -46,7 +48,7 @@ class Spec:
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
-    attention: "" for the backend's own form, else "plain" or "kernel".
+    kernels: "" for the backend's own, else "none", "attention" or "all".
   """
 
   batch: int
@@ -54,7 +56,7 @@ class Spec:
   packed: bool = False
   microbatches: int = 1
   layers: str = ""
-  attention: str = ""
+  kernels: str = ""
 
   @property
   def name(self) -> str:
@@ -62,7 +64,7 @@ class Spec:
     parts += [f"{self.teachers} teachers"] * bool(self.teachers)
     parts += [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
     parts += [f"layers {self.layers}"] * bool(self.layers)
-    parts += [f"attention {self.attention}"] * bool(self.attention)
+    parts += [f"kernels {self.kernels}"] * bool(self.kernels)
     return ", ".join(parts)
 
 
@@ -143,16 +145,16 @@ class Steps:
     step_fn = loop.make_step(
       objective, self._tx, self._schedule, mesh=self.mesh, num_steps=1000
     )
-    unroll = {"scan": lambda _: 1, "unrolled": lambda n: n}.get(spec.layers)
     start = time.perf_counter()
-    has_kernel = {
-      "plain": lambda *_: False,
-      "kernel": lambda *_: jax.default_backend() == "gpu",
-    }.get(spec.attention, attention_kernel.is_for)
-    with (
-      mock.patch.object(stack, "_unroll", unroll or stack._unroll),
-      mock.patch.object(attention_kernel, "is_for", has_kernel),
-    ):
+    with contextlib.ExitStack() as patches:
+      set_to = lambda *patch: patches.enter_context(mock.patch.object(*patch))
+      if spec.layers:
+        set_to(
+          stack, "_unroll", (lambda _: 1) if spec.layers == "scan" else lambda n: n
+        )
+      if spec.kernels:
+        set_to(attention_kernel, "is_for", lambda *_: spec.kernels != "none")
+        set_to(norm_kernel, "is_for", lambda *_: spec.kernels == "all")
       lowered = step_fn.lower(
         self._state, self._batch(spec.batch), frozen, self._packing(spec)
       )

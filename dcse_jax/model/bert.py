@@ -194,10 +194,11 @@ class Layer(nnx.Module):
   def _rest(self, x, attended, rows, keys):
     config = self.config
     attended = self.attention_output(mesh_lib.by_row(attended))
-    x = self.attention_norm(x + dropout(attended, config.dropout, keys[1], rows))
+    add_and_norm = layers_lib.add_and_norm
+    x = add_and_norm(self.attention_norm, x, attended, config.dropout, keys[1], rows)
     up = mesh_lib.by_row(self.up(mesh_lib.by_row(x)))
     forward = self.down(layers_lib.ACTIVATIONS[config.activation](up))
-    x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+    x = add_and_norm(self.norm, x, forward, config.dropout, keys[2], rows)
     return mesh_lib.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
+from dcse_jax.model.dropout import dropout
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.runtime import backend
 
@@ -82,6 +84,43 @@ class _Linear(nnx.Linear):
 
   def __call__(self, x):
     return fused((self,), x)
+
+
+def add_and_norm(
+  norm: nnx.LayerNorm,
+  x: jax.Array,
+  branch: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  rows: jax.Array,
+) -> jax.Array:
+  """Adds a branch to states [..., D] after dropout, and normalises them.
+
+  Args:
+    norm: as `layer_norm` makes it.
+    x: the states.
+    branch: like them.
+    rate: of dropout.
+    key: of dropout; None: none.
+    rows: as `dropout` takes them.
+  """
+  width = x.shape[-1]
+  same = x.dtype == branch.dtype == norm.dtype
+  if not (same and norm_kernel.is_for(x.size // width, width, x.dtype)):
+    return norm(x + dropout(branch, rate, key, rows))
+  if key is None:
+    key, rate = jnp.zeros(2, jnp.uint32), 0.0
+  return norm_kernel.add_and_norm(
+    x.reshape(-1, width),
+    branch.reshape(-1, width),
+    norm.scale[...],
+    norm.bias[...],
+    jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1),
+    key,
+    rate,
+    norm.epsilon,
+    False,
+  ).reshape(x.shape)
 
 
 def linear(
