@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -69,16 +70,8 @@ _PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Checkpoints that began as TensorFlow ones.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
-# with what stands for one that is not there.
-SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "intermediate_size": "intermediate_size",
-  "max_position_embeddings": "max_positions",
-}
+# config.json's fractions of 1 and `bert.EncoderConfig`'s, with what stands for one that
+# is not there.
 FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
@@ -135,7 +128,7 @@ def read_fields(
 
   Args:
     settings: of config.json.
-    sizes: as `SIZES`.
+    sizes: as `settings.SIZES`.
     fractions: as `FRACTIONS`.
     activation: the name of the activation there.
     default_activation: what stands for one that is not there.
