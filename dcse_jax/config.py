@@ -19,10 +19,10 @@ ConfigDict = ml_collections.ConfigDict
 
 
 def choose(variant: str, variants: Mapping[str, Any]) -> Any:
-  """The value of a config file's variant.
+  """Returns the value of a config file's variant.
 
   Raises:
-    UserError: no such variant, naming those there are.
+    UserError: there is no such variant; the error names those there are.
   """
   if variant not in variants:
     raise UserError(
@@ -33,15 +33,18 @@ def choose(variant: str, variants: Mapping[str, Any]) -> Any:
 
 
 def default() -> ConfigDict:
-  """A config with every field at its default; SimCSE's values where it has one."""
+  """Makes a config with every field at its default, SimCSE's where it has one."""
   config = ConfigDict()
 
   # The encoder that training starts from: a folder or hub id, or ID@REVISION with
   # a branch, tag or commit, as teachers are named too. Empty: a new one of shape
-  # `encoder`, with a WordPiece tokenizer trained on `text`.
+  # `encoder`, with the tokenizer of the model that `tokenizer` names, such as a
+  # teacher, or where that is empty with a WordPiece tokenizer trained on `text`.
   config.model = ""
+  config.tokenizer = ""
   config.encoder = ConfigDict(
     dict(
+      family="bert",  # Or another of `model.encoder.NEW`: "modernbert", ...
       vocab_size=8000,
       hidden_size=256,
       num_layers=4,
@@ -50,18 +53,20 @@ def default() -> ConfigDict:
       initializer_range=0.02,
     )
   )
-  # How states become an embedding, where the model's folder does not say
+  # How states become an embedding, if the model's folder does not say so
   # itself. "cls" trains through a projection that evaluation drops.
   config.pooling = "cls"
-  # Keeps that projection in what is evaluated and exported, as a dense layer.
+  # Keeps that projection, and the map to teachers of another width, in what is
+  # evaluated and exported, as dense layers.
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
-  # Text: .txt, .csv, .tsv or .jsonl, also .gz, or tfds:NAME:SPLIT:FEATURE.
+  # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; or
+  # tfds:NAME:SPLIT:FEATURE.
   # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
   config.text = ""
   config.columns = ()
-  # In place of `text` and `sts`: sentences and scored pairs made on the spot.
+  # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
   config.max_length = 32  # Tokens of a training sentence.
@@ -84,51 +89,51 @@ def default() -> ConfigDict:
   for term in losses.TERMS.values():
     config[term.name] = ConfigDict(dict(term.settings))
 
-  # Embeds the text by every teacher once, into files of this type, in place of
+  # Embeds the text with every teacher once, into files of this type, instead of
   # running the teachers at every step: "float16" takes two bytes a sentence and
-  # dimension. Pays where a sentence is met more than once, or by more students.
+  # dimension. It pays if a sentence is seen more than once, or by several students.
   config.teacher_cache = ""
 
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
-  # So many parts of a batch are encoded one after the other: with the memory of one,
+  # A batch is encoded in this many parts, one after the other: with the memory of one,
   # a third more work, and the gradient of the whole.
   config.microbatches = 1
-  # So many blocks of its rows are compared with the whole batch one after the other:
-  # memory for similarities falls from B * B to B * B / row_blocks. Pays from some
-  # thousands of sentences.
+  # A batch's rows are compared with the whole batch in this many blocks, one after the
+  # other: memory for similarities falls from B * B to B * B / row_blocks. It pays from
+  # some thousands of sentences.
   config.row_blocks = 1
   config.num_train_steps = 15_625
   config.learning_rate = 3e-5
   config.schedule = "linear"
-  # Steps after which the learning rate would be 0; 0 is num_train_steps. More of them
-  # stop a longer training before its end.
+  # Steps after which the learning rate would be 0; 0 stands for num_train_steps. If
+  # there are more, training ends before the rate is 0.
   config.schedule_steps = 0
   config.warmup_steps = 0
   config.weight_decay = 0.0
   config.clip_norm = 1.0
-  # This share of the elements of the layers' matrices, that which does least for
+  # This share of the elements of the layers' matrices, those that do least for
   # alignment and uniformity, is zero from the start and stays so.
   config.sparsity = 0.0
-  config.dtype = "float32"  # Of matrix products; all else is float32.
+  config.dtype = "float32"  # For matrix products; everything else is float32.
 
   # A step whose loss or gradient is not finite changes nothing, and its batch is
-  # written to ROUND/SEED/skipped.jsonl; at more of them a model's run stops.
+  # written to ROUND/SEED/skipped.jsonl; with more of them a model's run stops.
   config.max_skipped_steps = 0
 
   # Trains a round's models as one program, each as it would be alone: pays where
   # one model leaves the device half idle.
   config.parallel_seeds = False
 
-  # How the devices of all hosts are arranged. Batches lie over both axes; parameters,
-  # optimizer and teachers are divided over "fsdp", whole over "data". -1: the rest.
+  # How the devices of all hosts are arranged. Batches are divided over both axes;
+  # parameters, optimizer and teachers only over "fsdp". -1 takes the remaining devices.
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
 
-  # The first step to trace for xprof, and the first not to, as in (10, 20); of each
-  # model, or of those that train together, into ROUND/SEED/profile. None if empty.
+  # The first step to trace for xprof, and the first not to, as in (10, 20), for each
+  # model, or for those that train together, into ROUND/SEED/profile. None if empty.
   config.profile_steps = ()
 
-  config.seed = 0  # Of the whole recipe; every model's own is mixed in.
+  config.seed = 0  # For the whole recipe; every model's own is mixed in.
   config.log_every = 25
   config.eval_every = 125  # Evaluates and saves a checkpoint.
 
@@ -141,11 +146,11 @@ def default() -> ConfigDict:
 
 
 def simcse(variant: str) -> ConfigDict:
-  """`default` with the encoder of a variant, trained for one epoch of a million.
+  """Makes `default` with a variant's encoder, for one epoch of a million sentences.
 
   Args:
     variant: "bert-base", "bert-large", "roberta-base" or "roberta-large"; batch
-      and learning rate are those that Gao et al., SimCSE, 2021, found for it
+      size and learning rate are those that Gao et al., SimCSE, 2021, found for it
       (arXiv:2104.08821).
   """
   config = default()
@@ -171,7 +176,7 @@ def round_config(
   teacher_weights: Sequence[float] = (),
   **fields: Any,
 ) -> ConfigDict:
-  """One round of a recipe.
+  """Makes one round of a recipe.
 
   Args:
     seeds: one model is trained for each.
@@ -196,7 +201,7 @@ def round_config(
 
 
 def of_round(config: ConfigDict, name: str) -> ConfigDict:
-  """The config of one round: the recipe's fields, overridden by its own."""
+  """Returns a round's config: the recipe's fields, overridden by its own."""
   merged = config.copy_and_resolve_references()
   with merged.unlocked():
     del merged.rounds
@@ -205,7 +210,7 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def terms(config: ConfigDict) -> tuple[Weighted, ...]:
-  """The objective of a round, with the settings of its terms.
+  """Parses the objective of a round, with the settings of its terms.
 
   Raises:
     UserError: it is not a sum of known terms, each once.
@@ -217,8 +222,8 @@ def terms(config: ConfigDict) -> tuple[Weighted, ...]:
 
 
 def used(config: ConfigDict) -> dict[str, Any]:
-  """A round's fields, JSON, with TERM.SETTING for the terms of its objective alone."""
-  fields = json.loads(config.to_json_best_effort())
+  """Returns a round's fields, JSON; TERM.SETTING only for terms of its objective."""
+  fields = _with_family(json.loads(config.to_json_best_effort()))
   settings = {name: fields.pop(name) for name in losses.TERMS}
   for each in terms(config):
     name = each.term.name
@@ -226,9 +231,16 @@ def used(config: ConfigDict) -> dict[str, Any]:
   return fields
 
 
+def _with_family(fields: dict[str, Any]) -> dict[str, Any]:
+  """Moves the family beside the encoder: there was only one once."""
+  encoder = dict(fields["encoder"])
+  family = encoder.pop("family", "bert")
+  return {**fields, "encoder": encoder, "encoder.family": family}
+
+
 def defaults() -> dict[str, Any]:
-  """Every field at its default, JSON, named as `used` names them."""
-  fields = json.loads(default().to_json_best_effort())
+  """Returns every field at its default, JSON, with the names that `used` gives."""
+  fields = _with_family(json.loads(default().to_json_best_effort()))
   for name in losses.TERMS:
     settings = fields.pop(name)
     fields |= {f"{name}.{key}": value for key, value in settings.items()}
@@ -236,14 +248,14 @@ def defaults() -> dict[str, Any]:
 
 
 def members(rounds: Mapping[str, ConfigDict], name: str) -> list[tuple[str, int]]:
-  """The models of a recipe that the name of a teacher stands for.
+  """Lists the models of a recipe that the name of a teacher stands for.
 
   Args:
-    rounds: configs by name.
-    name: a round's, or ROUND/SEED.
+    rounds: their configs, by name.
+    name: a round's name, or ROUND/SEED.
 
   Returns:
-    Pairs of round and seed; none for a name of an outside teacher.
+    Pairs of round and seed; none for the name of an outside teacher.
 
   Raises:
     UserError: the round has no such seed.

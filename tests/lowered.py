@@ -1,4 +1,4 @@
-"""What steps are lowered to: `python -m tests.lowered OBJECTIVES POOLINGS`.
+"""Digests what steps are lowered to: `python -m tests.lowered OBJECTIVES POOLINGS`.
 
 Both are separated by commas. Prints JSON: for each objective and pooling a digest of
 the program's text and of the order of the arrays that it takes.

@@ -25,7 +25,7 @@ def base():
 
 
 def numbers(config, prefix=""):
-  """The names of all fields that are numbers, or tuples of numbers, dotted."""
+  """Lists the dotted names of all fields that are numbers, or tuples of numbers."""
   for name, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
       yield from numbers(value, f"{prefix}{name}.")

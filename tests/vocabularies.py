@@ -115,7 +115,10 @@ def gemma():
     special,
     _around("<bos>", "<eos>"),
     normalizer=normalizers.Replace(" ", "\u2581"),
+    # In training alone: no piece reaches across words, and a text is one piece.
+    pre_tokenizer=pre_tokenizers.Split("\u2581", "merged_with_next"),
   )
+  backend.pre_tokenizer = None
   return _wrap(backend, bos="<bos>", pad="<pad>", eos="<eos>", unk="<unk>")
 
 

@@ -1,4 +1,4 @@
-"""What an accelerator makes of this library, in one command: see `__main__`.
+"""Measures this library on an accelerator, in one command: see `__main__`.
 
 `record` keeps what was measured, `device` asks the card itself, `steps` runs our
 training step, `peers` PyTorch's, `checks` compares with float32 and trains for real,

@@ -48,7 +48,7 @@ class Scale:
 
   Attributes:
     small, large, huge: batches; the last by `microbatches`.
-    sentences: of the text.
+    sentences: how many the text has.
     matmul, copy: sides of a matrix, megabytes.
     run: flags of the real run.
   """
@@ -199,7 +199,7 @@ def main() -> None:
   parser.add_argument("--text", help="a text file, in place of made-up sentences")
   options = parser.parse_args()
   record = Record(options.output, options.minutes)
-  # Of the time, as seen by whoever lends the machine, imports are a part.
+  # Imports are a part of the time for which the machine is lent.
   record.spend(time.monotonic() - _START)
   record.facts |= device.facts()
   record.facts["import_seconds"] = time.monotonic() - _START

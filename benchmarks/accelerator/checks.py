@@ -24,8 +24,8 @@ from benchmarks import prepare
 from benchmarks.accelerator import device
 from dcse_jax import losses
 from dcse_jax.hub import folder
-from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import stack
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.teachers import stacks as stacks_lib
@@ -39,7 +39,7 @@ def compute(path: pathlib.Path, batch: int, dtype: Any) -> dict[str, np.ndarray]
   Args:
     path: as `prepare.prepare` fills it.
     batch: the first sentences of the text.
-    dtype: of the matrix products.
+    dtype: that of the matrix products.
 
   Returns:
     `embeddings` [B, D], `loss` [], `gradient` [parameters]; float32.
@@ -97,7 +97,7 @@ class Reference:
         return run(jnp.float32)
 
     # A loop over the layers: the same numbers, and compiled in half the time.
-    with mock.patch.object(bert, "_unroll", lambda _: 1):
+    with mock.patch.object(stack, "_unroll", lambda _: 1):
       with concurrent.futures.ThreadPoolExecutor(2) as pool:
         waiting = {
           "bfloat16": pool.submit(run, jnp.bfloat16),
@@ -175,8 +175,8 @@ def real_run(workdir: pathlib.Path, flags: list[str], limit: float) -> dict[str,
   """Trains by `dcse_jax.main`, as anybody would, for as long as there is time.
 
   Args:
-    workdir: of the run.
-    flags: of the command.
+    workdir: the run's.
+    flags: the command's.
     limit: seconds after which it is told to stop, as by the end of a lease.
 
   Returns:

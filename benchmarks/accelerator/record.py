@@ -20,10 +20,10 @@ class Record:
     minutes: from now.
 
   Attributes:
-    facts: of the machine and the run, JSON.
-    measured: by name what each measurement gave, JSON.
-    errors: by name why one gave nothing.
-    seconds: by name what each took.
+    facts: facts about the machine and the run, JSON.
+    measured: what each measurement gave, JSON, by name.
+    errors: why measurements gave nothing, by name.
+    seconds: what each took, by name.
   """
 
   def __init__(self, folder: pathlib.Path, minutes: float):
@@ -49,7 +49,7 @@ class Record:
     """Returns what a measurement gives, or None if it fails or has no time left.
 
     Args:
-      name: of the measurement.
+      name: the measurement's.
       fn: gives something JSON.
       needs: seconds that it may take; with fewer left it does not begin.
     """
@@ -64,7 +64,7 @@ class Record:
     try:
       value = fn()
       self.measured[name] = value
-    # Whatever a library throws: what follows is measured all the same.
+    # Whatever a library raises, the next measurements go ahead.
     except (Exception, SystemExit) as error:
       where = traceback.extract_tb(error.__traceback__)[-1]
       text = f"{type(error).__name__}: {str(error)[:1500]}"

@@ -21,9 +21,9 @@ from dcse_jax import losses
 from dcse_jax.ahead import hlo
 from dcse_jax.hub import folder
 from dcse_jax.model import attention_kernel
-from dcse_jax.model import bert
 from dcse_jax.model import norm_kernel
 from dcse_jax.model import packing as packing_lib
+from dcse_jax.model import stack
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.objective.inputs import Size
 from dcse_jax.objective.objective import Objective
@@ -34,7 +34,7 @@ from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import step as step_lib
 
-# One round of timing lasts at least so long: less is noise.
+# One round of timing lasts at least this long: less is noise.
 _ROUND_SECONDS, _ROUNDS = 0.25, 7
 
 
@@ -44,7 +44,7 @@ class Spec:
 
   Attributes:
     batch: sentences.
-    teachers: of the student's shape, run at every step.
+    teachers: how many of the student's shape run at every step.
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
@@ -146,10 +146,12 @@ class Steps:
       objective, self._tx, self._schedule, mesh=self.mesh, num_steps=1000
     )
     start = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-      set_to = lambda *patch: stack.enter_context(mock.patch.object(*patch))
+    with contextlib.ExitStack() as patches:
+      set_to = lambda *patch: patches.enter_context(mock.patch.object(*patch))
       if spec.layers:
-        set_to(bert, "_unroll", (lambda _: 1) if spec.layers == "scan" else lambda n: n)
+        set_to(
+          stack, "_unroll", (lambda _: 1) if spec.layers == "scan" else lambda n: n
+        )
       if spec.kernels:
         set_to(attention_kernel, "is_for", lambda *_: spec.kernels != "none")
         set_to(norm_kernel, "is_for", lambda *_: spec.kernels == "all")
@@ -225,7 +227,7 @@ class Steps:
     after = peak_bytes()
     if after is not None:
       program.facts["peak_bytes"] = after
-      # Of a process the peak only ever rises.
+      # The peak of a process only ever rises.
       program.facts["peak_is_its_own"] = after > (before or 0)
     return {**program.facts, "steps_a_round": count, **self.rates(program, times)}
 

@@ -4,7 +4,6 @@ The cost of a step depends on shapes alone. It is the step that the round trains
 so what is compiled from it is what will run.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 
 from dcse_jax import config as config_lib
 from dcse_jax.data import text
@@ -29,6 +29,9 @@ from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
+from dcse_jax.teachers.embeddings import Embeddings
+from dcse_jax.teachers.embeddings import is_embeddings
+from dcse_jax.teachers.embeddings import open_embeddings
 from dcse_jax.train import loop
 from dcse_jax.train import step as step_lib
 
@@ -86,10 +89,18 @@ def make_abstract_step(
   start = _start(config)
   members = _teachers(config, round_config, start)
   stacks, teacher_params, teacher_batch = (), (), {}
-  if members and round_config.teacher_cache:
-    stacks, teacher_params, teacher_batch = _cached(round_config, members)
-  elif members:
-    stacks, teacher_params, teacher_batch = _online(round_config, members, start)
+  total = sum(weight for _, weight in members)
+  runs = lambda each: (
+    isinstance(each, model_lib.Model) and not round_config.teacher_cache
+  )
+  online = [pair for pair in members if runs(pair[0])]
+  read = [pair for pair in members if not runs(pair[0])]
+  if online:
+    stacks, teacher_params, teacher_batch = _online(round_config, online, total, start)
+  if read:
+    beside = _cached(round_config, read, total)
+    stacks, teacher_params = stacks + beside[0], teacher_params + beside[1]
+    teacher_batch |= beside[2]
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
   loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
@@ -117,7 +128,9 @@ def make_abstract_step(
     squared_length=length**2,
     max_length=round_config.max_length,
   )
-  head = encoder_lib.abstract_params(start.config, heads.LanguageModelHead)
+  head = None
+  if start.config.language_model:
+    head = encoder_lib.abstract_params(start.config, heads.LanguageModelHead)
   frozen = {"teachers": teacher_params, **loss_fn.frozen_params(start.params, head)}
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)
@@ -183,6 +196,8 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
+    if config.tokenizer:
+      vocab_size = len(folder.load_tokenizer(folder.locate(config.tokenizer)))
     shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
@@ -195,7 +210,9 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   return _model(dataclasses.replace(shape, num_layers=num_layers), pooling)
 
 
-def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]]:
+def _teachers(
+  config, round_config, start
+) -> list[tuple[model_lib.Model | Embeddings, float]]:
   """Lists every teacher of a round with its weight."""
   earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
   teachers = []
@@ -206,22 +223,29 @@ def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]
     if group:
       teachers += [(start, share / len(group))] * len(group)
       continue
+    if is_embeddings(teacher):
+      teachers.append((open_embeddings(teacher), share))
+      continue
     shape, pooling = folder.load_shape(teacher, default_pooling=config.pooling)
     teachers.append((_model(shape, pooling), share))
   return teachers
 
 
-def _cached(config, members: Sequence[tuple[model_lib.Model, float]]):
-  widths = tuple(model.pooled_size for model, _ in members)
-  total = sum(weight for _, weight in members)
-  weights = tuple(weight / total for _, weight in members)
+def _cached(config, members, total: float):
+  """What is read with each batch: caches of models, and embeddings from files."""
+  widths, weights, dtypes = [], [], []
+  for teacher, weight in members:
+    is_model = isinstance(teacher, model_lib.Model)
+    widths.append(teacher.embedding_size if is_model else teacher.width)
+    dtypes.append(jnp.dtype(config.teacher_cache) if is_model else teacher.dtype)
+    weights.append(weight / total)
   shape = (config.batch_size, sum(widths))
-  embeddings = jax.ShapeDtypeStruct(shape, jnp.dtype(config.teacher_cache))
-  stack = stacks_lib.CachedTeachers(widths, weights)
+  embeddings = jax.ShapeDtypeStruct(shape, np.result_type(*dtypes))
+  stack = stacks_lib.CachedTeachers(tuple(widths), tuple(weights))
   return (stack,), ((),), {"teacher_embeddings": embeddings}
 
 
-def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
+def _online(config, members, total: float, start):
   # A vocabulary of another size belongs to another tokenizer.
   own = {
     model.config.vocab_size: None
@@ -233,6 +257,7 @@ def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
     [dataclasses.replace(model, params={}) for model, _ in members],
     [weight for _, weight in members],
     [places.get(model.config.vocab_size) for model, _ in members],
+    total=total,
   )
   params = tuple(
     _with_axis(

@@ -39,7 +39,7 @@ _FREE = {
   "tuple",
   "while",
 }
-# A custom call that is a kernel of a GPU: of a library, or written here.
+# A custom call with this is a GPU's kernel, a library's or one of ours.
 _KERNEL = 'custom_call_target="__'
 # These read as much of their first operand as they return.
 _SLICES = ("dynamic-slice", "gather", "slice")
@@ -250,7 +250,7 @@ class Program:
     if (op in _FREE and not is_kernel) or op.endswith("-done"):
       return 0
     if is_kernel:
-      # An array that it is given several times it may read in parts.
+      # It may read an array in parts that it is given several times.
       names = dict.fromkeys(instruction.operands)
       return instruction.size + sum(known[name].size for name in names)
     operands = [known[name] for name in instruction.operands]

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from dcse_jax.data import text
+from dcse_jax.data import decoding
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
@@ -34,10 +34,10 @@ class Lines(Sequence):
 
   def __init__(self, source: str):
     self._source = str(files.user_path(source))
-    text.check_file(self._source)
+    decoding.check_file(self._source)
     starts, size, digest = [np.zeros(1, np.int64)], 0, hashlib.blake2b()
     carriage_return = False
-    with text.open_bytes(self._source) as file:
+    with decoding.open_bytes(self._source) as file:
       while block := file.read(_BLOCK_BYTES):
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
         starts.append(ends + size + 1)
@@ -49,7 +49,7 @@ class Lines(Sequence):
     self._starts = starts[starts < size]  # There is no line after the last end.
     if carriage_return and len(starts) == 1:
       self[0]  # A line that is not UTF-8 is refused for that.
-      raise text.old_line_ends(self._source)
+      raise decoding.old_line_ends(self._source)
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -70,7 +70,7 @@ class Lines(Sequence):
     """
     if first >= len(self):
       return
-    with text.open_bytes(self._source) as file:
+    with decoding.open_bytes(self._source) as file:
       file.seek(int(self._starts[first]))
       for number in range(first, len(self)):
         content = file.readline()
@@ -81,7 +81,7 @@ class Lines(Sequence):
         try:
           line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-          raise text.not_utf8(self._source, number + 1, error) from error
+          raise decoding.not_utf8(self._source, number + 1, error) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")
 
@@ -103,5 +103,5 @@ def input_lines() -> Iterator[str]:
     try:
       line = content.decode("utf-8")
     except UnicodeDecodeError as error:
-      raise text.not_utf8("standard input", number, error) from error
+      raise decoding.not_utf8("standard input", number, error) from error
     yield line.removeprefix("\ufeff") if number == 1 else line

@@ -36,8 +36,8 @@ class Round:
     config: the recipe's, overridden by the round's own.
     style: its look in every figure.
     results: those of its finished models.
-    curves: by metric, points [4, P]: step, mean over seeds, lowest, highest; "dev" is
-      the mean Spearman.
+    curves: points [4, P] for each metric: step, mean over seeds, lowest, highest;
+      "dev" is the mean Spearman.
     diagnostics: those of its first finished model; None without one.
     teachers: the spread of its teachers; None where it was not measured.
   """

@@ -8,6 +8,9 @@ import re
 from typing import Any
 
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
 from dcse_jax.model import layers
 
@@ -19,12 +22,7 @@ ARCHITECTURES = {
   "camembert": "CamembertModel",
 }
 
-LINEAR = {"kernel": "weight", "bias": "bias"}
-NORM = {"scale": "weight", "bias": "bias"}
-EMBEDDING = {"embedding": "weight"}
-
-# The encoder's module -> (Hugging Face module, its parameters). "{i}" is the layer,
-# which is a leading axis on our side.
+# The encoder's module -> (Hugging Face module, its parameters), as `tables` has it.
 TENSORS = {
   "embeddings.word": ("embeddings.word_embeddings", EMBEDDING),
   "embeddings.position": ("embeddings.position_embeddings", EMBEDDING),
@@ -59,13 +57,15 @@ ROBERTA_HEAD = {
   "": ("lm_head", {"bias": "bias"}),
 }
 
+# Parameters of ours that no checkpoint holds.
+ABSENT: dict[str, float] = {}
 # What a checkpoint may hold besides the encoder: buffers that old releases
 # saved, and the heads of other tasks.
 IGNORED = re.compile(
   r"embeddings\.(position_ids|token_type_ids)|"
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
-_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert)\.")
+_PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
@@ -129,14 +129,16 @@ def read_fields(
   sizes: Mapping[str, str],
   fractions: Mapping[str, tuple[str, float]],
   activation: str,
+  default_activation: str = "gelu",
 ) -> dict[str, Any]:
   """Reads fields of `bert.EncoderConfig`.
 
   Args:
-    settings: of config.json.
-    sizes: as `SIZES`.
-    fractions: as `FRACTIONS`.
-    activation: the name of the activation there.
+    settings: those of config.json.
+    sizes: a table like `SIZES`.
+    fractions: a table like `FRACTIONS`.
+    activation: the activation's name there.
+    default_activation: stands for an activation that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():
@@ -145,7 +147,9 @@ def read_fields(
   heads, width = fields["num_heads"], names["hidden_size"]
   is_right = fields["hidden_size"] % heads == 0
   settings.check(names["num_heads"], heads, is_right, f"a divisor of {width}")
-  fields["activation"] = settings.choice(activation, "gelu", layers.ACTIVATIONS)
+  fields["activation"] = settings.choice(
+    activation, default_activation, layers.ACTIVATIONS
+  )
   return {"model_type": settings.take("model_type"), **fields}
 
 

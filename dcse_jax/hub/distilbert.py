@@ -1,6 +1,6 @@
-"""DistilBERT as Hugging Face has it: BERT without segments and pooler, by other names.
+"""DistilBERT as Hugging Face has it: BERT without segments or pooler, other names.
 
-Holds what `huggingface` asks of a family; the module is `bert`'s.
+Holds what `huggingface` needs of a family; the module is `bert`'s.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from typing import Any
 
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
 
 ARCHITECTURES = {"distilbert": "DistilBertModel"}
@@ -18,20 +20,21 @@ TENSORS = {
   "embeddings.word": names.TENSORS["embeddings.word"],
   "embeddings.position": names.TENSORS["embeddings.position"],
   "embeddings.norm": names.TENSORS["embeddings.norm"],
-  "layers.query": (f"{_LAYER}.attention.q_lin", names.LINEAR),
-  "layers.key": (f"{_LAYER}.attention.k_lin", names.LINEAR),
-  "layers.value": (f"{_LAYER}.attention.v_lin", names.LINEAR),
-  "layers.attention_output": (f"{_LAYER}.attention.out_lin", names.LINEAR),
-  "layers.attention_norm": (f"{_LAYER}.sa_layer_norm", names.NORM),
-  "layers.up": (f"{_LAYER}.ffn.lin1", names.LINEAR),
-  "layers.down": (f"{_LAYER}.ffn.lin2", names.LINEAR),
-  "layers.norm": (f"{_LAYER}.output_layer_norm", names.NORM),
+  "layers.query": (f"{_LAYER}.attention.q_lin", LINEAR),
+  "layers.key": (f"{_LAYER}.attention.k_lin", LINEAR),
+  "layers.value": (f"{_LAYER}.attention.v_lin", LINEAR),
+  "layers.attention_output": (f"{_LAYER}.attention.out_lin", LINEAR),
+  "layers.attention_norm": (f"{_LAYER}.sa_layer_norm", NORM),
+  "layers.up": (f"{_LAYER}.ffn.lin1", LINEAR),
+  "layers.down": (f"{_LAYER}.ffn.lin2", LINEAR),
+  "layers.norm": (f"{_LAYER}.output_layer_norm", NORM),
 }
 _HEAD = {
-  "dense": ("vocab_transform", names.LINEAR),
-  "norm": ("vocab_layer_norm", names.NORM),
+  "dense": ("vocab_transform", LINEAR),
+  "norm": ("vocab_layer_norm", NORM),
   "": ("vocab_projector", {"bias": "bias"}),
 }
+ABSENT: dict[str, float] = {}
 IGNORED = re.compile(
   r"embeddings\.position_ids|"
   r"(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|"
@@ -66,15 +69,20 @@ READ = {
   "activation",
   "pad_token_id",
 }
-# Sinusoids are what positions begin as: the weights hold them.
-HARMLESS = {"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}
+# Positions begin as sinusoids, which the weights hold.
+HARMLESS = {
+  "qa_dropout",
+  "seq_classif_dropout",
+  "sinusoidal_pos_embds",
+  "tie_weights_",
+}
 
 
 def read_config(settings: Settings) -> bert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: numbers that none has.
+    UserError: no encoder has such numbers.
   """
   values = dict(settings.values)
   for other, own in _OTHER_NAMES.items():
@@ -92,7 +100,7 @@ def read_config(settings: Settings) -> bert.EncoderConfig:
 
 
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, _SIZES, _FRACTIONS, ARCHITECTURES)
   return {**content, "activation": config.activation}
 
@@ -100,5 +108,5 @@ def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

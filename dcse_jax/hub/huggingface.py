@@ -7,15 +7,21 @@ empty, is an error. Writing needs no torch.
 
 from collections.abc import Mapping
 import pathlib
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
+from dcse_jax.hub import albert
 from dcse_jax.hub import bert
 from dcse_jax.hub import distilbert
+from dcse_jax.hub import electra
+from dcse_jax.hub import gemma3
+from dcse_jax.hub import modernbert
 from dcse_jax.hub import mpnet
+from dcse_jax.hub import nomic_bert
+from dcse_jax.hub import qwen3
+from dcse_jax.hub import tables
 from dcse_jax.hub.settings import MEND
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.settings import check_settings
@@ -30,7 +36,12 @@ from dcse_jax.runtime.errors import UserError
 # The family's file by config.json's model_type. A new family is one more module in the
 # parentheses, with the public names of `bert`.
 _FAMILIES = {
-  name: family for family in (bert, distilbert, mpnet) for name in family.ARCHITECTURES
+  name: family
+  for family in (
+    *(bert, distilbert, mpnet, electra, albert),
+    *(modernbert, nomic_bert, qwen3, gemma3),
+  )
+  for name in family.ARCHITECTURES
 }
 
 # Keys of config.json that `modules` and `settings` read.
@@ -45,7 +56,8 @@ _HARMLESS = frozenset(
   attn_implementation _attn_implementation tie_word_embeddings tokenizer_class
   bos_token_id eos_token_id sep_token_id cls_token_id unk_token_id mask_token_id
   decoder_start_token_id problem_type id2label label2id num_labels _num_labels
-  finetuning_task classifier_dropout task_specific_params prefix summary_activation
+  finetuning_task language name classifier_dropout task_specific_params prefix
+  summary_activation
   summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type
   summary_use_proj do_sample early_stopping max_length min_length num_beams
   num_beam_groups diversity_penalty temperature top_k top_p typical_p
@@ -99,21 +111,12 @@ def _places(params: Params):
     yield ".".join(names[:-1]), names[-1], leaf
 
 
-def _keys(
-  family: ModuleType, module: str, parameter: str, num_layers: int
-) -> list[str]:
-  """Names the tensors that a parameter is made of: one, or one a layer."""
-  theirs, names = family.TENSORS[module]
-  key = f"{theirs}.{names[parameter]}"
-  return [key.format(i=i) for i in range(num_layers)] if "{i}" in key else [key]
-
-
 def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Params:
   """Lays the tensors of a checkpoint out as an encoder's parameters.
 
   Args:
-    tensors: by Hugging Face name, with or without the model's prefix.
-    config: the encoder's shape. `has_pooler` says whether a pooler is wanted.
+    tensors: arrays by Hugging Face name, with or without the model's prefix.
+    config: the encoder's shape, with a pooler or without.
 
   Returns:
     A nested dict of float32 numpy arrays; those of layers are stacked on axis 0.
@@ -130,15 +133,19 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
   family = _FAMILIES[config.model_type]
   renamed = {family.rename(name): tensor for name, tensor in tensors.items()}
   left = {k: v for k, v in renamed.items() if not family.IGNORED.fullmatch(k)}
-  problems, params = [], {}
+  problems, params, used = [], {}, set()
   for module, parameter, leaf in _places(encoder_lib.abstract_params(config)):
-    keys = _keys(family, module, parameter, config.num_layers)
+    keys, part = tables.find(family.TENSORS, module, parameter, config.num_layers)
+    used.update(keys)
     is_stacked = module.startswith("layers.")
     shape = leaf.shape[1:] if is_stacked else leaf.shape
     parts = []
     for key in keys:
       try:
-        parts.append(_fitting(left.pop(key, None), parameter, shape))
+        if key in family.ABSENT:
+          parts.append(np.full(shape, family.ABSENT[key], np.float32))
+        else:
+          parts.append(_fitting(left.get(key), parameter, shape, part))
       except ValueError as error:
         problems.append(f"{key} {error}")
     if problems:
@@ -147,17 +154,29 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
     for name in module.split("."):
       node = node.setdefault(name, {})
     node[parameter] = np.stack(parts) if is_stacked else parts[0]
+  left = {key: tensor for key, tensor in left.items() if key not in used}
+  problems = list(dict.fromkeys(problems))  # One tensor may be several parameters.
   if problems or left:
     raise _misfit(problems, [f"{key} is not known" for key in sorted(left)])
   return params
 
 
 def _fitting(
-  tensor: np.ndarray | None, parameter: str, shape: tuple[int, ...]
+  tensor: np.ndarray | None,
+  parameter: str,
+  shape: tuple[int, ...],
+  part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-  """Fits a tensor to a parameter's shape; a ValueError says why it does not."""
+  """Fits a part of a tensor to a parameter's shape, or raises a ValueError."""
   if tensor is None:
     raise ValueError("is missing")
+  number, parts = part
+  if parts > 1:
+    whole = (*shape[:-1], parts * shape[-1])
+    whole = whole[::-1] if parameter == "kernel" else whole
+    if tensor.shape != whole:
+      raise ValueError(f"has shape {tensor.shape}, not {whole}")
+    tensor = np.split(tensor, parts)[number]
   tensor = tensor.T if parameter == "kernel" else tensor
   if tensor.shape != shape:
     raise ValueError(f"has shape {tensor.shape}, not {shape}")
@@ -177,15 +196,22 @@ def _misfit(problems: list[str], unknown: list[str]) -> UserError:
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
   """Inverts `from_tensors`; the Hugging Face names have no prefix."""
-  family, tensors = _FAMILIES[config.model_type], {}
+  family, found = _FAMILIES[config.model_type], {}
   for module, parameter, leaf in _places(params):
-    keys = _keys(family, module, parameter, config.num_layers)
+    keys, (number, _) = tables.find(
+      family.TENSORS, module, parameter, config.num_layers
+    )
     leaf = np.asarray(leaf, dtype=np.float32)
-    parts = leaf if module.startswith("layers.") else [leaf]
-    for key, part in zip(keys, parts, strict=True):
-      part = part.T if parameter == "kernel" else part
-      tensors[key] = np.ascontiguousarray(part)
-  return tensors
+    rows = leaf if module.startswith("layers.") else [leaf]
+    for key, row in zip(keys, rows, strict=True):
+      row = row.T if parameter == "kernel" else row
+      if key not in family.ABSENT:
+        found.setdefault(key, {})[number] = row
+  join = lambda parts: parts[0] if len(parts) == 1 else np.concatenate(parts)
+  return {
+    key: np.ascontiguousarray(join([parts[i] for i in sorted(parts)]))
+    for key, parts in found.items()
+  }
 
 
 def _head_places(config: EncoderConfig):
@@ -208,6 +234,8 @@ def language_model_from_tensors(
   Raises:
     UserError: the head does not fit.
   """
+  if config.language_model is None:
+    return None
   rename = _FAMILIES[config.model_type].rename
   renamed = {rename(name): tensor for name, tensor in tensors.items()}
   head = {}

@@ -1,10 +1,13 @@
-"""MPNet as Hugging Face has it: what `huggingface` asks of a family."""
+"""MPNet as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
+from dcse_jax.hub.tables import LINEAR
+from dcse_jax.hub.tables import NORM
 from dcse_jax.model import mpnet
 
 ARCHITECTURES = {"mpnet": "MPNetModel"}
@@ -13,17 +16,18 @@ TENSORS = {
   "embeddings.word": names.TENSORS["embeddings.word"],
   "embeddings.position": names.TENSORS["embeddings.position"],
   "embeddings.norm": names.TENSORS["embeddings.norm"],
-  "relative_bias": ("encoder.relative_attention_bias", names.EMBEDDING),
-  "layers.query": (f"{_LAYER}.attention.attn.q", names.LINEAR),
-  "layers.key": (f"{_LAYER}.attention.attn.k", names.LINEAR),
-  "layers.value": (f"{_LAYER}.attention.attn.v", names.LINEAR),
-  "layers.attention_output": (f"{_LAYER}.attention.attn.o", names.LINEAR),
-  "layers.attention_norm": (f"{_LAYER}.attention.LayerNorm", names.NORM),
+  "relative_bias": ("encoder.relative_attention_bias", EMBEDDING),
+  "layers.query": (f"{_LAYER}.attention.attn.q", LINEAR),
+  "layers.key": (f"{_LAYER}.attention.attn.k", LINEAR),
+  "layers.value": (f"{_LAYER}.attention.attn.v", LINEAR),
+  "layers.attention_output": (f"{_LAYER}.attention.attn.o", LINEAR),
+  "layers.attention_norm": (f"{_LAYER}.attention.LayerNorm", NORM),
   "layers.up": names.TENSORS["layers.up"],
   "layers.down": names.TENSORS["layers.down"],
   "layers.norm": names.TENSORS["layers.norm"],
   "pooler": names.TENSORS["pooler"],
 }
+ABSENT: dict[str, float] = {}
 IGNORED, rename = names.IGNORED, names.rename
 
 READ = {
@@ -41,7 +45,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: numbers that none has.
+    UserError: no encoder has such numbers.
   """
   buckets = settings.values.get("relative_attention_num_buckets", mpnet.NUM_BUCKETS)
   is_right = type(buckets) is int and buckets >= mpnet.NUM_BUCKETS
@@ -61,7 +65,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
 
 
 def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, names.SIZES, names.FRACTIONS, ARCHITECTURES)
   return {
     **content,
@@ -73,5 +77,5 @@ def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: mpnet.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return names.ROBERTA_HEAD

@@ -23,7 +23,8 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
   if settings.get("auto_map"):
     raise UserError(
       f"{path} names Python code of its own (auto_map), which is never run: use "
-      "another model, or remove auto_map if this one does without"
+      "another model, or remove auto_map if this one does without, as one does that "
+      "transformers knows and saves by itself (nomic_bert from 5.24 on)"
     )
   return settings
 
@@ -89,7 +90,7 @@ class Settings:
     return value
 
   def choice(self, name: str, default: str, known: Collection[str]) -> str:
-    """One of the words that are known, or what stands for one that is not there."""
+    """Returns one of the known words, or the default if there is none."""
     value = self.values.get(name, default)
     if value not in list(known):
       raise UserError(
@@ -99,7 +100,7 @@ class Settings:
     return value
 
   def token_id(self, name: str, default: int) -> int:
-    """A whole number below vocab_size, or what stands for one that is not there."""
+    """Returns a whole number below vocab_size, or the default if there is none."""
     value = self.values.get(name)
     value = default if value is None else value
     is_right = type(value) is int and 0 <= value < self.size("vocab_size")
@@ -111,6 +112,13 @@ class Settings:
     value = self.values.get(name, default)
     is_right = type(value) in (int, float) and 0 <= value < 1
     self.check(name, value, is_right, "a number from 0 to below 1")
+    return value
+
+  def flag(self, name: str, default: bool) -> bool:
+    """Returns true or false, or the default if it is not there or null."""
+    value = self.values.get(name)
+    value = default if value is None else value
+    self.check(name, value, type(value) is bool, "true or false")
     return value
 
   def check(self, name: str, value: Any, is_right: bool, wanted: str) -> None:

@@ -242,7 +242,7 @@ def similarity_divergence(
   teacher_temperature: float,
   divergence: str = "cross_entropy",
 ) -> jax.Array:
-  """Divergence of the student's softmax over the other sentences from the teacher's.
+  """Compares the student's softmax over the other sentences with the teacher's.
 
   With q = softmax over j != i of teacher_ij / teacher_temperature and p the same
   of the student: `cross_entropy` is -sum q log p, `kl` is sum q log(q / p), and
@@ -294,7 +294,9 @@ def similarity_divergence(
 
 
 def jensen_shannon(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """Jensen-Shannon divergence of rows: half of KL(p || m) and KL(q || m), m the mean.
+  """Computes the Jensen-Shannon divergence of rows, (KL(p || m) + KL(q || m)) / 2.
+
+  The distribution m is the mean of p and q.
 
   Args:
     log_p: logarithms of probabilities, [b, B].

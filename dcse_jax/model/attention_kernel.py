@@ -1,9 +1,9 @@
 """Attention of short sentences on a GPU, in one pass forward and one backward.
 
-The plain form writes scores, weights and their transposes, and turns queries, keys and
-values about for the matrix products: at 32 tokens a sixth of all that a step moves. Here
-each sentence's head is read where it lies, and nothing is written but the result;
-dropout's mask is a function of the place, so the backward pass makes it again.
+The plain form writes scores, weights and their transposes, and transposes queries, keys
+and values for the matrix products: at 32 tokens a sixth of all that a step moves. Here
+each sentence's head is read where it lies, and only the result is written; dropout's
+mask is a function of the place, so the backward pass makes it again.
 """
 
 import functools
@@ -20,13 +20,13 @@ from dcse_jax.runtime import backend
 from dcse_jax.runtime import mesh as mesh_lib
 
 # Scores of a head, [S, S], are held in registers, and a side must be a power of two.
-# No card has run it yet: benchmarks.accelerator will.
+# No card has run it yet; benchmarks.accelerator does that.
 _IS_PROVEN = False
 _SIDES = (16, 32, 64, 128)
 
 
 def is_for(length: int, width: int, dtype: Any) -> bool:
-  """Says whether sentences of a length and heads of a width have a kernel here."""
+  """Returns whether sentences of a length and heads of a width have a kernel here."""
   fits = length in _SIDES and width in _SIDES and dtype == jnp.bfloat16
   return _IS_PROVEN and fits and backend.current() == "gpu" and mesh_lib.is_one_device()
 
@@ -45,10 +45,10 @@ def self_attend(
   Args:
     qkv: queries, keys and values of all heads, side by side, [N, S, 3 D].
     mask: true for tokens, [N, S].
-    rows: of each token, by which dropout draws, [N, S].
-    heads: that D is made of.
-    rate: of dropout on the weights.
-    key: of dropout, [2] uint32; None: none.
+    rows: the number of each token, by which dropout draws, [N, S].
+    heads: how many D is made of.
+    rate: the dropout rate on the weights.
+    key: the dropout key, [2] uint32; None means no dropout.
 
   Returns:
     [N, S, D].
@@ -76,10 +76,10 @@ def attend(
   Args:
     qkv: [N, S, 3, heads, d] bfloat16.
     mask: true for tokens, [N, S].
-    rows: of each token's head, by which dropout draws, [N, heads, S] int32.
-    key: of `make_keys`, [2] uint32.
-    rate: of dropout; 0: none.
-    interpret: runs on any backend, slowly.
+    rows: the number of each token's head, for dropout, [N, heads, S] int32.
+    key: a key of `make_keys`, [2] uint32.
+    rate: the dropout rate; 0 means none.
+    interpret: whether to run on any backend, slowly.
 
   Returns:
     [N, S, heads, d].
@@ -88,14 +88,14 @@ def attend(
 
 
 def _dot(a, b, of_a: int, of_b: int):
-  """The product of matrices over one axis of each, float32."""
+  """Multiplies matrices over one axis of each, in float32."""
   return jax.lax.dot_general(
     a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32
   )
 
 
 def _weights(q, k, mask, rows, key, rate):
-  """Weights before dropout [S, S] float32, and the mask of those kept or None."""
+  """Computes weights before dropout, [S, S] float32, and the mask of those kept."""
   scores = _dot(q, k, 1, 1)
   scores = scores * (1.0 / q.shape[-1] ** 0.5)
   scores = jnp.where(mask[None, :], scores, -1e30)

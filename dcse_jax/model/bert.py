@@ -1,9 +1,7 @@
-"""BERT and its kin: RoBERTa, XLM-R, CamemBERT and DistilBERT.
+"""BERT and its kin: RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA and ALBERT.
 
-The layers are one module with a leading axis, run under `scan`, so that twelve
-layers compile in the time of one; the last runs by itself, since many readers
-want few of its tokens. Padding takes part only in attention where the layout is
-packed. None of this changes what is computed.
+Padding takes no part but in attention where the layout is packed, and the last layer
+may be computed for few tokens. None of this changes what is computed.
 """
 
 import dataclasses
@@ -11,14 +9,14 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dcse_jax.model import attention
 from dcse_jax.model import attention_kernel
+from dcse_jax.model import family
 from dcse_jax.model import layers as layers_lib
-from dcse_jax.model import ops
+from dcse_jax.model import stack
 from dcse_jax.model.dropout import dropout
 from dcse_jax.model.dropout import make_keys
-from dcse_jax.runtime import backend
 from dcse_jax.runtime import mesh as mesh_lib
 
 
@@ -71,31 +69,86 @@ class EncoderConfig:
       return self.max_positions - self.pad_token_id - 1
     return self.max_positions
 
+  @property
+  def embedding_size(self) -> int:
+    """Numbers in the embedding of a token."""
+    return self.hidden_size
+
+  @property
+  def is_projected(self) -> bool:
+    """Whether a linear layer lies between embeddings and layers."""
+    return self.embedding_size != self.hidden_size
+
+  @property
+  def num_own_layers(self) -> int:
+    """Layers with parameters of their own: all, or 1 that all share."""
+    return self.num_layers
+
+  @property
+  def language_model(self) -> family.LanguageModel:
+    # RoBERTa's has GELU, whatever its layers have.
+    activation = "gelu" if self.skips_padding else self.activation
+    return family.LanguageModel(activation, width=self.embedding_size)
+
+  @property
+  def work(self) -> family.Work:
+    """Eight H^2 + 4 H I a token (width H, intermediate size I), 4 H a pair."""
+    width = self.hidden_size
+    return family.Work(
+      before=2 * self.embedding_size * width * self.is_projected,
+      token=8 * width**2 + 4 * width * self.intermediate_size,
+      key_value=4 * width**2,
+      pair=4 * width,
+      reaches=(attention.Reach(),) * self.num_layers,
+    )
+
+
+def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new BERT for sentences of max_tokens, from its fields."""
+  return EncoderConfig(
+    model_type="bert",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=2,
+    # transformers reports a BERT without one as incomplete.
+    has_pooler=True,
+    **fields,
+  )
+
 
 class Embeddings(nnx.Module):
   """Word, position and (single) segment embeddings, normalised."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.config = config
-    self.word = layers_lib.embed(config, config.vocab_size, dtype, rngs)
-    self.position = layers_lib.embed(config, config.max_positions, dtype, rngs)
+    size = config.embedding_size
+    narrow = dataclasses.replace(config, hidden_size=size)
+    self.word = layers_lib.embed(narrow, config.vocab_size, dtype, rngs)
+    self.position = layers_lib.embed(narrow, config.max_positions, dtype, rngs)
     if config.type_vocab_size:
-      self.token_type = layers_lib.embed(config, config.type_vocab_size, dtype, rngs)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs)
+      self.token_type = layers_lib.embed(narrow, config.type_vocab_size, dtype, rngs)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs)
+    if config.is_projected:
+      self.project = layers_lib.linear(config, size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
-    positions = jnp.broadcast_to(self._positions(layout.mask), input_ids.shape)
-    x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
+    x = self.word(layout.flat(input_ids)) + self._position(input_ids, layout)
     if self.config.type_vocab_size:
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
     x = self.norm(mesh_lib.by_row(x))
-    return dropout(x, self.config.dropout, key, layout.rows)
+    x = dropout(x, self.config.dropout, key, layout.rows)
+    return mesh_lib.by_row(self.project(x)) if self.config.is_projected else x
 
-  def _positions(self, attention_mask):
+  def _position(self, input_ids, layout):
+    """Looks up the embeddings of every token's position, laid out as the layout says."""
     if self.config.skips_padding:
-      mask = attention_mask.astype(jnp.int32)
-      return jnp.cumsum(mask, axis=1) * mask + self.config.pad_token_id
-    return jnp.arange(attention_mask.shape[1])[None]
+      # A text may spell the pad token, which then is seen but has no position.
+      pad = self.config.pad_token_id
+      mask = (layout.mask & (input_ids != pad)).astype(jnp.int32)
+      return self.position(layout.flat(jnp.cumsum(mask, axis=1) * mask + pad))
+    # The same for every sentence: its gradient is a sum over them, and no scatter.
+    row = self.position.embedding[...][: input_ids.shape[1]]
+    grid = jnp.broadcast_to(row, (*input_ids.shape, row.shape[-1]))
+    return layout.flat(grid.astype(self.position.dtype))
 
 
 class Layer(nnx.Module):
@@ -114,7 +167,7 @@ class Layer(nnx.Module):
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
   def __call__(self, x, layout, keys, bias=None):
-    """Computes every token's next state, laid out as x; scores get a bias [heads, S, S]."""
+    """Computes every token's next state, laid out as x; scores get a bias [h, S, S]."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     config, mask, rows = self.config, layout.mask, layout.grid_rows
@@ -135,9 +188,9 @@ class Layer(nnx.Module):
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
     query = mesh_lib.by_row(self.query(x))
-    if bias is not None:
-      bias = bias[:, positions].swapaxes(0, 1)
-    attended = self._attend(query, key, value, layout.mask, rows, keys[0], bias)
+    attended = self._attend(
+      query, key, value, layout.mask, rows, keys[0], bias, positions
+    )
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
@@ -150,31 +203,16 @@ class Layer(nnx.Module):
     x = add_and_norm(self.norm, x, forward, config.dropout, keys[2], rows)
     return mesh_lib.by_row(x)
 
-  def _attend(self, query, key, value, mask, rows, dropout_key, bias):
-    """Attends from queries [N, Q, D] to keys and values [N, S, D]: [N, Q, D].
-
-    The bias of scores is [heads, Q, S], [N, heads, Q, S] or None.
-    """
+  def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):
+    """Attends from queries [N, Q, D] to keys and values [N, S, D]: [N, Q, D]."""
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
-    scores = ops.attention_scores(query, key).astype(jnp.float32)
-    scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
-    if bias is not None:
-      scores = scores + bias
-    # A finite mask: a row of padding alone must not become NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    rows = rows[:, None] * heads + np.arange(heads)[:, None]
-    weights = dropout(weights, self.config.attention_dropout, dropout_key, rows)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(shape)
-
-
-def _unroll(num_layers: int) -> int:
-  """Counts the layers in one turn of the loop over them."""
-  # A loop copies whatever the backward pass reads: on a GPU a third of all that a step
-  # moves. On a TPU compiling is expensive and copies are cheap.
-  return 1 if backend.current() == "tpu" else num_layers
+    dropped = attention.Dropout(self.config.attention_dropout, dropout_key, rows)
+    attended = attention.attend(
+      query, key, value, mask, dropped, bias=bias, positions=positions
+    )
+    return attended.reshape(shape)
 
 
 class Encoder(nnx.Module):
@@ -187,19 +225,15 @@ class Encoder(nnx.Module):
     self.config = config
     self.embeddings = Embeddings(config, dtype, rngs)
 
-    @nnx.split_rngs(splits=config.num_layers)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stack(rngs):
-      return Layer(config, dtype, rngs)
-
-    self.layers = stack(rngs)
+    make = lambda rngs: Layer(config, dtype, rngs)
+    self.layers = stack.make_stack(make, config.num_own_layers, rngs)
     if config.has_pooler:
       self.pooler = layers_lib.linear(
         config, config.hidden_size, config.hidden_size, dtype, rngs
       )
 
   def bias(self, length):
-    """What every layer adds to its scores, [heads, S, S] float32; None for nothing."""
+    """Returns what every layer adds to its scores, [heads, S, S] float32, or None."""
     return None
 
   def __call__(
@@ -215,27 +249,19 @@ class Encoder(nnx.Module):
     first = self.embeddings(input_ids, layout, embeddings_key)
     if first_states is not None:
       first = first.at[:, 0].set(first_states.astype(first.dtype))
-    layer_def, every = nnx.split(self.layers)
 
-    def step(x, layer):
-      params, keys = layer
-      keys = [None] * 3 if keys is None else keys
-      x = nnx.merge(layer_def, params)(x, layout, keys, bias)
-      return x, x if layers else None
+    def call_last(layer, x, keys, *_):
+      if positions is None:
+        return layer(x, layout, keys, bias)
+      return layer.at(x, positions, layout, keys, bias)
 
-    # Split, not sliced: the gradient of a split is one concatenation.
-    split = lambda x: jax.lax.split(x, (num_layers - 1, 1))
-    leaves, tree = jax.tree.flatten((every, layer_keys))
-    first_ones, last_one = (
-      jax.tree.unflatten(tree, part) for part in zip(*map(split, leaves))
+    previous, last, between = stack.run_stack(
+      self.layers,
+      first,
+      layer_keys,
+      kinds=(None,) * num_layers,
+      call=lambda layer, x, keys, *_: layer(x, layout, keys, bias),
+      call_last=call_last,
+      layers=layers,
     )
-    previous, between = jax.lax.scan(
-      step, first, first_ones, unroll=_unroll(num_layers)
-    )
-    between = tuple(between[layer - 1] for layer in layers)
-    params, keys = jax.tree.map(lambda x: x[0], last_one)
-    last = nnx.merge(layer_def, params)
-    keys = [None] * 3 if keys is None else keys
-    if positions is None:
-      return first, previous, last(previous, layout, keys, bias), between
-    return first, previous, last.at(previous, positions, layout, keys, bias), between
+    return first, previous, last, between

@@ -23,27 +23,37 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def keep_mask(
-  rows: jax.Array, key: jax.Array, rate: float, width: int, start: int = 0
+  rows: jax.Array,
+  key: jax.Array,
+  rate: float,
+  width: int,
+  first: jax.Array | None = None,
 ) -> jax.Array:
-  """Says which elements dropout keeps, [..., width] bool.
+  """Returns which elements dropout keeps, [..., width] bool.
 
   Args:
-    rows: as `dropout` takes them, [...].
-    key: two numbers, uint32.
-    rate: of zeros, in [0, 1).
-    width: features.
-    start: the first of them.
+    rows: see `dropout`, [...].
+    key: two uint32 numbers.
+    rate: the probability of a zero, in [0, 1).
+    width: how many features there are.
+    first: see `dropout`.
   """
   rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
   features = jax.lax.broadcasted_iota(
     jnp.uint32, (*(1,) * (rows.ndim - 1), width), rows.ndim - 1
   )
-  bits = _mix((rows + (features + jnp.uint32(start))) ^ key[1])
+  if first is not None:
+    features = first.astype(jnp.uint32)[..., None] + features
+  bits = _mix((rows + features) ^ key[1])
   return bits >= jnp.uint32(round(rate * 2**32))
 
 
 def dropout(
-  x: jax.Array, rate: float, key: jax.Array | None, rows: jax.Array
+  x: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  rows: jax.Array,
+  first: jax.Array | None = None,
 ) -> jax.Array:
   """Zeroes elements with a probability and scales up the rest.
 
@@ -53,11 +63,13 @@ def dropout(
     key: [2] uint32, from `make_keys`; None means no dropout.
     rows: which row of the whole batch each x[..., :] is, an integer array that
       broadcasts to x.shape[:-1]. Rows with the same number get the same mask.
+    first: where x[..., 0] stands in a longer row that x is a part of, shaped as rows;
+      None means 0.
 
   Returns:
     An array like x, with the same mean.
   """
   if key is None or rate == 0.0:
     return x
-  keep = keep_mask(rows, key, rate, x.shape[-1])
+  keep = keep_mask(rows, key, rate, x.shape[-1], first)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

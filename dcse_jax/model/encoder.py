@@ -5,6 +5,7 @@ here is a function of that pytree. A family is known only through `family`, and 
 module is found by the class of the encoder's shape.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, TypedDict, Unpack
@@ -13,9 +14,15 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dcse_jax.model import albert
 from dcse_jax.model import bert
+from dcse_jax.model import electra
+from dcse_jax.model import gemma3
+from dcse_jax.model import modernbert
 from dcse_jax.model import mpnet
+from dcse_jax.model import nomic_bert
 from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model import qwen3
 from dcse_jax.model.family import Encoder
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.model.family import Params
@@ -30,6 +37,18 @@ from dcse_jax.model.packing import Packing
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
   mpnet.EncoderConfig: mpnet.Encoder,
+  electra.EncoderConfig: electra.Encoder,
+  albert.EncoderConfig: albert.Encoder,
+  modernbert.EncoderConfig: modernbert.Encoder,
+  nomic_bert.EncoderConfig: nomic_bert.Encoder,
+  qwen3.EncoderConfig: qwen3.Encoder,
+  gemma3.EncoderConfig: gemma3.Encoder,
+}
+# What makes the shape of a new encoder, by its family.
+NEW: dict[str, Callable[..., EncoderConfig]] = {
+  "bert": bert.new_config,
+  "modernbert": modernbert.new_config,
+  "nomic_bert": nomic_bert.new_config,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a family of encoders is: a file like `bert`, with a shape and a module.
+"""A family of encoders: a file like `bert`, with a shape and a module.
 
 The rest of the code knows a family only through what is here. A new family is a file
 with its own `EncoderConfig` and `Encoder` and a line in `encoder`; its folders need a
@@ -6,14 +6,55 @@ file and a line in `hub`.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any, Protocol
 
 from flax import nnx
 import jax
 
+from dcse_jax.model.attention import Reach
 from dcse_jax.model.packing import Layout
 
 Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """The shape of a family's masked-language-model head.
+
+  Attributes:
+    activation: a key of `layers.ACTIVATIONS`.
+    dense_bias: whether its linear layer has a bias.
+    norm_bias: whether its LayerNorm has one.
+    bias: whether the scores have one.
+    width: the width of what is scored, like that of a token's embedding; None: as
+      in a state.
+  """
+
+  activation: str
+  dense_bias: bool = True
+  norm_bias: bool = True
+  bias: bool = True
+  width: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """The matrix products of an encoder: a multiplication and an addition each.
+
+  Attributes:
+    token: FLOPs of a layer's linear layers for each token.
+    key_value: the part of these for keys and values.
+    pair: FLOPs of a query and a key: scores and weighted values.
+    reaches: which keys a query meets, for each layer.
+    before: FLOPs of a token before the first layer.
+  """
+
+  token: int
+  key_value: int
+  pair: int
+  reaches: tuple[Reach, ...]
+  before: int = 0
 
 
 class EncoderConfig(Protocol):
@@ -27,8 +68,6 @@ class EncoderConfig(Protocol):
     pad_token_id: the id that fills places where a sentence has no token.
     activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
     initializer_range: standard deviation of new weights.
-    has_pooler: whether the weights carry a pooler. It takes no part here; it is kept
-      so that an exported folder is complete.
   """
 
   model_type: str
@@ -41,11 +80,34 @@ class EncoderConfig(Protocol):
   activation: str
   initializer_range: float
   pad_token_id: int
-  has_pooler: bool
 
   @property
   def max_tokens(self) -> int:
     """The longest sentence, in tokens."""
+
+  @property
+  def language_model(self) -> LanguageModel | None:
+    """The head of a masked-language model; None for a family without one."""
+
+  @property
+  def work(self) -> Work:
+    """The matrix products of the encoder."""
+
+
+def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
+  """Returns the shape with a pooler or without, in a family that may have one.
+
+  It takes no part here; it is kept so that an exported folder is complete.
+  """
+  if not hasattr(config, "has_pooler"):
+    return config
+  return dataclasses.replace(config, has_pooler=has_pooler)
+
+
+def has_dropout(config: EncoderConfig) -> bool:
+  """Returns whether two passes over a sentence differ in training."""
+  fields = (field.name for field in dataclasses.fields(config))
+  return any(getattr(config, name) > 0 for name in fields if "dropout" in name)
 
 
 class Encoder(Protocol):

@@ -14,10 +14,9 @@ def encoder_flops(
 ) -> float:
   """Counts FLOPs of a forward pass over sentences of n tokens each.
 
-  A layer has 8 H^2 + 4 H I a token for its linear layers (width H, intermediate
-  size I) and 4 H n for its attention, scores and weighted values. Where only some
-  positions of the last layer are read, each token has only the 4 H^2 of keys and
-  values, and these positions alone have the rest.
+  What a layer has for each token, and for each pair of a query and a key, is the
+  config's `work`. Where only some positions of the last layer are read, it has for each
+  token only keys and values, and the rest for these positions alone.
 
   Args:
     config: the encoder's.
@@ -26,15 +25,22 @@ def encoder_flops(
     squared_length: the mean of n^2.
     positions: how many of each sentence the last layer computes; 0 for all.
   """
-  width, inner = config.hidden_size, config.intermediate_size
-  linear = 8 * width**2 + 4 * width * inner
-  layer = linear * length + 4 * width * squared_length
-  last = layer
+  work = config.work
+  *layers, last = [
+    work.token * length + work.pair * reach.pairs(length, squared_length)
+    for reach in work.reaches
+  ]
   if positions:
-    key_value = 4 * width**2
-    attention = 4 * width * length
-    last = key_value * length + positions * (linear - key_value + attention)
-  return sentences * ((config.num_layers - 1) * layer + last)
+    attention = work.pair * work.reaches[-1].pairs(length, length**2) / length
+    last = work.key_value * length
+    last += positions * (work.token - work.key_value + attention)
+  return sentences * (work.before * length + sum(layers) + last)
+
+
+def score_flops(config: encoder_lib.EncoderConfig) -> float:
+  """Counts FLOPs of one state's scores over the vocabulary."""
+  width = config.language_model.width or config.hidden_size
+  return 2 * width * (config.hidden_size + config.vocab_size)
 
 
 def encode_flops(

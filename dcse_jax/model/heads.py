@@ -3,7 +3,7 @@
 Training uses the modules; evaluation and exported folders use `Head`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 
 from flax import nnx
@@ -26,6 +26,11 @@ class Projection(nnx.Module):
 
   def __call__(self, embeddings):
     return jnp.tanh(self.dense(embeddings))
+
+
+def make_linear(d_in: int, d_out: int) -> Callable[..., nnx.Linear]:
+  """Makes a builder, like the modules here, of a linear map from d_in to d_out."""
+  return lambda config, dtype, rngs: layers_lib.linear(config, d_in, d_out, dtype, rngs)
 
 
 class Predictor(nnx.Module):
@@ -51,19 +56,25 @@ class TokenHead(nnx.Module):
 
 
 class LanguageModelHead(nnx.Module):
-  """Scores over the vocabulary; its matrix is the word embeddings."""
+  """Scores over the vocabulary; its matrix is the word embeddings.
+
+  The shape is `config.language_model`, which decoders have none of.
+  """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
-    self.config = config
-    width = config.hidden_size
-    self.dense = layers_lib.linear(config, width, width, dtype, rngs)
-    self.norm = layers_lib.layer_norm(config, dtype, rngs)
-    self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+    self.shape = shape = config.language_model
+    d_in, width = config.hidden_size, shape.width or config.hidden_size
+    narrow = dataclasses.replace(config, hidden_size=width)
+    self.dense = layers_lib.linear(config, d_in, width, dtype, rngs, shape.dense_bias)
+    self.norm = layers_lib.layer_norm(narrow, dtype, rngs, shape.norm_bias)
+    if shape.bias:
+      self.bias = nnx.Param(jnp.zeros(config.vocab_size))
 
   def __call__(self, hidden, word_embedding):
-    hidden = layers_lib.ACTIVATIONS[self.config.activation](self.dense(hidden))
+    hidden = layers_lib.ACTIVATIONS[self.shape.activation](self.dense(hidden))
     hidden = self.norm(hidden)
-    return hidden @ word_embedding.astype(hidden.dtype).T + self.bias[...]
+    scores = hidden @ word_embedding.astype(hidden.dtype).T
+    return scores + self.bias[...] if self.shape.bias else scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +120,17 @@ class Head:
     return [len(layer.bias) for layer in self.layers()][-1]
 
 
-def projection_head(params: Params) -> Head | None:
-  """Returns the training-only projection as a head that a folder keeps.
+def trained_head(params: Params) -> Head | None:
+  """Returns the heads that were trained along, as one that a folder keeps.
 
   Args:
-    params: trained parameters; without a `projection` among them None is returned.
+    params: trained parameters, perhaps with `projection`, and with `teacher_map`, which
+      comes after it; without either, None is returned.
   """
-  if "projection" not in params:
-    return None
-  dense = params["projection"]["dense"]
-  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+  head = None
+  for name, activation in (("teacher_map", "Identity"), ("projection", "Tanh")):
+    if name in params:
+      dense = params[name].get("dense", params[name])
+      kernel, bias = (np.asarray(dense[part]) for part in ("kernel", "bias"))
+      head = Head(kernel, bias, activation, then=head)
+  return head

@@ -50,8 +50,11 @@ def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
   """Applies several linear layers to one input as one product; outputs side by side."""
   join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
   kernel = join([linear.kernel[...] for linear in linears])
-  bias = join([linear.bias[...] for linear in linears])
   dtype = linears[0].dtype
+  if linears[0].use_bias:
+    bias = join([linear.bias[...] for linear in linears])
+  else:
+    bias = jnp.zeros(kernel.shape[-1], dtype)  # XLA leaves the addition out.
   return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
 
 
@@ -59,9 +62,21 @@ class _LayerNorm(nnx.LayerNorm):
   """Flax's layer with our backward pass."""
 
   def __call__(self, x):
-    return ops.layer_norm(
-      x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon
-    )
+    scale = self.scale[...]
+    bias = self.bias[...] if self.use_bias else jnp.zeros_like(scale)
+    return ops.layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+
+
+class _RmsNorm(nnx.Module):
+  """A norm by the root of the mean square; see `rms_norm`."""
+
+  def __init__(self, size, epsilon, offset, dtype):
+    self.epsilon, self.offset, self.dtype = epsilon, offset, dtype
+    self.scale = nnx.Param(jnp.full(size, 1.0 - offset))
+
+  def __call__(self, x):
+    scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+    return ops.rms_norm(x.astype(self.dtype), scale, self.epsilon)
 
 
 class _Linear(nnx.Linear):
@@ -69,6 +84,17 @@ class _Linear(nnx.Linear):
 
   def __call__(self, x):
     return fused((self,), x)
+
+
+class _Embed(nnx.Embed):
+  """Flax's layer, cast after the look-up.
+
+  So the gradient is summed in float32: a frequent token has thousands of terms, and
+  a GPU adds bfloat16 numbers to one place far more slowly.
+  """
+
+  def __call__(self, ids):
+    return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
 
 def add_and_norm(
@@ -109,26 +135,48 @@ def add_and_norm(
 
 
 def linear(
-  config: EncoderConfig, d_in: int, d_out: int, dtype: Any, rngs: nnx.Rngs
+  config: EncoderConfig,
+  d_in: int,
+  d_out: int,
+  dtype: Any,
+  rngs: nnx.Rngs,
+  use_bias: bool = True,
 ) -> nnx.Linear:
   """Makes a linear layer, from [..., d_in] to [..., d_out], that computes in dtype."""
   init = nnx.initializers.normal(config.initializer_range)
-  return _Linear(d_in, d_out, kernel_init=init, dtype=dtype, rngs=rngs)
+  return _Linear(
+    d_in, d_out, kernel_init=init, use_bias=use_bias, dtype=dtype, rngs=rngs
+  )
 
 
 def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
   """Makes a table of embeddings, [rows, D]."""
   init = nnx.initializers.normal(config.initializer_range)
-  return nnx.Embed(
-    rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
-  )
+  return _Embed(rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(
+  config: EncoderConfig, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.LayerNorm:
   """Makes a LayerNorm for states [..., D]."""
   return _LayerNorm(
     config.hidden_size,
     epsilon=config.layer_norm_eps,
+    use_bias=use_bias,
     dtype=dtype,
     rngs=rngs,
   )
+
+
+def rms_norm(
+  config: EncoderConfig, dtype: Any, size: int | None = None, *, offset: float = 0.0
+) -> nnx.Module:
+  """Makes an RMSNorm, Zhang and Sennrich, 2019 (arXiv:1910.07467).
+
+  Args:
+    config: the encoder's.
+    dtype: that of what it returns.
+    size: how many numbers are normed together; by default the width of states.
+    offset: is added to the weights, as in Gemma: 1 leaves them near 0.
+  """
+  return _RmsNorm(size or config.hidden_size, config.layer_norm_eps, offset, dtype)

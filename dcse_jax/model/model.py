@@ -14,6 +14,7 @@ from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.heads import Head
 from dcse_jax.model.vectors import unit_length
+from dcse_jax.runtime.errors import UserError
 
 # The ways to compare embeddings, named as in sentence-transformers.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -86,11 +87,18 @@ class Model:
     return self.prompts.get(self.default_prompt, "")
 
   def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
-    """Returns token ids of each sentence after the prompt, as `tokenize` does."""
+    """Returns token ids of each sentence after the prompt, as `tokenize` does.
+
+    Raises:
+      UserError: a sentence spells a token that the encoder has no row for.
+    """
     prompt = self.prompt
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
-    return tokenize(self.tokenizer, sentences, max_length)
+    ids = tokenize(self.tokenizer, sentences, max_length)
+    if len(self.tokenizer) > self.config.vocab_size:
+      _check_rows(self, sentences, ids)
+    return ids
 
   def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
     """Turns pooled states [n, D] into embeddings [n, D_out].
@@ -106,6 +114,19 @@ class Model:
     embeddings = embeddings[:, : self.truncate_dim]
     # A folder that cuts embeddings does so after its own normalising.
     return unit_length(embeddings) if normalize else embeddings
+
+
+def _check_rows(
+  model: Model, sentences: Sequence[str], token_ids: Sequence[Sequence[int]]
+) -> None:
+  size = model.config.vocab_size
+  for sentence, ids in zip(sentences, token_ids):
+    if (last := max(ids, default=0)) >= size:
+      token = model.tokenizer.convert_ids_to_tokens(last)
+      raise UserError(
+        f"the sentence {sentence!r:.80} has the token {token}, number {last}, and the "
+        f"encoder has {size} tokens: remove it from the text"
+      )
 
 
 def tokenize(
@@ -165,6 +186,8 @@ def digest(model: Model) -> str:
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
+  if model.truncate_dim is not None:
+    state.update(f"{model.truncate_dim}".encode())
   arrays = [model.params]
   for layer in model.dense_layers:
     state.update(layer.activation.encode())
@@ -183,6 +206,4 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
-  if model.truncate_dim is not None:
-    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

@@ -70,7 +70,7 @@ def _parts(width: int):
 
 
 def _keep(rows, key, rate, part):
-  return keep_mask(rows, key, rate, part.size, part.start)
+  return keep_mask(rows, key, rate, part.size, jnp.uint32(part.start))
 
 
 def _mean(parts, width):

@@ -1,4 +1,4 @@
-"""Linear layers, attention scores and LayerNorm with backward passes of their own.
+"""Linear layers, attention scores and norms with backward passes of their own.
 
 They compute what autodiff would. What differs is what XLA's CPU backend makes of
 it: an array that several products read is computed once and kept, where XLA
@@ -114,3 +114,50 @@ def _layer_norm_bwd(residuals, g):
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def _rms(x, eps):
+  scale = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
+  return x * scale, scale
+
+
+@jax.custom_vjp
+def rms_norm(x, weight, eps):
+  """Computes RMSNorm of x [..., D], in its dtype; the statistics are float32."""
+  return _rms_norm_fwd(x, weight, eps)[0]
+
+
+def _rms_norm_fwd(x, weight, eps):
+  x = _keep(x)
+  normal, _ = _rms(x.astype(jnp.float32), eps)
+  return (normal * weight).astype(x.dtype), (x, weight, eps)
+
+
+def _rms_norm_bwd(residuals, g):
+  x, weight, eps = residuals
+  normal, scale = _keep(_rms(x.astype(jnp.float32), eps))
+  g = _keep(g).astype(jnp.float32)
+  scaled = g * weight
+  # The product is kept before it is summed, as in LayerNorm.
+  aligned = _keep(scaled * normal).mean(axis=-1, keepdims=True)
+  d_x = scale * (scaled - normal * aligned)
+  return d_x.astype(x.dtype), (g * normal).sum(tuple(range(g.ndim - 1))), None
+
+
+rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Turns pairs of features by the angles of their places, after Su et al., RoPE, 2021.
+
+  Args:
+    x: queries or keys, [N, S, h, d]; feature i is paired with i + d / 2.
+    cos: cosines of the angles, [N or 1, S, 1, d / 2] float32.
+    sin: their sines, likewise.
+
+  References:
+    arXiv:2104.09864, Eq. 34, with the pairs as GPT-NeoX and transformers have them.
+  """
+  one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = (one * cos - other * sin, other * cos + one * sin)
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)

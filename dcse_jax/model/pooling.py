@@ -25,7 +25,7 @@ class Pooling:
     beside: the layer whose states are averaged with the last ones before, 0 for the
       embedding layer, negative from the end; None for the last states alone.
     token: finds in the mask [B, S] the place of the one token that is read, [B]; None
-      where more are.
+      where there are more.
     projected: whether embeddings pass through a projection in training, which
       evaluation and export drop.
     same_as: the pooling that it equals in evaluation, where only training tells them
@@ -59,7 +59,7 @@ def _last(attention_mask):
 
 
 def _state_of(token, state, attention_mask):
-  """The state of one token of each sentence."""
+  """Returns the state of one token of each sentence."""
   place = token(attention_mask)[:, None, None]
   return jnp.take_along_axis(state, place, axis=1)[:, 0].astype(jnp.float32)
 
@@ -151,6 +151,17 @@ def unprojected(name: str) -> str:
 def recorded(name: str) -> str:
   """Returns the name that digests and workdirs hold for a pooling."""
   return get(name).recorded or name
+
+
+def fault(config: EncoderConfig, name: str) -> str:
+  """Says why embeddings of an encoder would mean nothing by a pooling, or ""."""
+  sees_others = any(reach.after != 0 for reach in config.work.reaches)
+  if sees_others or get(name).token is not _first:
+    return ""
+  return (
+    f"{name} pools the first token, which in a decoder such as {config.model_type} sees "
+    "no other: use lasttoken or mean"
+  )
 
 
 def embedding_size(config: EncoderConfig, name: str) -> int:

@@ -31,12 +31,18 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
 
 # The place of a head is part of its seed.
-_HEADS = ("projection", "language_model", "discriminator", "predictor")
+_HEADS = (
+  "projection",
+  "language_model",
+  "discriminator",
+  "predictor",
+  "teacher_map",
+)
 _OF_TOKENS = tuple(n for p in PROVIDERS if p.of_tokens for n in p.offers)
 # Each row has its own labels.
 _OF_STEP = tuple(n for p in PROVIDERS for n in p.of_step if n != "labels")
 # Providers of the whole batch build on these, whether a term asks for them or not.
-_BUILT_UPON = ("anchors", "positives")
+_BUILT_UPON = ("anchors", "positives", "served")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +60,7 @@ class Objective:
     microbatches: how the encoding is divided; loss and gradient are the same. The
       step's packing then has a group for each microbatch on each device.
     row_chunks: how the comparing is divided; loss and gradient are the same.
+    keep_head: whether heads that are trained along are evaluated and exported.
     text: the sum as it was written, for errors.
   """
 
@@ -66,6 +73,7 @@ class Objective:
   special_token_ids: tuple[int, ...] = ()
   microbatches: Chunks = Chunks()
   row_chunks: Chunks = Chunks()
+  keep_head: bool = False
   text: str = ""
 
   # What providers ask for.
@@ -83,6 +91,11 @@ class Objective:
   def has_views(self) -> bool:
     """Whether anything needs embeddings of the batch's sentences."""
     return any(p.needs_views and self.asks_for(p.offers) for p in PROVIDERS)
+
+  @property
+  def teacher_size(self) -> int:
+    """The width of the teachers' joint embedding."""
+    return sum(stack.size for stack in self.stacks)
 
   def setting(self, name: str) -> Any:
     """Returns the value of a setting that one term has, or several with one value."""

@@ -37,5 +37,6 @@ def make_objective(
     special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
     microbatches=Chunks(config.microbatches, groups),
     row_chunks=Chunks(config.row_blocks, groups),
+    keep_head=config.keep_head,
     text=config.objective,
   )

@@ -11,6 +11,7 @@ from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import Training
 from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
+from dcse_jax.model.family import with_pooler
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import read_json
 from dcse_jax.train import checkpoint
@@ -84,11 +85,12 @@ def load(
   Args:
     seed_folder: WORKDIR/ROUND/SEED.
     step: the checkpoint's; None takes the finished model or else the best checkpoint.
-    keep_head: whether to make the training-only projection a head of the model, as
-      `config.keep_head` does.
+    keep_head: whether to make what was trained after the pooling (the training-only
+      projection, the map to the teachers) a head of the model, as `config.keep_head`
+      does.
 
   Raises:
-    UserError: there is no such checkpoint, or no projection to keep.
+    UserError: there is no such checkpoint, or no head to keep.
   """
   config = read_json(seed_folder.parent / "origin.json")["config"]
   result, progress = seed_folder / "result.json", {}
@@ -99,14 +101,15 @@ def load(
     params, progress = checkpoint.read_params(seed_folder / "checkpoints", step)
   if not is_finished:
     model = folder.load(str(seed_folder.parent / "start"), weights=False)
-    shape = dataclasses.replace(model.config, has_pooler="pooler" in params["encoder"])
+    shape = with_pooler(model.config, "pooler" in params["encoder"])
     model = dataclasses.replace(model, config=shape, params=params["encoder"])
   # A finished model has what its config keeps already.
   if keep_head or (config.get("keep_head") and not is_finished):
-    if (head := heads.projection_head(params)) is None:
+    head = heads.trained_head(params)
+    if head is None and keep_head:
       raise UserError(
-        f"{seed_folder} was trained without a projection (config.pooling is not "
-        '"cls"): leave out --keep_head'
+        f"{seed_folder} was trained without a head to keep (a projection, which "
+        'config.pooling="cls" has, or a map to its teachers): leave out --keep_head'
       )
     model = dataclasses.replace(model, head=head)
   scores = read_json(result)["sets"] if is_finished and not keep_head else {}

@@ -1,4 +1,4 @@
-"""All that a run reads, read and checked before any training is compiled."""
+"""Reads and checks everything that a run needs, before any training is compiled."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -13,11 +13,17 @@ from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import pooling as pooling_lib
+from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
 from dcse_jax.runtime.errors import UserError
+from dcse_jax.teachers.embeddings import Embeddings
+from dcse_jax.teachers.embeddings import ExampleRows
+from dcse_jax.teachers.embeddings import is_embeddings
+from dcse_jax.teachers.embeddings import open_embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +31,7 @@ Rounds = Mapping[str, config_lib.ConfigDict]
 
 
 def _once(method):
-  """Caches a method as functools.cache does, but for as long as its object lives."""
+  """Caches a method as functools.cache does, but only while its object lives."""
 
   @functools.wraps(method)
   def call(self, *arguments):
@@ -43,13 +49,14 @@ class Inputs:
   """Text, evaluators, the encoder to start from and outside teachers: see `read`.
 
   Attributes:
-    config: of the recipe.
+    config: the recipe's.
     workdir: its folder, which gets the token caches.
     start: the encoder that rounds start from.
-    dev: the evaluators that choose the best parameters; none where the config names
+    dev: the evaluators that choose the best parameters; none if the config names
       neither a folder of sets nor anything else.
     test: those that score the best parameters once.
-    outside: the teachers that no round trains, by name.
+    outside: the models of teachers that no round trains, by name.
+    embeddings: those of teachers of which there is nothing else, by name.
     texts: the texts that rounds name, by source and columns.
   """
 
@@ -59,6 +66,7 @@ class Inputs:
   dev: Sequence[registry.Named]
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
+  embeddings: Mapping[str, Embeddings]
   texts: Mapping[tuple[str, tuple[str, ...]], text_lib.Text]
 
   def sentences(
@@ -78,15 +86,15 @@ class Inputs:
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
   ) -> tokens_lib.TokenCache:
-    """Returns what a teacher reads: the round's tokens, or the same rows by its own.
+    """Returns what a teacher reads: the round's tokens, or the same rows in its own.
 
-    A tokenizer of its own may make more tokens of a sentence; these are cut at the
-    round's max_length, or at the teacher's limit if that is less.
+    Another tokenizer may make more tokens of a sentence; these are cut at the round's
+    max_length, or at the teacher's limit if that is less.
 
     Args:
-      member: a name of `outside`, or the round and seed of a model that a round trains,
+      member: a name in `outside`, or the round and seed of a model that a round trains,
         which reads as the student does.
-      round_config: of the round that learns from it.
+      round_config: that of the round that learns from it.
     """
     tokens = self.tokens(round_config)
     if member not in self.outside or self.reads_alike(self.outside[member]):
@@ -100,8 +108,27 @@ class Inputs:
       keep_repeats=True,
     )
 
+  def example_rows(self, name: str, round_config: config_lib.ConfigDict) -> ExampleRows:
+    """Returns a teacher's embeddings of a round's sentences.
+
+    Args:
+      name: one of `embeddings`.
+      round_config: of the round that learns from it.
+
+    Raises:
+      UserError: they are not of that text, or some have no direction.
+    """
+    rows = self._rows(name, _source(round_config))
+    examples = self.tokens(round_config).source_rows
+    return ExampleRows(self.embeddings[name], rows[examples])
+
+  @_once
+  def _rows(self, name, source):
+    """The row of each sentence of a text that is read, [rows]."""
+    return texts.match(self.embeddings[name], self.texts[source], *source)
+
   def reads_alike(self, teacher: model_lib.Model) -> bool:
-    """Returns whether a teacher makes the tokens of a sentence that the student does."""
+    """Returns whether a teacher makes the same tokens of a sentence as the student."""
     ours, theirs = self.start, teacher
     if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
       return False
@@ -126,12 +153,12 @@ def read(
   """Reads all that a recipe needs, and checks that its parts fit together.
 
   Args:
-    config: of the recipe; made-up text and sets are named in it.
+    config: the recipe's; made-up text and sets are then named in it.
     rounds: the config of each round to run, in order; likewise.
-    workdir: gets the token caches and whatever is made for want of a file.
+    workdir: gets the token caches, and made-up text if no file is named.
 
   Raises:
-    UserError: anything missing, unreadable, or unfit for what else there is.
+    UserError: something is missing, cannot be read, or does not fit the rest.
   """
   if config.synthetic_sentences:
     texts.make_synthetic(config, rounds.values(), workdir / "data")
@@ -143,7 +170,7 @@ def read(
     _log.info("no STS sets: the last parameters of each model are kept")
   for named in (*dev, *test):
     _check_evaluator(named, rounds)
-  # Before the encoder, which takes longest to load.
+  # Texts come before the encoder, which takes longest to load.
   asked = dict.fromkeys(map(_source, rounds.values()))
   if not config.model:
     asked[_source(config)] = None
@@ -154,11 +181,18 @@ def read(
     columns = read_texts[_source(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
   outside: dict[str, model_lib.Model] = {}
-  inputs = Inputs(config, workdir, start, dev, test, outside, read_texts)
+  embeddings: dict[str, Embeddings] = {}
+  inputs = Inputs(config, workdir, start, dev, test, outside, embeddings, read_texts)
   for name, round_config in rounds.items():
     _check_round(name, round_config, rounds, inputs)
     for teacher in round_config.teachers:
       if config_lib.members(rounds, teacher):
+        continue
+      if is_embeddings(teacher):
+        if teacher not in embeddings:
+          embeddings[teacher] = open_embeddings(teacher)
+        _check_width(teacher, embeddings[teacher].width, round_config, inputs)
+        inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
         model = folder.load(teacher, default_pooling=config.pooling)
@@ -174,7 +208,7 @@ def _source(config: config_lib.ConfigDict) -> tuple[str, tuple[str, ...]]:
 
 
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:
-  # A part of what is trained is called as it is in a model.
+  # A trained part has the same name as the field of `Model`.
   if "language_model" not in named.evaluator.required:
     return
   score = next(iter(named.columns))
@@ -201,6 +235,8 @@ def _check_round(
       f"max_length={round_config.max_length}, but {model} takes "
       f"{inputs.start.config.max_tokens} tokens at most"
     )
+  if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
+    raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
@@ -215,6 +251,13 @@ def _check_round(
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
+  if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+    _log.warning(
+      "round %s: %s has no dropout, so that both views of a sentence are the same: "
+      "name pairs, or set the dropouts in a copy of its config.json",
+      name,
+      model,
+    )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
     raise UserError(
@@ -223,22 +266,25 @@ def _check_round(
     )
 
 
+def _check_width(
+  name: str, width: int, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  asked = losses.inputs_of(config_lib.terms(round_config))
+  ours = inputs.start.pooled_size
+  if "predictions" in asked and width != ours:
+    raise UserError(
+      f"teacher {name} is {width} wide and the student {ours}: predictions are of "
+      "embeddings as wide as the student's; use another"
+    )
+
+
 def _check_teacher(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
   teacher = inputs.outside[name]
-  if teacher.head or teacher.truncate_dim:
-    raise UserError(
-      f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "
-      "teacher may not: remove it from a copy of the folder"
-    )
-  asked = losses.inputs_of(config_lib.terms(round_config))
-  width = inputs.start.pooled_size
-  if "predictions" in asked and teacher.pooled_size != width:
-    raise UserError(
-      f"teacher {name} is {teacher.pooled_size} wide and the student {width}: "
-      "predictions are of embeddings as wide as the student's; use another"
-    )
+  if fault := pooling_lib.fault(teacher.config, teacher.pooling):
+    raise UserError(f"teacher {name}: {fault}")
+  _check_width(name, teacher.embedding_size, round_config, inputs)
   if not inputs.reads_alike(teacher):
     _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
     inputs.teacher_tokens(name, round_config)

@@ -21,7 +21,7 @@ def embedder(
   sentences: Sequence[str],
   max_length: int,
   *,
-  projected: bool = False,
+  heads: Sequence[str] = (),
 ) -> Callable[[Any], np.ndarray]:
   """Makes a function from trained parameters to embeddings [n, D] of sentences.
 
@@ -29,7 +29,8 @@ def embedder(
     model: has the tokenizer, shape, pooling and head that go with the parameters.
     sentences: are tokenised once, at the first call.
     max_length: where to cut them, in tokens.
-    projected: whether to apply the training-only projection if there is one.
+    heads: names of parts that are trained along, "projection" and "teacher_map", to
+      apply in this order where there are any.
   """
   tokens: list[list[int]] = []
 
@@ -39,10 +40,13 @@ def embedder(
     # Parameters go to the device once, not with every batch.
     on_device = jax.device_put(params["encoder"])
     embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
-    if projected and "projection" in params:
-      projection = params["projection"]
-      return np.asarray(encoder_lib.project(projection, model.config, embeddings))
-    return model.head(embeddings) if model.head else embeddings
+    embeddings = model.finish(embeddings, normalize=False)
+    for head in (name for name in heads if name in params):
+      if head == "projection":
+        embeddings = encoder_lib.project(params[head], model.config, embeddings)
+      else:
+        embeddings = embeddings @ params[head]["kernel"] + params[head]["bias"]
+    return np.asarray(embeddings)
 
   return embed
 
@@ -55,7 +59,7 @@ class Scorer:
   Args:
     model: has the tokenizer, shape and pooling that go with the parameters.
     evaluators: those that score; there may be none.
-    projected: whether to score what comes out of the training-only projection.
+    keep_head: whether to score what comes out of the heads that are trained along.
   """
 
   def __init__(
@@ -63,13 +67,12 @@ class Scorer:
     model: model_lib.Model,
     evaluators: Sequence[registry.Named],
     *,
-    projected: bool = False,
+    keep_head: bool = False,
   ):
     self._model, self._evaluators = model, evaluators
     self._sentences = distinct_sentences(each.evaluator for each in evaluators)
-    self._embed = embedder(
-      model, self._sentences, model.max_length, projected=projected
-    )
+    heads = ("projection", "teacher_map") if keep_head else ()
+    self._embed = embedder(model, self._sentences, model.max_length, heads=heads)
 
   def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
     """Yields each evaluator that can score these, by its place, and its scores."""

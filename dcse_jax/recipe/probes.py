@@ -1,4 +1,4 @@
-"""Probes: sentences to look at a round's models and teachers with."""
+"""Probes: sentences on which a round's models and teachers are measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -22,6 +22,7 @@ from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.files import read_json
 from dcse_jax.runtime.files import write_json
+from dcse_jax.teachers.teaching import EmbeddedTeacher
 from dcse_jax.teachers.teaching import Teacher
 
 _log = logging.getLogger(__name__)
@@ -39,12 +40,24 @@ class Probe:
     held_out: sentences of the dev sets, likewise; empty without sets.
     batch_size: the round's.
     max_length: the round's, in tokens.
+    rows: the example ids of `train`.
   """
 
   train: list[str]
   held_out: list[str]
   batch_size: int
   max_length: int
+  rows: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+
+  def teach(self, teacher: Teacher | EmbeddedTeacher, split: str) -> np.ndarray:
+    """Returns a teacher's embeddings of a split, [n, B, D].
+
+    One that is only embeddings has none of the held-out sentences.
+    """
+    if isinstance(teacher, Teacher):
+      return self.embed(teacher.model, split)
+    assert split == "train"
+    return self.batches(np.asarray(teacher.rows[self.rows], np.float32))
 
   def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
     """Computes a model's embeddings of a split, [n, B, D]."""
@@ -84,15 +97,16 @@ def make_probe(
   """Makes a probe of the first sentences that a seed trains on, and of dev sentences.
 
   Args:
-    inputs: of the recipe.
-    config: of the round.
-    batches: of the seed, from the first on.
+    inputs: the recipe's.
+    config: the round's.
+    batches: the seed's, from the first on.
   """
   size = probe_size(len(inputs.tokens(config)), config.batch_size)
   rows = [next(batches)["example_id"] for _ in range(size // config.batch_size)]
   held_out = dev_sentences(inputs.dev)
   return Probe(
     train=inputs.sentences(config, np.concatenate(rows)),
+    rows=np.concatenate(rows),
     held_out=held_out[: probe_size(len(held_out), config.batch_size)],
     batch_size=config.batch_size,
     max_length=config.max_length,
@@ -100,13 +114,15 @@ def make_probe(
 
 
 def write_spread(
-  path: pathlib.Path, teachers: Sequence[Teacher], probe: Callable[[], Probe]
+  path: pathlib.Path,
+  teachers: Sequence[Teacher | EmbeddedTeacher],
+  probe: Callable[[], Probe],
 ) -> None:
-  """Writes how the teachers of a round differ on a probe, unless that is known.
+  """Writes how a round's teachers differ on a probe, unless that is known.
 
   Args:
-    path: the file.
-    teachers: one alone differs from none, and nothing is written.
+    path: the file to write.
+    teachers: nothing is written if there is only one.
     probe: makes the probe of the round's first seed.
   """
   names = [teacher.name for teacher in teachers]
@@ -114,7 +130,7 @@ def write_spread(
   if len(teachers) < 2 or processes.agree(is_known):
     return
   made = probe()
-  spread = diagnostics.teacher_spread([made.embed(t.model, "train") for t in teachers])
+  spread = diagnostics.teacher_spread([made.teach(t, "train") for t in teachers])
   if processes.is_first():
     write_json(path, {"teachers": names, **spread})
 
@@ -123,22 +139,22 @@ def measure(
   name: str,
   start: model_lib.Model,
   terms: Sequence[Weighted],
-  teachers: Sequence[Teacher],
+  teachers: Sequence[Teacher | EmbeddedTeacher],
   probes: Mapping[int, Probe],
 ) -> "dict[int, HeldOut]":
-  """Makes what measures the student of each seed by the teachers.
+  """Makes measures that compare the student of each seed with the teachers.
 
-  Warns of settings that the teachers' similarities make unlikely.
+  It also warns of settings that the teachers' similarities make unlikely.
 
   Args:
-    name: of the round, for people.
+    name: the round's, for people.
     start: the encoder that each student starts from.
-    terms: of the round.
-    teachers: of the round.
-    probes: by seed.
+    terms: the round's.
+    teachers: the round's.
+    probes: those of each seed.
 
   Returns:
-    The measures by seed; none where no term has any.
+    The measures by seed; empty if no term has any.
   """
   measured = [each for each in terms if each.term.held_out]
   warned = [each for each in terms if each.term.warnings]
@@ -147,7 +163,7 @@ def measure(
   weights = [teacher.weight for teacher in teachers]
 
   def join(probe, split):
-    embeddings = zip(*(probe.embed(each.model, split) for each in teachers))
+    embeddings = zip(*(probe.teach(each, split) for each in teachers))
     return np.stack([losses.join_teachers(batch, weights) for batch in embeddings])
 
   measures, held_out = {}, None
@@ -156,7 +172,8 @@ def measure(
     joint = {"train": join(probe, "train")}
     if not measures:
       _warn(name, warned, joint["train"])
-    if probe.held_out:  # The same for every seed.
+    is_known = all(isinstance(each, Teacher) for each in teachers)
+    if probe.held_out and is_known:  # It is the same for every seed.
       held_out = join(probe, "held_out") if held_out is None else held_out
       joint["held_out"] = held_out
     measures[seed] = HeldOut(start, probe, measured, joint)
@@ -189,12 +206,14 @@ class HeldOut:
     self._probe, self._terms, self._teachers = probe, terms, teachers
     self._embed = {
       # Losses see the projection, here as in training.
-      split: embedder(model, getattr(probe, split), probe.max_length, projected=True)
+      split: embedder(
+        model, getattr(probe, split), probe.max_length, heads=("projection",)
+      )
       for split in teachers
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
-    """Returns "eval/TERM_train" and, if there are such, "eval/TERM_held_out", in nats."""
+    """Returns "eval/TERM_train" and, with held-out sentences, "eval/TERM_held_out"."""
     result = {}
     for split, embed in self._embed.items():
       batches = self._probe.batches(embed(params))

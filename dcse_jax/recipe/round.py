@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def model_name(name: str, seed: int, seeds: Sequence[int]) -> str:
-  """Returns what people call a model: its round, with the seed where there are several."""
+  """Returns what people call a model: its round, with the seed if there are several."""
   return name if len(seeds) == 1 else f"{name}-{seed}"
 
 
@@ -52,19 +52,19 @@ class Round:
   """A round with all that its models start and learn from: see `prepare`.
 
   Attributes:
-    name: of the round.
-    config: of the round.
-    workdir: of the run; gets a folder named as the round, with one for each seed.
+    name: the round's.
+    config: the round's.
+    workdir: the run's; gets a folder with the round's name, with one for each seed.
     inputs: text and sets of the recipe.
     start: the encoder that each model starts from.
     mesh: the devices.
     tokens: the round's text.
     scorer: scores a finished model on all sets.
     dev: scores a model in training on the sets that choose the best.
-    probes: what to look at each model with, by the seeds to train.
-    held_out: measures of a student in training by seed; may be none.
+    probes: the probe of each seed that is to be trained.
+    held_out: measures of a student in training, by seed; there may be none.
     teaching: the teachers as the step takes them.
-    loss_fn: of the step.
+    loss_fn: the step's objective.
   """
 
   name: str
@@ -87,20 +87,20 @@ class Round:
     return self.workdir.folder / self.name
 
   def train(self) -> None:
-    """Trains the models, or goes on with them.
+    """Trains the models, or resumes them.
 
     A finished model leaves model/, diagnostics.json and, last, result.json.
     """
     config = self.config
     self._tell_negatives()
-    # All of a model but its parameters, for readers of checkpoints.
+    # Readers of checkpoints need all of a model but its parameters.
     template = dataclasses.replace(self.start, params=None, language_model=None)
     if processes.is_first():
       folder_lib.save(template, self.folder / "start", overwrite=True)
     seeds = list(self.probes)
     groups = [[seed] for seed in seeds]
     if config.parallel_seeds:
-      # What was begun goes on first: a seed that is new cannot catch up.
+      # Seeds that were begun continue first: a new one could not catch up.
       is_begun = lambda seed: processes.agree(self._checkpoints(seed).exists())
       begun = [seed for seed in seeds if is_begun(seed)]
       groups = [begun, [seed for seed in seeds if seed not in begun]]
@@ -123,7 +123,7 @@ class Round:
     config, columns = self.config, len(self.tokens.tokens)
     if "anchors" not in self.loss_fn.inputs:
       return
-    # The other positives, and every hard negative.
+    # They are the other positives, and every hard negative.
     negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
     _log.info(
       "round %s: batches of %d over %d devices (data %d, fsdp %d); an anchor sees %d "
@@ -223,12 +223,12 @@ class Round:
       self.start,
       params=params["encoder"],
       language_model=params.get("language_model"),
-      head=heads.projection_head(params) if self.config.keep_head else None,
+      head=heads.trained_head(params) if self.config.keep_head else None,
     )
     if processes.is_first():
       write_json(path / "diagnostics.json", self.probes[seed].histograms(model))
       folder_lib.save(model, path / "model", overwrite=True)
-      # Last: it says that the model is finished.
+      # This comes last: it says that the model is finished.
       write_json(path / "result.json", result)
     self.workdir.share(path / "model")  # Later rounds load it.
 
@@ -241,19 +241,19 @@ def prepare(
   seeds: Sequence[int],
   inputs: inputs_lib.Inputs,
   start: model_lib.Model,
-  teachers: Sequence[teaching_lib.Teacher],
+  teachers: Sequence[teaching_lib.Teacher | teaching_lib.EmbeddedTeacher],
   mesh: Mesh,
 ) -> Round:
-  """Tokenises, embeds, measures and prunes all that a round's training needs.
+  """Prepares a round's training: tokenises, embeds, measures and prunes.
 
   Args:
-    name: of the round.
-    config: of the round.
-    workdir: of the run.
-    seeds: of the models to train.
+    name: the round's.
+    config: the round's.
+    workdir: the run's.
+    seeds: those of the models to train.
     inputs: text and sets of the recipe.
     start: the encoder that each model starts from.
-    teachers: whose similarities it distils; may be none.
+    teachers: the teachers it learns from; there may be none.
     mesh: the devices.
   """
   tokens = inputs.tokens(config)
@@ -264,7 +264,7 @@ def prepare(
   probes = {seed: make_probe(seed) for seed in seeds}
   held_out: dict[int, probes_lib.HeldOut] = {}
   teaching = teaching_lib.Teaching()
-  # A round has one such probe, whichever seeds are left to train.
+  # The spread has one probe, whichever seeds are left to train.
   first = config.seeds[0]
   if teachers:
     probes_lib.write_spread(
@@ -277,7 +277,7 @@ def prepare(
     teaching = _teach(config, teachers, tokens, workdir.cache)
   loss_fn = compose.make_objective(config, start, teaching.stacks, groups=mesh.size)
   if config.sparsity:
-    # The same for every seed, whichever is trained by this command.
+    # It is the same for every seed, whichever this command trains.
     params = pruning.sparse(
       loss_fn,
       start.params,
@@ -285,10 +285,10 @@ def prepare(
       jax.random.key(config.seed),
       config.sparsity,
     )
-    if processes.are_several():  # Others may round otherwise.
+    if processes.are_several():  # Rounding may differ between processes.
       params = multihost_utils.broadcast_one_to_all(params)
     start = dataclasses.replace(start, params=params)
-  score = functools.partial(monitor.Scorer, start, projected=config.keep_head)
+  score = functools.partial(monitor.Scorer, start, keep_head=config.keep_head)
   return Round(
     name,
     config,
@@ -308,7 +308,7 @@ def prepare(
 
 def _teach(
   config: config_lib.ConfigDict,
-  teachers: Sequence[teaching_lib.Teacher],
+  teachers: Sequence[teaching_lib.Teacher | teaching_lib.EmbeddedTeacher],
   tokens: tokens_lib.TokenCache,
   cache: pathlib.Path,
 ) -> teaching_lib.Teaching:

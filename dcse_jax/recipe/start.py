@@ -1,9 +1,10 @@
-"""The encoder that a recipe starts from: a model's folder, or a new one for its text."""
+"""The encoder that a recipe starts from: a model's, or a new one for its text."""
 
 from collections.abc import Sequence
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
 import jax
 
@@ -11,29 +12,23 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
-from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 
 def new_shape(
   config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
-) -> bert.EncoderConfig:
+) -> encoder_lib.EncoderConfig:
   """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
-  return bert.EncoderConfig(
-    model_type="bert",
-    max_positions=max(512, config.max_length),
-    type_vocab_size=2,
-    pad_token_id=pad_token_id,
-    # transformers reports a BERT without one as incomplete.
-    has_pooler=True,
-    **{**config.encoder, "vocab_size": vocab_size},
-  )
+  fields = {"family": "bert", **config.encoder, "vocab_size": vocab_size}
+  make = encoder_lib.NEW[fields.pop("family")]
+  return make(max_tokens=config.max_length, pad_token_id=pad_token_id, **fields)
 
 
 def load(config: config_lib.ConfigDict) -> model_lib.Model:
@@ -56,14 +51,38 @@ def load(config: config_lib.ConfigDict) -> model_lib.Model:
 def make(
   config: config_lib.ConfigDict, columns: Sequence[Sequence[str]], cache: pathlib.Path
 ) -> model_lib.Model:
-  """Makes a random encoder, with a tokenizer trained on the text.
+  """Makes a random encoder, with a model's tokenizer or one trained on the text.
 
   Args:
-    config: its `encoder` is the shape.
-    columns: of the text.
-    cache: the folder of the tokenizer, which is trained once.
+    config: the recipe's; its `encoder` is the shape.
+    columns: the text's.
+    cache: the folder that keeps the tokenizer, which is trained once.
   """
-  vocab_size = config.encoder.vocab_size
+  if config.tokenizer:
+    tokenizer = folder.load_tokenizer(folder.locate(config.tokenizer))
+    if tokenizer.pad_token_id is None:
+      raise UserError(
+        f"config.tokenizer: that of {config.tokenizer} has no padding token: use another"
+      )
+  else:
+    tokenizer = _train_tokenizer(config.encoder.vocab_size, columns, cache)
+  shape = new_shape(
+    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
+  )
+  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
+  return model_lib.Model(
+    config=shape,
+    params=jax.device_get(params),
+    tokenizer=tokenizer,
+    pooling=config.pooling,
+    normalize=False,
+    max_length=config.max_length,
+  )
+
+
+def _train_tokenizer(
+  vocab_size: int, columns: Sequence[Sequence[str]], cache: pathlib.Path
+) -> Any:
   key = tokens_lib.content_key(columns, "wordpiece", vocab_size)
   path = cache / f"tokenizer-{key}"
 
@@ -80,16 +99,4 @@ def make(
       digests_lib.write(beside)
 
   processes.first_makes(path.parent, train)
-  tokenizer = folder.load_tokenizer(path)
-  shape = new_shape(
-    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
-  )
-  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
-  return model_lib.Model(
-    config=shape,
-    params=jax.device_get(params),
-    tokenizer=tokenizer,
-    pooling=config.pooling,
-    normalize=False,
-    max_length=config.max_length,
-  )
+  return folder.load_tokenizer(path)

@@ -1,4 +1,4 @@
-"""A round's compiled step with its settings: what every seed of the round shares."""
+"""Makes a round's compiled step and its settings, which all its seeds share."""
 
 from jax.sharding import Mesh
 import numpy as np
@@ -21,7 +21,7 @@ def check_batch(config: config_lib.ConfigDict, name: str, mesh: Mesh) -> None:
   """Refuses a round's batch that the mesh does not divide.
 
   Raises:
-    UserError: saying which sizes would do.
+    UserError: the batch does not divide; the error says which sizes would.
   """
   for field in ("microbatches", "row_blocks"):
     parts = mesh.size * config[field]
@@ -35,7 +35,7 @@ def check_batch(config: config_lib.ConfigDict, name: str, mesh: Mesh) -> None:
 def make_optimizer(
   config: config_lib.ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """A round's optimizer and its learning rate by step."""
+  """Makes a round's optimizer and its learning rate by step."""
   schedule = optimizer.make_schedule(
     learning_rate=config.learning_rate,
     schedule=config.schedule,
@@ -62,12 +62,12 @@ def make_trainer(
   """Compiles the step of a round, lazily, and puts what it reads on the devices.
 
   Args:
-    config: of the round.
-    loss_fn: of the round.
-    tokens: of the round's text.
-    frozen: what is read and not trained, as `StepInputs.frozen`.
+    config: the round's.
+    loss_fn: the round's.
+    tokens: those of the round's text.
+    frozen: what is read and not trained: see `StepInputs.frozen`.
     mesh: the devices.
-    num_models: trained together by one call.
+    num_models: how many models one call trains together.
   """
   tx, schedule = make_optimizer(config)
   return loop.Trainer(

@@ -1,4 +1,4 @@
-"""What a config's fields may hold: values that no run can use are refused at once."""
+"""The values that a config's fields may have; a run refuses all others at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,20 +6,21 @@ from typing import Any
 from dcse_jax import losses
 from dcse_jax.config import ConfigDict
 from dcse_jax.config import default
-from dcse_jax.config import members
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
+from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 
-# What a round cannot have for itself.
+# Fields that a round cannot have for itself.
 _OF_RECIPE = (
   "model",
+  "tokenizer",
   "encoder",
   "pooling",
   "num_layers",
@@ -33,17 +34,18 @@ _OF_RECIPE = (
   "recipe",
   "rounds",
 )
-# What a workdir holds beside the rounds.
+# Folders of a workdir that are not rounds.
 _FOLDERS = ("cache", "data", "export", "report")
 _COUNT, _COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
 _SHARE_BELOW_1 = Range(0, 1, below=True)
-# What each number and each word of a few may be; the settings of terms have their
-# ranges beside the terms.
+# The range of each number, and the choices of each word; the settings of terms have
+# their ranges beside the terms.
 _RANGES = {
   "pooling": Choice(tuple(POOLINGS)),
   "schedule": Choice(("linear", "cosine")),
   "dtype": Choice(("float32", "bfloat16")),
   "teacher_cache": Choice(("", "float16", "bfloat16", "float32")),
+  "encoder.family": Choice(tuple(NEW)),
   "encoder.vocab_size": _COUNT,
   "encoder.hidden_size": _COUNT,
   "encoder.num_layers": _COUNT,
@@ -68,11 +70,11 @@ _RANGES = {
   "max_skipped_steps": _COUNT_OR_NONE,
   "mesh.data": Range(-1, whole=True),
   "mesh.fsdp": _COUNT,
-  # JAX keeps 32 bits of a seed: a larger one would be another's equal.
+  # JAX keeps 32 bits of a seed: a larger one would equal another.
   "seed": Range(0, 2**32 - 1, whole=True),
   "log_every": _COUNT,
   "eval_every": _COUNT,
-  # A round has these.
+  # This is a field of rounds.
   "seeds": Range(0, 2**32 - 1, whole=True, several=True),
 }
 
@@ -80,13 +82,13 @@ _RANGES = {
 def _validate_tuple(field: str, value: Any) -> str:
   if not isinstance(value, (tuple, list)):
     return "must be a tuple"
-  # The others hold numbers, and are checked by what they are for.
+  # These two hold numbers, and are checked where they are used.
   if field in ("teacher_weights", "profile_steps"):
     return ""
   return "" if all(isinstance(each, str) for each in value) else "must hold strings"
 
 
-# What is wrong with a value of a field whose default has this type; "" if nothing is.
+# Says what is wrong with a value, by the type of the field's default; "" if nothing.
 _TYPES = {
   str: lambda field, value: "" if isinstance(value, str) else "must be a string",
   bool: lambda field, value: "" if isinstance(value, bool) else "must be True or False",
@@ -98,7 +100,7 @@ def check(config: ConfigDict) -> None:
   """Refuses values that no run can use.
 
   Raises:
-    UserError: naming the field, the value and what it may be.
+    UserError: it names the field, the value and what it may be.
   """
   known = default()
   for name in config:
@@ -111,6 +113,11 @@ def check(config: ConfigDict) -> None:
     raise UserError(
       "synthetic_sentences makes up text and sets: leave config.text and "
       "config.sts empty, or set synthetic_sentences=0"
+    )
+  if config.model and config.tokenizer:
+    raise UserError(
+      f"config.tokenizer={config.tokenizer!r} is of a new encoder, and {config.model} "
+      "has its own: leave one of them empty"
     )
   if not config.recipe:
     raise UserError("config.recipe is empty: name one round or more")
@@ -133,17 +140,10 @@ def check(config: ConfigDict) -> None:
         )
     later = set(config.rounds) - set(config.recipe[:i])
     _check_round(name, of_round(config, name), config.recipe[:i], later)
-    for teacher in of_round(config, name).teachers:
-      for member, _ in members(config.rounds, teacher):
-        if of_round(config, member).keep_head:
-          raise UserError(
-            f"rounds.{name}.teachers: {teacher} keeps its head (keep_head=True), which "
-            "a teacher may not have: train it without"
-          )
 
 
 def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
-  """Refuses a value that is outside of its field's range, or of another type."""
+  """Refuses a value that is outside of its field's range, or has another type."""
   for field in config:
     if field in losses.TERMS or field not in known:
       continue
@@ -170,15 +170,18 @@ def _check_mesh(mesh: ConfigDict) -> None:
 
 def _check_encoder(encoder: ConfigDict) -> None:
   known = default().encoder
-  if set(encoder) != set(known):
+  # An encoder without a family is a BERT.
+  if {"family", *encoder} != set(known):
     raise UserError(
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  if encoder.hidden_size % encoder.num_heads:
+  is_paired = encoder.get("family", "bert") != "bert"
+  if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
+    pairs = ", in pairs" if is_paired else ""
     raise UserError(
       f"encoder.hidden_size={encoder.hidden_size} does not divide among "
-      f"encoder.num_heads={encoder.num_heads}"
+      f"encoder.num_heads={encoder.num_heads}{pairs}"
     )
 
 

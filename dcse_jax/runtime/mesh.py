@@ -99,7 +99,7 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
 
 
 def is_one_device() -> bool:
-  """Says whether a program is traced for a single device."""
+  """Returns whether a program is traced for a single device."""
   mesh = _mesh.get()
   return mesh is None or mesh.size == 1
 

@@ -25,7 +25,7 @@ from dcse_jax.objective.objective import Objective
 
 Params = Mapping[str, Any]
 
-# How many batches weights are judged by before a sparse training.
+# How many batches weights are judged on before a sparse training.
 _BATCHES = 32
 
 
@@ -39,13 +39,13 @@ def sparse(
   """Returns an encoder without the weights that do least on some batches.
 
   Args:
-    loss_fn: of a round; its terms make no difference.
-    encoder: parameters.
-    batches: of tokens, on the host; the first few are read.
+    loss_fn: a round's; its terms make no difference.
+    encoder: its parameters.
+    batches: tokens, on the host; the first few are read.
     rng: draws the dropout.
-    share: of the elements of the layers' matrices that become zero, in [0, 1).
+    share: the share of the layers' matrix elements that becomes zero, in [0, 1).
   """
-  # A new projection is random, and would say which weights it likes.
+  # A new projection is random, and would prefer weights at random.
   judge = dataclasses.replace(
     loss_fn,
     terms=losses.parse("alignment_uniformity"),

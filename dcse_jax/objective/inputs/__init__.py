@@ -14,6 +14,7 @@ from dcse_jax.objective.inputs.provider import StepInputs
 from dcse_jax.objective.inputs.queue import Queue
 from dcse_jax.objective.inputs.replaced import Replaced
 from dcse_jax.objective.inputs.retrieved import Retrieved
+from dcse_jax.objective.inputs.served import Served
 from dcse_jax.objective.inputs.teacher import Teacher
 from dcse_jax.objective.inputs.tokens import Step
 from dcse_jax.objective.inputs.tokens import Tokens
@@ -23,6 +24,7 @@ from dcse_jax.objective.inputs.views import Views
 # In their order: a provider may use the arrays of those before it.
 PROVIDERS: tuple[Provider, ...] = (
   Views(),
+  Served(),
   Undropped(),
   Retrieved(),
   Replaced(),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
+from dcse_jax.model.flops import score_flops
 from dcse_jax.objective.inputs.provider import Provider
 from dcse_jax.objective.inputs.rows import flat_views
 from dcse_jax.objective.inputs.rows import number_views
@@ -72,8 +73,13 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   }
 
 
-def validate_mask(start) -> str:
-  """Says what is wrong if a start's tokenizer has no mask token; else ""."""
+def validate_mask(objective, start) -> str:
+  """Says that a start has no masked-language model or mask token, or ""."""
+  if objective.config.language_model is None:
+    return (
+      f"{start.name} is a {objective.config.model_type}, a family without a "
+      "masked-language model: leave the term out, or use another model"
+    )
   if start.has_mask_token:
     return ""
   return f"the tokenizer of {start.name} has no mask token"
@@ -90,7 +96,7 @@ class Masked(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    return validate_mask(start)
+    return validate_mask(objective, start)
 
   def init_params(self, objective, encoder, init, language_model):
     head = language_model or init("language_model", heads.LanguageModelHead)
@@ -105,8 +111,7 @@ class Masked(Provider):
       positions=slots,
       **size.lengths,
     )
-    vocabulary = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
-    return flops + masked * slots * vocabulary, 0.0
+    return flops + masked * slots * score_flops(config), 0.0
 
   def prepare(self, objective, inputs):
     rng, views = jax.random.fold_in(inputs.rng, 1), objective.setting("masked_views")

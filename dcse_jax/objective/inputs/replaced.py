@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model.flops import encoder_flops
+from dcse_jax.model.flops import score_flops
 from dcse_jax.objective.inputs.masked import mask_views
 from dcse_jax.objective.inputs.masked import validate_mask
 from dcse_jax.objective.inputs.provider import Provider
@@ -28,7 +29,7 @@ class Replaced(Provider):
   of_tokens = True
 
   def validate(self, objective, start):
-    if problem := validate_mask(start):
+    if problem := validate_mask(objective, start):
       return problem
     if not start.has_language_model:
       return (
@@ -54,8 +55,7 @@ class Replaced(Provider):
     count = lambda positions: encoder_flops(
       config, sentences=edited, positions=positions, **size.lengths
     )
-    vocabulary = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
-    return count(0), count(positions) + edited * slots * vocabulary
+    return count(0), count(positions) + edited * slots * score_flops(config)
 
   def prepare(self, objective, inputs):
     share, rng = (
