@@ -117,7 +117,7 @@ def _find_gpus(topology: str) -> list[jax.Device]:
 def traced(device: jax.Device) -> contextlib.AbstractContextManager:
   """Kernels that are traced in this block are for a device that is not there."""
   make = getattr(jax.sharding, "AbstractDevice", None)
-  if device.platform != "cuda" or make is None:  # Older releases do not ask.
+  if device.platform != "gpu" or make is None:  # Older releases do not ask.
     return contextlib.nullcontext()
   kind = make(device_kind=device.device_kind, num_cores=1, platform="cuda")
   mesh = jax.sharding.AbstractMesh((), (), abstract_device=kind)

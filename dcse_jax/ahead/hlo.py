@@ -184,6 +184,15 @@ class Program:
           totals[name] = Mover(old.count + place.times, old.bytes + place.times * moved)
     return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
 
+  def sources(self) -> dict[str, str]:
+    """Returns by the name of each instruction that of the code that asked for it."""
+    return {
+      instruction.name: self._sources.name(self._attributes(instruction))
+      for place in self._places
+      if not place.is_fused
+      for instruction in self._computations[place.name].values()
+    }
+
   def _attributes(self, instruction: _Instruction) -> str:
     """Returns what says who asked: a fusion that does not may be known by its root."""
     if instruction.op != "fusion" or "op_name=" in instruction.rest:
