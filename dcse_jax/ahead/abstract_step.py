@@ -6,6 +6,7 @@ so what is compiled from it is what will run.
 
 import dataclasses
 import itertools
+import math
 import types
 from typing import Any
 
@@ -20,6 +21,7 @@ from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import packing as packing_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
@@ -45,9 +47,10 @@ class AbstractStep:
     step_fn: see `loop.Trainer.step_fn`.
     arguments: the arguments of step_fn, as shapes with shardings.
     num_columns: how many columns the text has.
-    flops: those of one call, on all devices together, with padding.
+    flops: those of one call, on all devices together, of what the layout computes.
     stacks: the teachers.
     num_models: how many models one call trains together.
+    packing: the last argument of step_fn.
   """
 
   step_fn: Any
@@ -56,12 +59,17 @@ class AbstractStep:
   flops: float
   stacks: tuple[stacks_lib.TeacherStack | stacks_lib.CachedTeachers, ...]
   num_models: int
+  packing: packing_lib.Packing | None
 
 
 def make_abstract_step(
-  config: config_lib.ConfigDict, name: str, mesh: Mesh
+  config: config_lib.ConfigDict,
+  name: str,
+  mesh: Mesh,
+  *,
+  mean_length: float | None = None,
 ) -> AbstractStep:
-  """Makes the step of a round, on padded batches.
+  """Makes the step of a round.
 
   It reads only config.json and the like of models that exist. A teacher from elsewhere
   is taken to read the student's token ids if its vocabulary has the same size.
@@ -70,9 +78,11 @@ def make_abstract_step(
     config: the recipe's, which has been checked.
     name: the round's.
     mesh: over any devices, also those of a topology.
+    mean_length: tokens of a sentence in packed batches; None leaves the padding in.
 
   Raises:
-    UserError: a model cannot be read, or the batch does not divide.
+    UserError: a model cannot be read, the batch does not divide, or sentences are to be
+      longer than they may be.
   """
   round_config = config_lib.of_round(config, name)
   trainer_lib.check_batch(round_config, name, mesh)
@@ -110,11 +120,12 @@ def make_abstract_step(
     **teacher_batch,
     **loss_fn.abstract_batch(round_config.batch_size, round_config.max_length),
   }
+  length = mean_length or round_config.max_length
   size = Size(
     batch=round_config.batch_size,
     columns=columns,
-    length=round_config.max_length,
-    squared_length=round_config.max_length**2,
+    length=length,
+    squared_length=length**2,
     max_length=round_config.max_length,
   )
   head = None
@@ -142,7 +153,22 @@ def make_abstract_step(
     flops=num_models * loss_fn.flops(size),
     stacks=stacks,
     num_models=num_models,
+    packing=_packing(round_config, columns, mean_length, mesh),
   )
+
+
+def _packing(config, columns: int, mean_length: float | None, mesh: Mesh):
+  """Returns a packing whose groups are as full as they are in the mean, or None."""
+  if mean_length is None:
+    return None
+  if mean_length > config.max_length:
+    raise UserError(
+      f"sentences of {mean_length:g} tokens in the mean, where they have "
+      f"max_length={config.max_length} at most: give fewer"
+    )
+  groups = mesh.size * config.microbatches
+  tokens = math.ceil(mean_length * columns * config.batch_size / groups)
+  return packing_lib.Packing(packing_lib.rounded(tokens), groups)
 
 
 def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:

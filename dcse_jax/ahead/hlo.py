@@ -10,6 +10,8 @@ import math
 import re
 from typing import NamedTuple
 
+from dcse_jax.ahead.sources import Sources
+
 COLLECTIVES = (
   "all-reduce",
   "all-gather",
@@ -92,6 +94,19 @@ class Collective:
   sent: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Mover:
+  """What moves memory.
+
+  Attributes:
+    count: instructions a run.
+    bytes: that they read and write.
+  """
+
+  count: int = 0
+  bytes: int = 0
+
+
 class Program:
   """A compiled program.
 
@@ -102,6 +117,7 @@ class Program:
 
   def __init__(self, text: str, num_devices: int):
     self._num_devices = num_devices
+    self._sources = Sources(text)
     self._computations: dict[str, dict[str, _Instruction]] = {}
     current, entry = {}, None
     for line in text.splitlines():
@@ -143,14 +159,47 @@ class Program:
   def memory_bytes(self) -> int:
     """Counts the bytes that a run reads from the device's memory and writes to it.
 
-    If only slices of an array are read, only they count.
+    Of an array that is cut into slices where it is read, only these count.
     """
-    return sum(
-      place.times * self._moved(place.name, instruction)
+    return sum(mover.bytes for mover in self.movers().values())
+
+  def kernels(self) -> int:
+    """Counts what a run launches: all that reads memory or writes to it."""
+    return sum(mover.count for mover in self.movers().values())
+
+  def movers(self) -> dict[str, Mover]:
+    """Returns what moves memory by the name of the code that asked for it.
+
+    The largest come first.
+    """
+    totals: dict[str, Mover] = {}
+    for place in self._places:
+      if place.is_fused:
+        continue
+      for instruction in self._computations[place.name].values():
+        moved = self._moved(place.name, instruction)
+        if moved:
+          name = self._sources.name(self._attributes(instruction))
+          old = totals.get(name, Mover())
+          totals[name] = Mover(old.count + place.times, old.bytes + place.times * moved)
+    return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
+
+  def sources(self) -> dict[str, str]:
+    """Returns by the name of each instruction that of the code that asked for it."""
+    return {
+      instruction.name: self._sources.name(self._attributes(instruction))
       for place in self._places
       if not place.is_fused
       for instruction in self._computations[place.name].values()
-    )
+    }
+
+  def _attributes(self, instruction: _Instruction) -> str:
+    """Returns what says who asked: a fusion that does not may be known by its root."""
+    if instruction.op != "fusion" or "op_name=" in instruction.rest:
+      return instruction.rest
+    (called,) = instruction.called("calls")
+    (root,) = (i for i in self._computations[called].values() if i.is_root)
+    return root.rest
 
   def _run(self, place: _Place) -> Iterator[_Place]:
     """Yields a computation and all that it calls, except for scalar functions."""
