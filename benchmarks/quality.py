@@ -66,10 +66,10 @@ class Task:
   Attributes:
     student: before training.
     student_folder: the same, as sentence-transformers reads it.
-    sentences: of training, each once.
+    sentences: what is trained on, each once.
     teacher: the teacher's embeddings of these, [n, D].
     sets: STS-B dev and the seven test sets.
-    options: of the command line.
+    options: the command line's.
   """
 
   student: model_lib.Model
