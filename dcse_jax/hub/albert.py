@@ -1,4 +1,4 @@
-"""ALBERT as Hugging Face has it: what `huggingface` asks of a family."""
+"""ALBERT as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 import re
@@ -66,7 +66,7 @@ def read_config(settings: Settings) -> albert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   settings.choice("position_embedding_type", "absolute", ["absolute"])
   for name in _GROUPS:
@@ -80,7 +80,7 @@ def read_config(settings: Settings) -> albert.EncoderConfig:
 
 
 def config_to_json(config: albert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, _SIZES, _FRACTIONS, ARCHITECTURES)
   return {**content, "hidden_act": config.activation}
 
@@ -88,5 +88,5 @@ def config_to_json(config: albert.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: albert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

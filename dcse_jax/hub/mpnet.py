@@ -1,4 +1,4 @@
-"""MPNet as Hugging Face has it: what `huggingface` asks of a family."""
+"""MPNet as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +46,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: numbers that none has.
+    UserError: no encoder has such numbers.
   """
   buckets = settings.values.get("relative_attention_num_buckets", mpnet.NUM_BUCKETS)
   is_right = type(buckets) is int and buckets >= mpnet.NUM_BUCKETS
@@ -66,7 +66,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
 
 
 def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, SIZES, names.FRACTIONS, ARCHITECTURES)
   return {
     **content,
@@ -78,5 +78,5 @@ def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: mpnet.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return names.ROBERTA_HEAD

@@ -1,4 +1,4 @@
-"""What config.json of published encoders says, by the model's name on the hub.
+"""The config.json of published encoders, by the model's name on the hub.
 
 Keys and values are the hub's. Each has what the line of a refusal must match, or ""
 where it is read.

@@ -22,7 +22,7 @@ VOCABULARY = dict(vocab_size=len(TOKENIZER))
 
 
 def write_folder(path, kind, shape=0, **arguments):
-  """A random model as transformers saves it, with a tokenizer."""
+  """Writes a random model as transformers saves it, with a tokenizer."""
   families.make_torch(kind, shape, **arguments, **VOCABULARY).save_pretrained(path)
   TOKENIZER.save_pretrained(path)
   return str(path)

@@ -45,7 +45,7 @@ class Family:
   Attributes:
     config: from a shape, vocab_size and the rest.
     vocabulary: a key of `vocabularies.KINDS`.
-    fields: of its config beside the shape.
+    fields: fields of its config besides the shape.
     names: what it calls the four numbers of a shape.
   """
 
