@@ -7,44 +7,12 @@ import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
 from benchmarks import prepare
-
-
-class Contender:
-  """A worker process."""
-
-  def __init__(self, label: str, name: str, folder: str, batch: int, *flags: str):
-    self.label, self.seconds, self.losses, self.peak_bytes = label, [], [], 0
-    command = [sys.executable, "-m", "benchmarks.worker", name]
-    command += ["--folder", folder, "--batch", str(batch), *flags]
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE if not os.environ.get("BENCHMARK_STDERR") else None,
-      text=True,
-      env={**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"},
-    )
-
-  def ask(self, command: str, *arguments):
-    with contextlib.suppress(BrokenPipeError):  # Its answer, then, is empty.
-      print(json.dumps([command, *arguments]), file=self._process.stdin, flush=True)
-    line = self._process.stdout.readline()
-    if not line:
-      raise SystemExit(f"{self.label} ended: {self._process.stderr.read()[-2000:]}")
-    answer = json.loads(line)
-    self.peak_bytes = answer["peak_bytes"]
-    return answer
-
-  def close(self) -> None:
-    with contextlib.suppress(BrokenPipeError):  # It may have ended by itself.
-      self._process.stdin.close()
-    self._process.wait()
+from benchmarks.contender import Contender
 
 
 def interleave(contenders, *, rounds: int, steps: int, warm: int) -> None:
@@ -174,9 +142,14 @@ def shuffle(options) -> None:
 
 
 def main() -> None:
+  if sys.argv[1:2] == ["quality"]:
+    from benchmarks import quality
+
+    quality.main(sys.argv[2:])
+    return
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument(
-    "what", choices=("train", "ablation", "encode", "start", "shuffle")
+    "what", choices=("train", "ablation", "encode", "start", "shuffle", "quality")
   )
   parser.add_argument("--shape", default="6x384", choices=prepare.SHAPES)
   parser.add_argument("--batch", type=int, default=64)

@@ -1,8 +1,8 @@
 """Large batches: memory and time of losses in row blocks and of microbatches.
 
-`python -m benchmarks.batches` prints, for batches from 512 up, what the compiled
-value and gradient keep beside arguments and results, and how long they take where
-that is bearable. Times are medians of interleaved rounds.
+`python -m benchmarks.batches` prints, for batches from 512 up, the memory that the
+compiled value and gradient need besides arguments and results, and the time that they
+take, where it is bearable. Times are medians of interleaved rounds.
 """
 
 import argparse
@@ -32,13 +32,13 @@ _LOSSES = {
 
 
 def _compile(fn, *shapes):
-  """The program, and the bytes that it needs beside arguments and results."""
+  """Compiles a program; returns it and the bytes it needs besides its arrays."""
   program = jax.jit(fn).lower(*shapes).compile()
   return program, program.memory_analysis().temp_size_in_bytes
 
 
 def _seconds(programs, *arguments, rounds: int) -> list[float]:
-  """Medians of programs that take turns."""
+  """Returns the medians of programs that take turns."""
   times = [[] for _ in programs]
   for i in range(rounds + 1):
     for program, seconds in zip(programs, times):
@@ -56,7 +56,7 @@ def _loss(terms, number: int, anchors, positives, teacher, rng):
 
 
 def measure_losses(options) -> None:
-  """The loss alone, of embeddings that are there."""
+  """Measures the loss alone, on given embeddings."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   print(
     f"\nLosses of [B, {_WIDTH}], value and gradient; blocks of {options.block} rows"
@@ -89,7 +89,7 @@ def measure_losses(options) -> None:
 
 
 def measure_microbatches(options) -> None:
-  """The whole of a step but the optimizer, by microbatches."""
+  """Measures a whole step, except for the optimizer, by microbatches."""
   config = prepare.encoder_config(*options.shape, 8000)
   encoder = encoder_lib.init_params(config, jax.random.key(0))
   key = jax.random.key(0)

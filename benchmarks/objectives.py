@@ -1,7 +1,7 @@
-"""What each objective costs a step, and what a short training by it gains.
+"""What a step of each objective costs, and what a short training with it gains.
 
 `python -m benchmarks.objectives --model DIR --text FILE --sts DIR --workdir DIR` trains
-one model by each objective, from the same encoder, on the same text, for as many steps,
+one model with each objective, from the same encoder, on the same text, equally long,
 and scores it on STS-B dev at the end; then it times one step of each, in turns, on
 padded batches with teachers online. DIR is a BERT folder with its language-model head,
 such as the round `pretrained` of configs/scratch.py leaves in `pretrained/0/model`.
@@ -23,7 +23,7 @@ from dcse_jax.ahead import abstract_step
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import mesh as mesh_lib
 
-# Those with a teacher have that of the first row, SimCSE's model.
+# The teacher of objectives that have one is the first row's model, SimCSE's.
 _TEACHER = dict(teachers=("simcse",))
 _PENULTIMATE = {"sscl": dict(layers=(3,))}
 _FEW_CLUSTERS = {"incremental_false_negatives": dict(num_clusters=(16, 64, 256))}
@@ -35,6 +35,8 @@ ROUNDS = {
     distillation=dict(group_probability=0.1),
     **_TEACHER,
   ),
+  "embedding": dict(objective="embedding_distillation", **_TEACHER),
+  "spread": dict(objective="embedding_distillation + 0.1 * spread", **_TEACHER),
   "focal": dict(objective="focal_info_nce"),
   "sscl": dict(objective="sscl", **_PENULTIMATE),
   "adap_acse": dict(objective="adap_acse", **_TEACHER),
@@ -56,7 +58,7 @@ ROUNDS = {
 
 
 def make_config(options) -> config_lib.ConfigDict:
-  """A recipe with a round for each objective."""
+  """Makes a recipe with a round for each objective."""
   config = config_lib.default()
   config.model, config.text, config.sts = options.model, options.text, options.sts
   config.dev, config.test = ("STSB-dev",), ("STSB-test",)
@@ -70,7 +72,7 @@ def make_config(options) -> config_lib.ConfigDict:
 
 
 def train(config, options) -> dict[str, list[float]]:
-  """Trains what is not trained yet; STS-B dev at the last step, by round."""
+  """Trains what is not trained yet; returns STS-B dev at the last step, by round."""
   recipe_lib.run(config, options.workdir)
   scores = {}
   for name in ROUNDS:
@@ -83,7 +85,7 @@ def train(config, options) -> dict[str, list[float]]:
 
 
 def _fill(shape, rng: np.random.Generator, vocab_size: int):
-  """Random numbers of a kind that a step can take."""
+  """Fills shapes with random numbers that a step can take."""
   if jnp.issubdtype(shape.dtype, jnp.floating):
     values = 0.02 * rng.standard_normal(shape.shape, np.float32)
   elif shape.dtype == bool:
@@ -117,7 +119,7 @@ class _Stepper:
 
 
 def measure_cost(config, options) -> dict[str, tuple[float, float, float]]:
-  """Quartiles and median of each round's step over SimCSE's."""
+  """Measures each round's step relative to SimCSE's: quartiles and median."""
   steppers = {}
   for name in ROUNDS:
     steppers[name] = _Stepper(config, name)

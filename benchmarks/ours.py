@@ -18,6 +18,7 @@ from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import layers
 from dcse_jax.model import ops
 from dcse_jax.model import packing
+from dcse_jax.model import stack
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import memory
@@ -43,12 +44,12 @@ def _full_last_layer(params, config, ids, mask, positions, **kwargs):
   return jnp.take_along_axis(last, positions[..., None], axis=1)
 
 
-# What makes a step fast, and how each is taken away to see what it is worth.
+# What makes a step fast, and how to take each away to see what it is worth.
 _PATCHES = {
   "fences": (ops, "_keep", lambda x: x),
   "hashed dropout": (bert, "dropout", _threefry_dropout),
   "last layer for [CLS]": (encoder_lib, "states_at", _full_last_layer),
-  "straight-line layers": (bert, "_unroll", lambda _: 1),
+  "straight-line layers": (stack, "_unroll", lambda _: 1),
   "erf": (
     layers,
     "ACTIVATIONS",
@@ -94,7 +95,7 @@ class Ours:
         self._cache.num_tokens(np.arange(len(self._cache))),
         batch_size=options.batch,
         padded=prepare.MAX_LENGTH,
-        num_steps=5000,  # As the published script.
+        num_steps=5000,  # As in the published script.
       )
     tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
     mesh = mesh_lib.make_mesh()
@@ -168,7 +169,7 @@ class Ours:
     return [float(value) for value in values]
 
   def _next_batch(self, _):
-    """The training loop's own: shuffled, gathered by other threads."""
+    """Returns the training loop's next batch, which other threads gather."""
     batch = next(self._batches)
     return batch, packing.choose_packing(
       self._trainer.packings, batch.pop("num_tokens")

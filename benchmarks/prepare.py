@@ -16,13 +16,13 @@ from dcse_jax.model import inference
 from dcse_jax.model import model as model_lib
 
 # Layers, width; "base" is BERT-base.
-SHAPES = {"4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
+SHAPES = {"tiny": (2, 64), "4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
 VOCAB_SIZE, MAX_LENGTH = 30_522, 32
 _WORDS = 20_000
 
 
 def read_sentences(source: str | None, count: int) -> tuple[list[str], str]:
-  """So many distinct sentences and what they are.
+  """Reads or makes distinct sentences, and says what they are.
 
   Args:
     source: a folder of gzipped text files, or a text file; None makes them up,
@@ -113,7 +113,7 @@ def read_tokens(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_teacher_embeddings(path: pathlib.Path, count: int) -> list[np.ndarray]:
-  """The memory-mapped embeddings of so many teachers, each [n, D] float16."""
+  """Opens the embeddings of some teachers, each [n, D] float16, memory-mapped."""
   rows = len(np.load(path / "mask.npy", mmap_mode="r"))
   files = [path / f"teacher-{i}.bin" for i in range(count)]
   return [np.memmap(f, np.float16, "r").reshape(rows, -1) for f in files]
@@ -131,4 +131,5 @@ def token_cache(path: pathlib.Path) -> tokens_lib.TokenCache:
     max_length=MAX_LENGTH,
     pad_token_id=0,
     dropped=0,
+    contradicting=0,
   )

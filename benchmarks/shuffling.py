@@ -14,7 +14,7 @@ _CALLS = 5
 
 
 def measure(size: int, rounds: int) -> dict[str, list[float]]:
-  """Seconds of each way to shuffle one batch's similarities, interleaved."""
+  """Measures seconds of each way to shuffle a batch's similarities, interleaved."""
   rng = np.random.default_rng(0)
   unit = rng.standard_normal((size, 64)).astype(np.float32)
   unit /= np.linalg.norm(unit, axis=1, keepdims=True)

@@ -38,7 +38,7 @@ def _model(seed: int, layers: int, width: int) -> Model:
 
 
 def _batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-  """Sentences of 8 to 32 tokens, 25 on average, as Wikipedia's."""
+  """Draws sentences of 8 to 32 tokens, 25 on average, as in Wikipedia."""
   lengths = np.clip(rng.normal(26, 8, (size, 1, 1)), 8, 32)
   mask = np.arange(32) < lengths
   ids = np.where(mask, rng.integers(5, _VOCAB, (size, 1, 32)), 0)
@@ -50,7 +50,7 @@ def _batch(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
 
 
 def _cache_file(folder: str, i: int, width: int) -> np.ndarray:
-  """Such a file as the teacher cache has."""
+  """Writes a file like those of the teacher cache."""
   path = f"{folder}/{i}.bin"
   rng = np.random.default_rng(i)
   if not os.path.exists(path):
@@ -59,7 +59,7 @@ def _cache_file(folder: str, i: int, width: int) -> np.ndarray:
 
 
 def _stepper(student, loss_fn, teacher_params, size, num_models=1):
-  """A function that takes host batches through one step, and waits for it."""
+  """Makes a function that takes a host batch through one step, and waits for it."""
   schedule = optimizer.make_schedule(
     learning_rate=1e-5, schedule="linear", warmup_steps=0, num_steps=1000
   )
@@ -99,7 +99,7 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
 
 
 def _measure(forms, rounds: int, rng, size: int) -> dict[str, list[float]]:
-  """Seconds of each form in each round, one after the other in every round."""
+  """Measures seconds of each form in each round, one after the other in every round."""
   times = {name: [] for name in forms}
   for i in range(rounds + 2):
     for name, (step, source) in forms.items():

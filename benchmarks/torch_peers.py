@@ -8,6 +8,7 @@ the last layer for [CLS] alone and teachers from a cache. Further down is
 sentence-transformers' own trainer.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -98,6 +99,13 @@ class Peer:
     self._tricks = options.name == "tricks"
     self._published = options.name == "published"
     self._batch_size = options.batch
+    self._device = torch.device(options.device)
+    self._autocast = functools.partial(
+      torch.autocast, options.device, torch.bfloat16, enabled=options.bfloat16
+    )
+    if options.bfloat16:
+      # What is left of float32 products takes TensorFloat-32, as JAX's do.
+      torch.set_float32_matmul_precision("high")
     self._ids, self._mask = prepare.read_tokens(path)
     self._encoder = self._load(path / "model")
     weights = np.load(path / "projection.npz")
@@ -105,6 +113,7 @@ class Peer:
     self._projection = torch.nn.Linear(width, width)
     self._projection.weight.data = torch.tensor(weights["kernel"].T.copy())
     self._projection.bias.data = torch.tensor(weights["bias"])
+    self._projection.to(self._device)
     self._cached, self._teachers = [], []
     if options.cached and self._tricks:
       self._cached = prepare.read_teacher_embeddings(path, options.teachers)
@@ -126,24 +135,28 @@ class Peer:
     bert = transformers.BertModel.from_pretrained(
       path, add_pooling_layer=False, attn_implementation=attention
     )
-    return (_FirstTokenOnly if self._tricks else _FirstToken)(bert)
+    encoder = (_FirstTokenOnly if self._tricks else _FirstToken)(bert)
+    return encoder.to(self._device)
 
   def _target(self, ids, mask, rows):
     with torch.inference_mode():
-      embeddings = [teacher(ids, mask) for teacher in self._teachers]
+      with self._autocast():
+        embeddings = [teacher(ids, mask) for teacher in self._teachers]
       if self._cached:
-        embeddings = [torch.from_numpy(c[rows]).float() for c in self._cached]
+        embeddings = [torch.from_numpy(c[rows]) for c in self._cached]
+      embeddings = [e.to(self._device).float() for e in embeddings]
       unit = [F.normalize(e, dim=-1) for e in embeddings]
       return torch.stack([u @ u.T for u in unit]).mean(dim=0)
 
   def _loss(self, rows, shuffles: bool):
-    ids = torch.from_numpy(self._ids[rows]).long()
-    mask = torch.from_numpy(self._mask[rows]).long()
-    embeddings = self._encoder(ids.repeat(2, 1), mask.repeat(2, 1))
-    unit = F.normalize(torch.tanh(self._projection(embeddings)), dim=-1)
+    ids = torch.from_numpy(self._ids[rows]).long().to(self._device)
+    mask = torch.from_numpy(self._mask[rows]).long().to(self._device)
+    with self._autocast():
+      embeddings = self._encoder(ids.repeat(2, 1), mask.repeat(2, 1))
+    unit = F.normalize(torch.tanh(self._projection(embeddings.float())), dim=-1)
     anchors, positives = unit[: len(rows)], unit[len(rows) :]
     logits = anchors @ positives.T / _TEMPERATURE
-    loss = F.cross_entropy(logits, torch.arange(len(rows)))
+    loss = F.cross_entropy(logits, torch.arange(len(rows), device=self._device))
     if not self._teachers and not self._cached:
       return loss
     target = off_diagonal(self._target(ids, mask, rows))
@@ -155,7 +168,8 @@ class Peer:
     return loss - (target * torch.log_softmax(student, dim=1)).sum(dim=1).mean()
 
   def _rows(self, step: int):
-    return np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+    first = step * self._batch_size + np.arange(self._batch_size)
+    return first % len(self._ids)
 
   def loss(self) -> float:
     self._encoder.eval()
@@ -171,8 +185,17 @@ class Peer:
       loss.backward()
       torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
       self._optimizer.step()
-      losses.append(loss.item())
-    return losses
+      losses.append(loss.detach())  # Not waited for, as in a loop that logs seldom.
+    return [loss.item() for loss in losses]
+
+  def free(self) -> None:
+    """Gives a GPU's memory back until the next step."""
+    self._optimizer.zero_grad()
+    torch.cuda.empty_cache()
+
+  def peak(self) -> int:
+    """The most bytes of a GPU's memory that were in use at once."""
+    return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
 
 
 class TrainerPeer:
@@ -235,10 +258,13 @@ class EncodePeer:
   def __init__(self, path: pathlib.Path, options):
     import sentence_transformers
 
+    if options.device != "cpu":
+      # As JAX's products of float32 are on a GPU.
+      torch.set_float32_matmul_precision("high")
     self._text = path.joinpath("text.txt").read_text().splitlines()
     self._batch_size = options.batch
     self._model = sentence_transformers.SentenceTransformer(
-      str(path / "model"), device="cpu"
+      str(path / "model"), device=options.device
     )
 
   def loss(self) -> float:

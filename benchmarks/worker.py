@@ -41,6 +41,8 @@ def main() -> None:
   parser.add_argument("--cached", action="store_true")
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--compilation-cache")
+  parser.add_argument("--device", default="cpu", help="of PyTorch")
+  parser.add_argument("--bfloat16", action="store_true", help="autocast of PyTorch")
   parser.add_argument("--without")
   parser.add_argument("--loop", action="store_true")
   options = parser.parse_args()

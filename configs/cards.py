@@ -3,9 +3,9 @@
 Wang et al., CARDS, SIGIR 2022 (arXiv:2206.02457): RoBERTa, whose tokenizer knows case,
 with the settings that the authors publish with their code: base, learning rate 4e-5,
 0.05 of the words switched, one of 64 neighbours; large, 7.5e-6, 0.1 and 8; batches of
-512 (4 x 128). Neighbours are by the mean over tokens. BERT's settings are not
-published: SimCSE's, with RoBERTa-base's shares. Published averages of seven STS sets:
-RoBERTa-base 78.83, RoBERTa-large 80.84.
+512 (4 x 128). The search embeds by the mean over tokens. BERT's settings are not
+published: they are SimCSE's, with RoBERTa-base's shares. Published averages of seven
+STS sets: RoBERTa-base 78.83, RoBERTa-large 80.84.
 
 python -m dcse_jax.main --config configs/cards.py:roberta-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/cards

@@ -2,7 +2,7 @@
 
 Zhang et al., Unleashing the Power of Contrastive Self-Supervised Visual Models via
 Contrast-Regularized Fine-Tuning, NeurIPS 2021 (arXiv:2102.06605): alpha 1. The paper
-is of images with labels; all other settings are SimCSE's.
+is about images with labels; all other settings are SimCSE's.
 
 python -m dcse_jax.main --config configs/core_tuning.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/core_tuning

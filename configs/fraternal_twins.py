@@ -2,8 +2,9 @@
 
 Xiao, Li and Chen, Identical and Fraternal Twins, 2023 (arXiv:2307.10932). A text with
 two columns gives fraternal twins made by another augmentation
-(--config.columns="('sentence', 'paraphrase')"); one with one column, those that dropout
-makes. Its settings were not at hand: margin and queue are chosen, the rest SimCSE's.
+(--config.columns="('sentence', 'paraphrase')"); a text with one column gives those that
+dropout makes. The paper's settings were not at hand: margin and queue are our choice,
+the rest is SimCSE's.
 
 python -m dcse_jax.main --config configs/fraternal_twins.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/fraternal_twins

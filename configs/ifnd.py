@@ -1,8 +1,8 @@
 """IFND: negatives that mean the same are found by clustering as training goes on.
 
-After Chen et al., Incremental False Negative Detection, ICLR 2022
-(arXiv:2106.03719), who train on images; batch and learning rate are SimCSE's, the
-numbers of clusters and the 1,000 steps between two clusterings are chosen here. A
+It follows Chen et al., Incremental False Negative Detection, ICLR 2022
+(arXiv:2106.03719), who train on images. Batch and learning rate are SimCSE's; the
+numbers of clusters and the 1,000 steps between two clusterings are our choice. A
 clustering embeds the whole text: with a million sentences it costs some hundred
 steps.
 

@@ -27,7 +27,7 @@ def get_config(variant=""):
   config.pooling = "mean"
   config.max_length = 20
   config.learning_rate = 1e-4
-  # Sharper ones spread even paraphrases apart in so small a language.
+  # Sharper ones would spread even paraphrases apart in a language this small.
   config.info_nce.temperature = 0.2
   config.distillation.group_probability = 0.1
   config.log_every = 20

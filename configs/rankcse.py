@@ -3,10 +3,10 @@
 Liu et al., RankCSE, ACL 2023 (arXiv:2305.16726): InfoNCE, ranking consistency and
 ranking distillation from two teachers, weighed 0.33 and 0.67, by ListMLE; ",list_net"
 after the model distils by ListNet. Batch 128, learning rate 3e-5, BERT-base's teachers
-and the weight of ListMLE are of a public reproduction: there it is the sum over the 128
+and the weight of ListMLE come from a public reproduction. Its ListMLE sums over the 128
 ranks of a list that the sentence itself heads, which is InfoNCE and 127 times the mean
 over the others. Where the settings were not at hand (the other models), teachers are
-the SimCSE models of both sizes, and the learning rate SimCSE's.
+the SimCSE models of both sizes, and the learning rate is SimCSE's.
 
 python -m dcse_jax.main --config configs/rankcse.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/rankcse

@@ -3,9 +3,9 @@
 Seo et al., Relaxed Contrastive Learning for Federated Learning, CVPR 2024
 (arXiv:2401.04928): temperature 0.05, threshold 0.7 and weight 1 are the published
 code's, whose data are images; batch and learning rate are SimCSE's. Without teachers a
-sentence and itself under another dropout mask are the only pair of one meaning; with
+sentence and itself under another dropout mask are the only pair with one meaning; with
 --config.rounds.relaxed.teachers="('DIR_OR_ID',)" so are sentences that these find
-alike. Of several pairs the published code takes the least alike alone
+alike. The published code only takes the least alike of several pairs
 (--config.relaxed_contrastive.pairs=least_alike).
 
 python -m dcse_jax.main --config configs/relaxed_contrastive.py:bert-base \\

@@ -1,6 +1,6 @@
 """Everything from your own text: tokenizer, encoder, and self-training on top.
 
-For a language or domain without an encoder. A WordPiece tokenizer and a small
+It is for a language or domain without an encoder. A WordPiece tokenizer and a small
 BERT are trained on the text as in Devlin et al., 2019 (arXiv:1810.04805), then
 four SimCSE models, then DistillCSE's ladder on top of them (Xu et al., 2023,
 arXiv:2310.13499, Table 2), each model from the pretrained encoder again:
@@ -50,7 +50,7 @@ def get_config(variant=""):
   if variant != "cpu":
     # Each student meets the whole text once, and there are fifteen of them.
     config.teacher_cache = "float16"
-    # So small a model leaves a GPU half idle.
+    # A model this small leaves a GPU half idle.
     config.parallel_seeds = True
 
   rounds = config.rounds

@@ -3,7 +3,7 @@
 Gao, Yao and Chen, SimCSE, EMNLP 2021 (arXiv:2104.08821), Table 5 and appendix A:
 batch and learning rate by model, temperature 0.05, length 32, one epoch of a
 million Wikipedia sentences, STS-B dev every 125 steps. Published averages of
-seven STS sets: BERT-base 76.25, RoBERTa-base 76.57. After the model may stand
+seven STS sets: BERT-base 76.25, RoBERTa-base 76.57. A model may be followed by
 
   ,mlm         a tenth of the loss of masked words is added
   ,supervised  275,601 triplets of premise, entailed and contradicting hypothesis, the
@@ -11,7 +11,7 @@ seven STS sets: BERT-base 76.25, RoBERTa-base 76.57. After the model may stand
                projection stays in the model, as in the authors' script; BERT-base
                81.57, RoBERTa-base 82.52
 
-Masked words are of both views, as in the authors' code.
+Words of both views are masked, as in the authors' code.
 
 python -m dcse_jax.main --config configs/simcse.py:bert-base \\
     --config.text=wiki1m.txt --config.sts=STS_FOLDER --workdir runs/simcse

@@ -1,8 +1,8 @@
 """SparseCSE: SimCSE without the weights that do least for it.
 
-After An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a SimCSE model, then a
-model from it whose least useful weights are zero, by alignment and uniformity of
-embeddings before any projection. The share is chosen here; so are SimCSE's batch and
+It follows An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a SimCSE model, then
+a model from it whose least useful weights for alignment and uniformity, of embeddings
+before any projection, are zero. The share is our choice, and so are SimCSE's batch and
 learning rate in both rounds.
 
 python -m dcse_jax.main --config configs/sparse_cse.py:bert-base \\

@@ -1,7 +1,7 @@
 """SSCL: SimCSE with intermediate layers' embeddings as negatives.
 
 Chen et al., Alleviating Over-smoothing for Unsupervised Sentence Representation, ACL
-2023 (arXiv:2305.06154): the last layer but one, of twelve the eleventh; with
+2023 (arXiv:2305.06154): the last layer but one, the eleventh of twelve; with
 --config.sscl.layers="(11, 10)" that and the one before. Batch, learning rate and
 temperature are SimCSE's, as in the published script for BERT-base. That script departs
 from the paper, and from this: it takes layer 2 (--config.sscl.layers="(2,)"), pools by

@@ -2,7 +2,7 @@
 
 import os
 
-# transformers is used for its tokenizers alone; that it finds no torch is fine.
+# transformers is only used for its tokenizers, which do not need torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 `python -m dcse_jax.convert SOURCE --output DIR [--verify]`
 
-SOURCE is a workdir, a round or a seed of it, a checkpoint of a run under way, a
+SOURCE is a workdir, one of its rounds or seeds, a checkpoint of a run under way, a
 model folder, a SimCSE checkpoint, or a hub id, perhaps ID@REVISION.
 """
 
@@ -27,7 +27,7 @@ _FLAGS = flags.FLAGS
 
 _log = logging.getLogger(__name__)
 
-# Embeddings of unit length may differ by so much.
+# The most by which embeddings of unit length may differ.
 _TOLERANCE = 1e-5
 _VERIFIED = (
   "A cat sleeps.",
@@ -41,10 +41,10 @@ _VERIFIED = (
 
 
 def verify(path: pathlib.Path) -> float:
-  """How far the folder's embeddings are from sentence-transformers' of it.
+  """Compares a folder's embeddings with those that sentence-transformers computes.
 
   Args:
-    path: of a model folder.
+    path: a model folder's.
 
   Returns:
     The largest difference between embeddings of unit length.
@@ -87,8 +87,8 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "overwrite",
     False,
-    "Writes into a folder that is not ours, or of which files were changed, too: files "
-    "of the same names are replaced, all others stay.",
+    "Also writes into a folder that is not ours or whose files were changed: files of "
+    "the same names are replaced, all others stay.",
   )
   flags.DEFINE_bool(
     "verify", False, "Compares embeddings with sentence-transformers' before it ends."
@@ -112,7 +112,7 @@ def main(source: str | None = None) -> None:
   if not _FLAGS.output:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
   output = files.user_path(_FLAGS.output)
-  # Before all that takes long.
+  # This comes before anything that takes long.
   digests_lib.check_replaceable(output, overwrite=_FLAGS.overwrite)
   path = files.user_path(source)
   found = finished.find(path) if path.is_dir() else None
@@ -146,14 +146,14 @@ def main(source: str | None = None) -> None:
 
 
 def push(path: pathlib.Path, hub_id: str) -> None:
-  """Uploads a model folder to the hub; UserError where that fails."""
+  """Uploads a model folder to the hub, or raises a UserError."""
   import huggingface_hub
 
   try:
     hub = huggingface_hub.HfApi()
     hub.create_repo(hub_id, exist_ok=True)
     url = hub.upload_folder(repo_id=hub_id, folder_path=path)
-  except Exception as error:  # Dozens of kinds: offline, no login, no right, ...
+  except Exception as error:  # There are dozens: offline, no login, no right, ...
     raise UserError(
       f"cannot upload to {hub_id} ({error}): check the network and `hf auth login`; "
       f"the folder is written: {path}"

@@ -1,4 +1,4 @@
-"""A local page to try models on: nearest neighbours, and similarities of sentences.
+"""Serves a local page to try models: nearest neighbours, and similarities of sentences.
 
 `python -m dcse_jax.demo --model DIR [--model DIR2] [--corpus sentences.txt]`
 """
@@ -46,18 +46,18 @@ def make_server(
 
   Args:
     models: folders or hub ids, shown side by side.
-    corpus: distinct sentences, one at least.
-    corpus_name: what the page says of these sentences.
-    port: 0 takes a free one, which `server_port` of the server tells.
+    corpus: distinct sentences, at least one.
+    corpus_name: what the page calls these sentences.
+    port: 0 takes a free one, which the server's `server_port` then has.
 
   Returns:
-    A server whose `serve_forever` answers; whoever asked for it closes it.
+    A server whose `serve_forever` answers; the caller closes it.
 
   Raises:
     UserError: a model cannot be loaded, or the port cannot be had.
   """
   try:
-    # First, so that a port in use need not wait for a corpus to be encoded.
+    # This comes first, so that a used port is noticed before a corpus is encoded.
     server = _Server((_ADDRESS, port), _Handler)
   except OSError as error:
     raise UserError(
@@ -79,7 +79,7 @@ def make_server(
 
 
 class _Models:
-  """Models with the embeddings of one corpus; used by one thread at a time."""
+  """Models with the embeddings of a corpus; one thread at a time encodes."""
 
   def __init__(self, names: Sequence[str], corpus: Sequence[str]):
     self._names = names
@@ -124,8 +124,8 @@ class _Models:
   def examples(self) -> list[str]:
     """Picks sentences of the corpus that show what likeness is.
 
-    They are the first and the one least like it, each with the two nearest, by the
-    first model.
+    They are the first and the one least like it, each with its two nearest, according
+    to the first model.
     """
     embeddings = self._embeddings[0]
     farthest = int(np.argmin(embeddings @ embeddings[0]))
@@ -138,7 +138,7 @@ class _Models:
 
 
 def _render(settings: dict[str, Any]) -> tuple[bytes, str]:
-  """The page, and the policy under which nothing but its own script runs."""
+  """Returns the page, and a policy that lets only its own script and style run."""
   page = _PAGE.read_text(encoding="utf-8")
 
   def own(tag: str) -> str:
@@ -161,7 +161,7 @@ class _Server(http.server.ThreadingHTTPServer):
   content_security_policy: str
 
   def handle_error(self, request: Any, client_address: Any) -> None:
-    # A browser that went away, or a page loaded anew, is nobody's error.
+    # It is no error if a browser goes away or loads the page anew.
     if not isinstance(sys.exception(), ConnectionError):
       super().handle_error(request, client_address)
 
@@ -175,14 +175,14 @@ class _Refusal(Exception):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """Answers one request."""
+  """A handler that answers one request."""
 
   timeout = 30  # Seconds that a client may keep silent.
   server: _Server
 
   def _answer(self) -> None:
     try:
-      # Whole, even if refused: one closed on unread bytes loses its answer.
+      # Read it even if refused: closing on unread bytes would lose the answer.
       body = self._read_body()
       self._check_host()
       path = self.path.partition("?")[0]
@@ -209,7 +209,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   do_GET = do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _answer
 
   def _read_body(self) -> bytes | None:
-    """The body; None without a length or of one above the limit."""
+    """Reads the body; None if it has no length, or one above the limit."""
     length = self.headers.get("Content-Length", "")
     if not re.fullmatch("[0-9]{1,12}", length):
       return None
@@ -222,7 +222,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return body if length <= _MAX_BODY else None
 
   def _check_host(self) -> None:
-    # A foreign name that leads here is another site's way to read the answers.
+    # Another site could read the answers by a name of its own that leads here.
     port = self.server.server_port
     if self.headers.get_all("Host") not in (
       [f"{_ADDRESS}:{port}"],
@@ -282,7 +282,7 @@ def _sentence(value: Any, name: str) -> str:
   # JSON can spell half a surrogate pair, which no tokenizer can encode.
   if re.search("[\ud800-\udfff]", value):
     raise _Refusal(f"{name} holds half a surrogate pair: send valid Unicode")
-  # As read_text cleans the corpus.
+  # read_text cleans the corpus in the same way.
   value = " ".join(value.replace("\0", " ").split())
   if not value:
     raise _Refusal(f"{name} is empty: type one")
@@ -303,11 +303,13 @@ def _count(value: Any) -> int:
 
 
 def define_flags() -> None:
-  # Not on import: other commands have a --model too, and one process, as that of
-  # the tests, may import several.
+  # They are not defined on import: other commands have a --model too, and a process,
+  # such as that of the tests, may import several.
   flags.DEFINE_multi_string("model", [], "Model folder or hub id; one or two.")
   flags.DEFINE_string("corpus", None, ".txt or .txt.gz with a sentence a line.")
-  flags.DEFINE_integer("port", 8000, "Of 127.0.0.1; 0 takes a free one.", 0, 65_535)
+  flags.DEFINE_integer(
+    "port", 8000, "Port on 127.0.0.1; 0 takes a free one.", 0, 65_535
+  )
 
 
 def _read_corpus(path: str | None) -> tuple[list[str], str]:

@@ -2,13 +2,13 @@
 
 `python -m dcse_jax.evaluate --model A --model B --sts DIR --output results.json`
 
-A row of the table is a model or, where there are several, the seeds of one: equal
-names in `--model NAME=PATH`, and the finished seeds of a round's folder, are pooled
-to their mean and sample standard deviation.
+A row of the table is a model or, where there are several, its seeds: equal names in
+`--model NAME=PATH`, and the finished seeds of a round's folder, are pooled to their
+mean and sample standard deviation.
 
 Without --dev the train sets are left out unless there is nothing else, and dev sets
-are shown but not averaged. With --dev only sets named -dev are scored, and of
-transfer tasks only what the classifier's C is chosen by: no test set is looked at.
+are shown but not averaged. With --dev only sets named -dev are scored, and transfer
+tasks have the accuracy that the classifier's C is chosen by: no test set is looked at.
 """
 
 import math
@@ -41,14 +41,14 @@ def define_flags() -> None:
     "convention",
     "senteval",
     list(sts.CONVENTIONS),
-    "SICK-R by its test pairs (senteval) or by all its pairs (mteb).",
+    "Scores SICK-R on its test pairs (senteval) or on all its pairs (mteb).",
   )
   flags.DEFINE_enum(
     "transfer_classifier",
     "sklearn",
     list(transfer.CLASSIFIERS),
-    "What transfer tasks are scored by: scikit-learn's logistic regression, or "
-    "SentEval's own classifier, which the papers' figures are by.",
+    "The classifier of transfer tasks: scikit-learn's logistic regression, or "
+    "SentEval's own classifier, which papers use for their figures.",
   )
   flags.DEFINE_string(
     "alignment_set",
@@ -59,7 +59,7 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "alignment_above",
     None,
-    "Alignment is of pairs with a score strictly above this, in place of those in the "
+    "Measures alignment on pairs with a score strictly above this, not on those in the "
     "upper fifth of the scores. SimCSE's analysis: STSB-all, above 4.",
   )
   flags.register_validator(

@@ -1,4 +1,7 @@
-"""Trains: `python -m dcse_jax.main --config configs/quickstart.py --workdir DIR`."""
+"""Trains the models of a config's recipe.
+
+`python -m dcse_jax.main --config configs/quickstart.py --workdir DIR`
+"""
 
 from absl import flags
 from ml_collections import config_flags

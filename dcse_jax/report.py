@@ -1,8 +1,8 @@
-"""A page about a training run, finished or not: scores, curves, spread of teachers.
+"""Writes a page about a training run, finished or not.
 
-`python -m dcse_jax.report WORKDIR` writes WORKDIR/report/index.html, which
-holds its figures and can be mailed, and beside it each figure as a PNG. All that it
-knows of a run are the files that the run leaves.
+`python -m dcse_jax.report WORKDIR` writes WORKDIR/report/index.html, with scores,
+curves and the spread of teachers. The page holds its figures and can be mailed; beside
+it is each figure as a PNG. It only reads the files that the run leaves.
 """
 
 import base64
@@ -21,7 +21,7 @@ from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
-_POINTS = 60  # Of a curve at most; among more, noise hides the dashes.
+_POINTS = 60  # The most in a curve; with more, noise hides the dashes.
 _CSS = """
 body { font: 1rem/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1, p { overflow-wrap: anywhere }
@@ -46,7 +46,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Writes WORKDIR/report, in place of the files of an older one.
 
   Args:
-    workdir: of a training run, which may be under way.
+    workdir: a training run's, which may be under way.
 
   Returns:
     The path of the page.
@@ -54,13 +54,13 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     UserError: there is no run, or the report cannot be written.
   """
-  # Not above: it takes a second.
+  # It is imported here because it takes a second.
   import matplotlib
 
   workdir = files.user_path(workdir).resolve()
   rounds = _read_rounds(workdir)
   report, sections = workdir / "report", [_results(rounds)]
-  # The folder is ours because it lies here; files of others in it stay.
+  # The folder is ours because of its place; other files in it stay.
   with digests_lib.replacing(report, overwrite=True) as new:
     with matplotlib.rc_context(figures_lib.RC):
       for name, (make, has_data) in figures_lib.SECTIONS.items():
@@ -73,12 +73,12 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
   return report / "index.html"
 
 
-# Reading.
+# Reading the run.
 
 
 def _read_rounds(workdir: pathlib.Path) -> list[figures_lib.Round]:
   content = _read_if_there(workdir / "config.json") or {}
-  # A model's folder has a config.json too, of another form.
+  # A model's folder has a config.json too, with other content.
   if "config" not in content:
     raise UserError(f"{workdir} holds no training run: name the folder of one")
   rounds = []
@@ -110,12 +110,12 @@ def _read_if_there(path: pathlib.Path) -> Any:
 
 
 def _read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
-  """Values by metric and step; "dev" is the mean Spearman."""
+  """Reads values by metric and step; "dev" is the mean Spearman."""
   metrics = {}
   for line in path.read_bytes().splitlines() if path.exists() else ():
     try:
       values = json.loads(line)
-    except ValueError:  # The line that the run is writing, or was when it ended.
+    except ValueError:  # The run is writing this line, or was when it ended.
       continue
     step = values.pop("step")
     if scores := [v for key, v in values.items() if key.endswith("_spearman")]:
@@ -126,11 +126,11 @@ def _read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
 
 
 def _curve(runs: list[dict[int, float]]) -> np.ndarray:
-  """Values by step, one dict a seed, as points [4, P].
+  """Turns values by step, a dict for each seed, into points [4, P].
 
   A point is (step, mean over seeds, lowest, highest). It stands for neighbouring
-  steps, over which each seed is averaged first; a seed that is not there yet is
-  left out.
+  steps, over which each seed is averaged first; a seed without values there is left
+  out.
   """
   steps = sorted(set().union(*runs))
   points = []
@@ -145,7 +145,7 @@ def _curve(runs: list[dict[int, float]]) -> np.ndarray:
 
 
 def _table(header, rows, *, text_columns=1, bold=()) -> str:
-  """HTML: rows of strings, columns of text before numbers, (row, column) in bold."""
+  """Writes rows of strings as HTML: first columns of text, some cells in bold."""
   lines = []
   for i, row in enumerate([header, *rows], -1):
     cells = []
@@ -200,7 +200,7 @@ def _page(name: str, rounds: list[figures_lib.Round], sections: list[str]) -> st
 
 
 def _merge(config: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-  """A recipe's fields, overridden by a round's own."""
+  """Returns a recipe's fields, overridden by a round's own."""
   both = {k: config[k] | v for k, v in own.items() if isinstance(v, dict)}
   return config | own | both
 
@@ -230,7 +230,7 @@ def _mean(scores: list[float], *, with_sd: bool) -> str:
 
 
 def _results(rounds: list[figures_lib.Round]) -> str:
-  """Scores by round and, where one has several models, by model."""
+  """Writes the scores by round and, if one has several models, by model."""
   tests = rounds[0].config["test"]
   tests = tests if len(tests) > 1 else []  # A single set is the mean itself.
   names = ["dev", "test", *tests]

@@ -1,8 +1,9 @@
 """Answers queries over an embedded file.
 
 `python -m dcse_jax.search --model DIR --embeddings emb.npy --sentences FILE.txt`
-reads a query a line; --query "..." asks one and may be repeated. After each query
-come its answers, a line each: two spaces, the cosine, a tab, the sentence.
+reads queries from standard input, a line each; --query "..." asks one and may be
+repeated. After each query come its answers, a line each: two spaces, the cosine, a
+tab, the sentence.
 """
 
 import re
@@ -25,10 +26,10 @@ def read_embeddings(path: str) -> np.ndarray:
   """Opens a .npy file of embeddings, [n, D], without reading it.
 
   Raises:
-    UserError: no such file, or one that is not such an array.
+    UserError: there is no such file, or it does not hold such an array.
   """
   try:
-    # np.load reads other kinds, too: archives and pickles, which nobody should open.
+    # np.load also reads archives and pickles, which nobody should open.
     embeddings = np.lib.format.open_memmap(files.user_path(path), mode="r")
   except UserError:
     raise
@@ -48,14 +49,14 @@ def read_embeddings(path: str) -> np.ndarray:
 def define_flags() -> None:
   """Defines the command's flags: not on import, since commands share names."""
   flags.DEFINE_string("model", None, "Model folder or hub id, as in encode.")
-  flags.DEFINE_string("embeddings", None, "What dcse_jax.encode wrote.")
+  flags.DEFINE_string("embeddings", None, "The file that dcse_jax.encode wrote.")
   flags.DEFINE_string("sentences", None, "The text that it embedded.")
   flags.DEFINE_multi_string("query", [], "May be repeated; none reads stdin.")
   flags.DEFINE_integer("top_k", 5, "Answers to a query, at most.", 1)
-  flags.DEFINE_float("threshold", None, "The least cosine; none leaves none out.")
+  flags.DEFINE_float("threshold", None, "The smallest cosine to show; by default all.")
   flags.register_validator(
     "threshold",
-    # Bounds of absl's own would let NaN through.
+    # absl's own bounds would let NaN through.
     lambda threshold: threshold is None or -1.0 <= threshold <= 1.0,
     "must be a cosine, from -1 to 1",
   )
@@ -70,7 +71,7 @@ def main() -> None:
       "give --model DIR_or_id, --embeddings FILE.npy and --sentences FILE.txt"
     )
   for query in _FLAGS.query:
-    if re.search("[\ud800-\udfff]", query):  # Python's form of other bytes.
+    if re.search("[\ud800-\udfff]", query):  # Python spells other bytes like this.
       raise UserError(f"--query={query}: is not valid UTF-8")
   embeddings, sentences = read_embeddings(_FLAGS.embeddings), Lines(_FLAGS.sentences)
   encoder = SentenceEncoder(
@@ -82,7 +83,7 @@ def main() -> None:
   asks = not _FLAGS.query and sys.stdin is not None and sys.stdin.isatty()
   if asks:
     print("A query a line; an empty one ends.", flush=True)
-  # As they are in a file, they may be processed; on a terminal they must not steer it.
+  # A file gets sentences as they are; on a terminal they must not control it.
   shown = command_line.printable if sys.stdout.isatty() else str
   for query in _FLAGS.query or input_lines():
     query = query.rstrip("\r\n")

@@ -12,7 +12,7 @@ declare -A FLAG=()
 WORDS=()
 ARGS=()
 
-# One line on stderr; status 2 unless another is given.
+# Prints one line on stderr, and ends with status 2 unless another is given.
 fail() {
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   exit "${2:-2}"
@@ -22,12 +22,12 @@ say() {
   printf '%s: %s\n' "${0##*/}" "$1"
 }
 
-# The comment at the head of the script is its help.
+# Prints the script's help: the comment at its head.
 usage() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
-# The words as one line that bash reads back as the same words.
+# Prints words as one line that bash reads back as the same words.
 quote() {
   local line
   printf -v line '%q ' "$@"
@@ -38,7 +38,7 @@ dry_run() {
   [[ ${FLAG[dry-run]:-} ]]
 }
 
-# A comment between the commands of a dry run.
+# Prints a comment between the commands of a dry run.
 note() {
   if dry_run; then printf '# %s\n' "$1"; fi
 }
@@ -93,7 +93,7 @@ parse() {
   [[ $PORT =~ ^[0-9]+$ ]] || fail "JAX_COORDINATOR_PORT must be a number, not $PORT"
 }
 
-# Reads COMMAND and NAME from WORDS; $1: the commands there are.
+# Reads COMMAND and NAME from WORDS; $1: the commands that there are.
 command_and_name() {
   (( ${#WORDS[@]} == 2 )) || fail "give a command and a name; see --help"
   COMMAND=${WORDS[0]}
@@ -134,7 +134,7 @@ need_number() {
   [[ ${FLAG[$1]} =~ ^[0-9]+$ ]] || fail "--$1 must be a whole number, not ${FLAG[$1]}"
 }
 
-# What is sent to a worker. worker.sh came with the tree, so nothing but its words is
+# These are sent to a worker. worker.sh came with the tree, so only its words must be
 # quoted for the shell at the other end.
 WORKER=dcse_jax/launch/worker.sh
 ARCHIVE_AT_WORKER=dcse_jax.tar.gz
@@ -175,7 +175,8 @@ git ls-files -z --cached --others --exclude-standard |
   tar --null -T - -czf "$2"' pack "$ROOT" "$ARCHIVE"
 }
 
-# One state from the workers' lines on stdin: none, lost, running, exited N, or nothing.
+# Prints one state for the workers' lines on stdin: none, lost, running, exited N, or
+# nothing.
 # A worker that knows of no run stands for all, then one that lost its run, then a failure.
 job_summary() {
   awk '
@@ -195,7 +196,7 @@ job_summary() {
     }'
 }
 
-# The same for a person.
+# Says for a person what such a state means.
 describe_job() {
   case $1 in
     none) printf 'ready, nothing was run' ;;

@@ -3,13 +3,13 @@
 
 set -euo pipefail
 
-# Another port for each job, as JAX itself chooses it: two may share their first node.
+# Each job gets another port, as JAX itself chooses it: two may share their first node.
 export JAX_COORDINATOR_PORT=$(( 61440 + SLURM_JOB_ID % 4096 ))
 
 python=$1
 shift
 status=0
-# A process that has saved leaves with 75; the others must not be killed for that.
+# A process that has saved ends with 75; the others must not be killed for that.
 srun --kill-on-bad-exit=0 "$python" -m dcse_jax.main "$@" || status=$?
 if (( status == 75 )); then
   scontrol requeue "$SLURM_JOB_ID"

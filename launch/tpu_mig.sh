@@ -56,7 +56,7 @@ create() {
     run gcloud compute resource-policies create workload-policy "$NAME" \
       --project="${FLAG[project]}" --region="$REGION" --type=HIGH_THROUGHPUT \
       --accelerator-topology="${FLAG[topology]}"
-    # All VMs at once, and none repaired alone: one VM less is no slice.
+    # All VMs are made at once, and none is repaired alone: one VM less is no slice.
     slice=(--target-size-policy-mode=bulk --default-action-on-vm-failure=do-nothing
       --workload-policy="projects/${FLAG[project]}/regions/$REGION/resourcePolicies/$NAME")
   fi
@@ -84,7 +84,7 @@ list_vms() {
   mapfile -t VMS < <(sort <<<"$names")
 }
 
-# On all VMs at once; fails if one fails.
+# Runs a command on all VMs at once; fails if one fails.
 on_all() {
   local vm pids=() pid result=0
   for vm in "${VMS[@]}"; do
@@ -141,7 +141,7 @@ status() {
   say "$NAME is $(describe_job "$(job_summary <<<"$lines")")"
 }
 
-# Each is tried: a creation that failed half-way leaves some of them.
+# Each deletion is tried: a creation that failed half-way leaves some of the parts.
 delete() {
   local result=0 policy
   local list=(gcloud compute resource-policies list --project="${FLAG[project]}"

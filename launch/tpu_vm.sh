@@ -82,7 +82,7 @@ delete() {
   run gcloud compute tpus queued-resources delete "$NAME" "${PLACE[@]}" --force --quiet
 }
 
-# Lists, for describing what is not there is an error like any other.
+# It lists, because describing what is not there is an error like any other.
 queue_state() {
   run gcloud compute tpus queued-resources list "${PLACE[@]}" \
     --filter="name ~ /$NAME\$" --format='value(state.state)'
@@ -93,7 +93,7 @@ node_state() {
     --format='value(state)'
 }
 
-# absent, ACTIVE, or what else Google calls the state of the request or of the node.
+# Prints absent, ACTIVE, or whatever Google calls the state of the request or the node.
 tpu_state() {
   local state node
   state=$(queue_state) || return
@@ -135,8 +135,8 @@ status() {
   esac
 }
 
-# The loop keeps nothing but counters: every round looks at what is there and does the
-# next step, so that it may itself be ended and begun again at any time.
+# The loop keeps only counters: every round looks at what is there and does the next
+# step, so that the loop itself may be ended and begun again at any time.
 babysit() {
   local state ended='' misses=0 told=''
   if dry_run; then
@@ -223,7 +223,7 @@ tend() {
       exit 0
       ;;
     *)
-      # A preemption ends the run, too, a little before the TPU's state shows it.
+      # A preemption ends the run too, a little before the TPU's state shows it.
       if [[ $ended != "$job" ]]; then
         ended=$job
         tell "the training ended with status ${job#exited }; looking again whether the TPU stays"

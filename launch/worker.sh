@@ -36,7 +36,7 @@ start() {
     exit 1
   fi
   rm -f "$RUN/status" "$RUN/pid"
-  # A session of its own: it outlives the ssh connection.
+  # It gets a session of its own, so that it outlives the ssh connection.
   setsid bash "${BASH_SOURCE[0]}" keep "${RUN##*/}" "$@" \
     </dev/null >>"$RUN/log" 2>&1 &
 }

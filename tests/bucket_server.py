@@ -1,4 +1,4 @@
-"""Cloud Storage in memory: what gcsfs and TensorStore ask of its JSON interface.
+"""Cloud Storage in memory: as much of it as gcsfs and TensorStore use.
 
 Objects have generations, and requests may be conditional on them: TensorStore relies
 on that. https://cloud.google.com/storage/docs/json_api/v1/objects
@@ -29,7 +29,7 @@ class Bucket(dict):
   """The objects of gs://bucket by name; the only bucket there is.
 
   Attributes:
-    may_write: whether whoever asks may make objects.
+    may_write: whether clients may make objects.
   """
 
   may_write = True
@@ -40,7 +40,7 @@ class Bucket(dict):
     self.generations = itertools.count(1)
 
   def files(self, folder: str) -> dict[str, bytes]:
-    """What is in a folder, by name in it."""
+    """Returns the content of objects in a folder, by name in it."""
     return {
       name.removeprefix(f"{folder}/"): found.content
       for name, found in self.copy().items()
@@ -50,7 +50,7 @@ class Bucket(dict):
 
 @contextlib.contextmanager
 def serve() -> Iterator[tuple[Bucket, dict[str, str]]]:
-  """A bucket, and the environment in which a process takes it for gs://bucket."""
+  """Yields a bucket, and the environment in which a process finds it as gs://bucket."""
   bucket = Bucket()
   handler = type("Handler", (_Handler,), {"bucket": bucket})
   with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
@@ -130,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._answer(404 if found is None else 204)
 
   def _asked(self) -> str | None:
-    """The object's name, "" for the list of all; None if this answered."""
+    """Returns the object's name, "" for the list of all; None if this answered."""
     url = urllib.parse.urlsplit(self.path)
     self.query = dict(urllib.parse.parse_qsl(url.query))
     match = re.search(r"/b/([^/]+)/o(?:/(.+))?$", url.path)
@@ -145,7 +145,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
   def _refused(self, found: _Object | None) -> bool:
-    """Answers a condition that does not hold. Generation 0: there is none."""
+    """Answers a condition that does not hold; generation 0 stands for no object."""
     generation = str(found.generation if found else 0)
     if self.query.get("ifGenerationMatch", generation) != generation:
       self._answer(412)
@@ -204,8 +204,8 @@ def _described(name, found):
 
 
 def _parts(content_type, body):
-  """Name and content of an object that came in two parts."""
-  # The content may hold anything, line ends too: only what is before is parsed.
+  """Returns the name and content of an object that came in two parts."""
+  # The content may hold anything, line ends too: only the part before it is parsed.
   boundary = re.search('boundary="?([^";]+)', content_type)[1].encode()
   _, first, second = body.split(b"--" + boundary, 2)
   name = json.loads(first.strip().partition(b"\n\n")[2])["name"]

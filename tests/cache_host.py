@@ -12,7 +12,7 @@ from dcse_jax.teachers import cache as teacher_cache
 def main():
   host, port, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
   processes.initialize(f"localhost:{port}", 2, host)
-  # Only now: it makes models.
+  # It makes models, so it is imported only now.
   from tests.teachers import test_teachers
 
   teacher_cache._BLOCK_ROWS = 16

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-# What is compiled here runs a few times: it need not be fast.
+# What is compiled here runs only a few times, so it need not be fast.
 os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
@@ -15,14 +15,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What two tests compile alike is compiled once, commands that they run included.
+# What two tests, or the commands that they run, compile alike is compiled once.
 _compiled = tempfile.mkdtemp(prefix="dcse-jax-compiled-")
 atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Only now: these start JAX.
+# These start JAX, so they are imported only now.
 import pytest  # noqa: E402
 
 from tests import models  # noqa: E402

@@ -1,4 +1,4 @@
-"""One of several processes: `python -m tests.host WHAT COORDINATOR NUM ID ARGUMENT ...`."""
+"""One of several processes: `python -m tests.host WHAT COORDINATOR NUM ID ARG ...`."""
 
 import os
 import pathlib
@@ -13,8 +13,8 @@ from dcse_jax.runtime import processes
 
 
 def steps(folder):
-  """Five steps on a mesh of both axes; what they gave, and the parameters."""
-  # Only now: it makes models.
+  """Takes five steps on a mesh of both axes; gives their metrics and the parameters."""
+  # It makes models, so it is imported only now.
   from tests.train import test_train
 
   mesh = mesh_lib.make_mesh(fsdp=2)
@@ -26,8 +26,8 @@ def steps(folder):
 
 
 def train(*arguments):
-  """`dcse_jax.main`."""
-  # Only now: it defines flags.
+  """Runs `dcse_jax.main`."""
+  # It defines flags, so it is imported only now.
   from dcse_jax import main
 
   sys.argv[1:] = arguments
@@ -36,7 +36,7 @@ def train(*arguments):
 
 def main():
   what, coordinator, num_processes, process_id, *arguments = sys.argv[1:]
-  if what == "bereaved":  # Not for the others: a busy machine may be silent so long.
+  if what == "bereaved":  # A busy machine may be silent for this long.
     processes._HEARTBEAT_SECONDS = 10
   if what == "slurm":
     host, _, port = coordinator.partition(":")

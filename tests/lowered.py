@@ -1,4 +1,4 @@
-"""What steps are lowered to: `python -m tests.lowered OBJECTIVES POOLINGS`.
+"""Digests what steps are lowered to: `python -m tests.lowered OBJECTIVES POOLINGS`.
 
 Both are separated by commas. Prints JSON: for each objective and pooling a digest of
 the program's text and of the order of the arrays that it takes.
@@ -14,6 +14,7 @@ import jax
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.ahead import abstract_step
+from dcse_jax.recipe import validate
 from dcse_jax.runtime import mesh as mesh_lib
 from tests import recipes
 
@@ -29,7 +30,7 @@ def _config(objective, pooling):
   config.rounds.student = config_lib.round_config((3,), objective=objective)
   asked = losses.inputs_of(losses.parse(objective))
   config.rounds.student.teachers = ("base",) if "teacher" in asked else ()
-  config_lib.check(config)
+  validate.check(config)
   return config
 
 

@@ -21,7 +21,7 @@ SENTENCES = synthetic.sentences(300, seed=0)
 
 
 def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
-  """A random BERT with a trained tokenizer, as `folder.load` would give it."""
+  """Makes a random BERT with a trained tokenizer, as `folder.load` would return it."""
   tokenizer = wordpiece.train_wordpiece(SENTENCES, vocab_size=200)
   config = bert.EncoderConfig(
     **dict(
@@ -33,7 +33,7 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
       intermediate_size=32,
       max_positions=64,
       type_vocab_size=2,
-      # Large enough for unlike sentences to get unlike embeddings.
+      # It is large enough for unlike sentences to get unlike embeddings.
       initializer_range=0.2,
     )
     | shape
@@ -50,7 +50,7 @@ def tiny_model(seed=0, *, pooling="mean", num_layers=2, **shape):
 
 
 def write_tiny_folder(path, seed=0, **kwargs) -> str:
-  """Saves a tiny model, without digests, as one from elsewhere; its path."""
+  """Saves a tiny model without digests, as if from elsewhere; returns its path."""
   folder.save(tiny_model(seed, **kwargs), path, overwrite=True)
   (pathlib.Path(path) / digests_lib.NAME).unlink()
   return str(path)
@@ -65,7 +65,7 @@ def write_sts(path: pathlib.Path, name: str, num_pairs: int = 60) -> None:
 
 
 def random_batch(seed, *, batch=8, columns=1, length=12, vocab_size=150):
-  """A batch with sentences of unlike lengths, [B, C, S]."""
+  """Draws a batch with sentences of unlike lengths, [B, C, S]."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(3, length + 1, (batch, columns, 1))
   mask = np.arange(length) < lengths
@@ -93,13 +93,13 @@ SPEEDS = {
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """The rows of metrics.jsonl without what no two runs have in common."""
+  """Reads the rows of metrics.jsonl, without values that differ between equal runs."""
   rows = read_jsonl(path)
   return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
 
 
 def called(loss_fn):
-  """A loss function with what a step gives it laid open, to be compiled and derived."""
+  """Spreads a loss function's inputs into arguments, to be compiled and derived."""
 
   def call(params, batch, rng, frozen=None, packing=None, carry=None, progress=0.0):
     inputs = StepInputs(batch, rng, frozen or {}, packing, carry or {}, progress)
@@ -109,7 +109,7 @@ def called(loss_fn):
 
 
 def language_model_loss(model: model_lib.Model) -> Objective:
-  """The objective of pretraining a model."""
+  """Makes the objective of pretraining a model."""
   return Objective(
     losses.parse("masked_language_model"),
     config=model.config,

@@ -1,8 +1,8 @@
 """Commands as real processes that start in a moment.
 
-Importing JAX and what else a command needs takes longer than most of what tests ask
-of it. So one process imports it all, starts no thread and no device, and forks: what
-it forks takes its arguments, environment, files and exit status as `python -m` does.
+Importing JAX and whatever else a command needs takes longer than most of what tests ask
+of it. So one process imports it all, starts no thread and no device, and forks. A fork
+has its own arguments, environment, files and exit status, as with `python -m`.
 """
 
 import atexit
@@ -25,7 +25,7 @@ import tempfile
 import threading
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Nothing of dcse_jax: a command's module must run, and define its flags, only once.
+# dcse_jax is not among them: a command's module must define its flags only once.
 _PRELOAD = (
   "flax.nnx",
   "grain",
@@ -41,19 +41,19 @@ _PRELOAD = (
 
 
 def print_to(path: str) -> None:
-  """For `preexec`: a file, such as /dev/full, as standard output."""
+  """Makes a file, such as /dev/full, standard output; for `preexec`."""
   os.dup2(os.open(path, os.O_WRONLY), 1)
 
 
 def print_to_nobody() -> None:
-  """For `preexec`: a pipe that nobody reads as standard output."""
+  """Makes a pipe that nobody reads standard output; for `preexec`."""
   ours, theirs = os.pipe()
   os.close(ours)
   os.dup2(theirs, 1)
 
 
 def lose_terminal() -> None:
-  """For `preexec`: a terminal that is gone as all three streams, as under nohup."""
+  """Makes a terminal that is gone all three streams, as under nohup; for `preexec`."""
   ours, theirs = os.openpty()
   os.close(ours)
   for number in range(3):
@@ -62,7 +62,7 @@ def lose_terminal() -> None:
 
 
 class Process:
-  """A process that runs; the end of a `with` block kills it if it still does.
+  """A running process; the end of a `with` block kills it if it still runs.
 
   Attributes:
     pid: its process id.
@@ -76,7 +76,7 @@ class Process:
     self.returncode = None
 
   def wait(self, timeout: float = 300) -> int:
-    """Its exit status, as the shell would see it; -N if signal N killed it.
+    """Waits for its exit status, as the shell sees it; -N if signal N killed it.
 
     Args:
       timeout: seconds; after them it is killed.
@@ -97,7 +97,7 @@ class Process:
     return self.returncode
 
   def has_ended(self) -> bool:
-    """Whether `wait` would return at once."""
+    """Returns whether `wait` would return at once."""
     return self.returncode is not None or self._link.poll()
 
   def send_signal(self, number: int) -> None:
@@ -106,11 +106,11 @@ class Process:
       os.kill(self.pid, number)
 
   def stdout(self) -> str:
-    """What it has written so far."""
+    """Reads what it has written so far."""
     return self._texts[0] if self._texts else _text(self._files[1])
 
   def stderr(self) -> str:
-    """What it has written so far."""
+    """Reads what it has written so far."""
     return self._texts[1] if self._texts else _text(self._files[2])
 
   def __enter__(self):
@@ -132,22 +132,22 @@ def start(
 ) -> Process:
   """Starts `python -m MODULE ARGUMENTS` at the root of the repository.
 
-  It leads a session of its own, which ends when it does, and when pytest does.
-  What is forked alike stays alike: the seeds of `hash` and of `np.random`.
+  It leads a session of its own, which ends with it and with pytest.
+  Forks have the same seeds of `hash` and of `np.random`.
 
   Args:
     env: goes before this process's environment, in which there is one device.
-      Whatever other value costs the imports once more, except for XLA_FLAGS.
+      Any other value costs the imports once more, except for XLA_FLAGS.
     stdin: what it reads.
-    stdin_errors: how what is not text in it is encoded, as in `str.encode`.
+    stdin_errors: how to encode what is not text in stdin, as in `str.encode`.
     preexec: called in the process before the command. It goes there by pickle, so
       a lambda will not do, but `functools.partial(resource.setrlimit, ...)` will.
     fresh: a new Python that imports all by itself, not a fork.
   """
-  # What is compiled for a test runs a few times: it need not be fast.
+  # What is compiled for a test runs only a few times, so it need not be fast.
   flags = "--xla_backend_optimization_level=0"
   environment = {**os.environ, "XLA_FLAGS": flags, **(env or {})}
-  # Of pytest, other in every test.
+  # pytest's, which changes with every test.
   environment.pop("PYTEST_CURRENT_TEST", None)
   # XLA reads its flags when a device starts, everything else when it is imported.
   imported = {k: v for k, v in environment.items() if k != "XLA_FLAGS"}
@@ -163,7 +163,7 @@ def start(
 
 
 def run(module: str, *arguments: str, timeout: float = 300, **options):
-  """As `start` with its options; waits, and gives what `subprocess.run` gives."""
+  """Starts a process like `start`, waits, and returns what `subprocess.run` does."""
   with start(module, *arguments, **options) as process:
     code = process.wait(timeout)
   command = [sys.executable, "-m", module, *arguments]
@@ -178,7 +178,7 @@ def _text(file) -> str:
 
 @functools.cache
 def _server(environment):
-  """Starts a process that forks; a socket to it."""
+  """Starts a process that forks; returns a socket to it."""
   control, theirs = socket.socketpair()
   with theirs:
     server = subprocess.Popen(
@@ -247,7 +247,7 @@ def _watch(pid, link):
 
 
 def _become(request):
-  """Goes on as `python -m` would, to its end."""
+  """Runs on as `python -m` would, to the end."""
   os.setsid()
   # Whoever ran pytest may have switched Ctrl-C off.
   signal.signal(signal.SIGINT, signal.default_int_handler)

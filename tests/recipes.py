@@ -22,7 +22,7 @@ def load_config(name, *variant):
 
 
 def tiny(config):
-  """Any config, at a size for tests."""
+  """Returns any config at a size for tests."""
   config.encoder = TINY
   config.batch_size = 8
   config.max_length = 16

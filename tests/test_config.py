@@ -9,6 +9,7 @@ from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
+from dcse_jax.recipe import validate
 from dcse_jax.runtime.errors import UserError
 from tests import processes
 from tests import recipes
@@ -24,7 +25,7 @@ def base():
 
 
 def numbers(config, prefix=""):
-  """The names of all fields that are numbers, or tuples of numbers, dotted."""
+  """Lists the dotted names of all fields that are numbers, or tuples of numbers."""
   for name, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
       yield from numbers(value, f"{prefix}{name}.")
@@ -97,13 +98,13 @@ def test_a_number_outside_of_its_fields_range_is_refused_by_name(name):
     config = base()
     set_(config, name, wrong)
     with pytest.raises(UserError, match=name.split(".")[-1]) as error:
-      config_lib.check(config)
+      validate.check(config)
     assert "\n" not in str(error.value)
 
 
 def test_every_config_of_the_repository_is_within_its_ranges():
   for path in sorted((processes.ROOT / "configs").glob("*.py")):
-    config_lib.check(recipes.load_config(path.stem))
+    validate.check(recipes.load_config(path.stem))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +114,13 @@ def test_a_value_of_another_type_is_refused_by_name(field, value):
   config = base()
   set_(config, field, value)
   with pytest.raises(UserError, match=f"config.{field}="):
-    config_lib.check(config)
+    validate.check(config)
 
 
 def test_a_warm_up_may_last_until_the_last_step_but_one():
   config = base()
   config.warmup_steps, config.num_train_steps = 9, 10
-  config_lib.check(config)
+  validate.check(config)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_term_that_asks_for_what_no_step_offers_is_refused_with_what_there_is(
   config.recipe = ("base",)
   config.rounds.base = config_lib.round_config((0,))
   with pytest.raises(UserError, match="misspelt asks for anchor, which.* anchors, "):
-    config_lib.check(config)
+    validate.check(config)
 
 
 def test_a_setting_without_a_range_is_an_error_where_the_term_is_written():

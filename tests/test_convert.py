@@ -122,7 +122,7 @@ def test_a_card_says_at_what_revision_a_model_was_fetched(workdir):
 
 
 def test_a_checkpoint_under_way_is_a_model_too(workdir, tmp_path):
-  # As it was before the model finished: no result.
+  # This is how it was before the model finished: there is no result.
   seed = tmp_path / "student" / "3"
   seed.parent.mkdir()
   for name in ("origin.json", "start"):

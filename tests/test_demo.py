@@ -59,7 +59,7 @@ def port(folders):
 
 
 def ask(port, method, path, body=None, **headers):
-  """Status, headers and text of an answer; underscores of header names are dashes."""
+  """Returns status, headers and text of an answer; in headers _ stands for -."""
   connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
   headers = {name.replace("_", "-"): value for name, value in headers.items()}
   with contextlib.closing(connection):
@@ -76,7 +76,7 @@ def post(port, path, body):
 
 
 def cosines(folder, first, second):
-  """From the definition, [n, m]."""
+  """Computes cosines from the definition, [n, m]."""
   encoder = SentenceEncoder(folder)
   a, b = encoder.encode(first), encoder.encode(second)
   norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
@@ -148,7 +148,7 @@ def test_requests_at_once_are_all_answered(port):
     ("/similarity", {"sentences": "abc"}, "a list of 1 to 20"),
     ("/similarity", {"sentences": ["a", None]}, "sentence 2 must be a string"),
     ("/similarity", " " * 65_537, "at most 65,536"),
-    # More than the system would hold between the two: all of it is read.
+    # It is more than the system would buffer: all of it is read.
     ("/similarity", " " * 20_000_000, "at most 65,536"),
   ],
 )

@@ -1,8 +1,10 @@
 """The habits that a machine keeps: formatting, docstrings, and who may know whom."""
 
+import ast
 import doctest
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests import processes
 
-# Beside the Python that runs the tests.
+# The tools are beside the Python that runs the tests.
 BIN = pathlib.Path(sys.executable).parent
 
 
@@ -45,3 +47,31 @@ def test_every_room_says_what_it_is_for():
   for room in rooms:
     assert (room / "__init__.py").read_text(encoding="utf-8").startswith('"""'), room
     assert f"| `{room.name}/` |" in readme, room
+
+
+def test_the_docstring_of_a_function_opens_with_a_verb():
+  found = []
+  for path in (processes.ROOT / "dcse_jax").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      if not isinstance(node, ast.FunctionDef):
+        continue
+      # A property's names the thing, and a term's its loss.
+      marks = " ".join(map(ast.unparse, node.decorator_list))
+      first = (ast.get_docstring(node) or "Returns").partition("\n")[0]
+      if not re.match(r"[A-Z][\w-]*s\b", first) and not re.search(
+        r"\bproperty|cached_property|^term\(", marks
+      ):
+        found.append(f"{path}:{node.lineno}: {first}")
+  assert not found, "\n".join(found)
+
+
+def test_no_sentence_or_argument_is_described_by_a_genitive():
+  # A comment that begins with "Of", an argument that is "of" something: what is it?
+  fragment = re.compile(r'(#|"""|\. ) *(Of|By) |^ +\w+: (of|by) |\bso[ ]many\b')
+  found = []
+  for room in ("benchmarks", "configs", "dcse_jax", "tests"):
+    for path in (processes.ROOT / room).rglob("*.py"):
+      for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if fragment.search(line):
+          found.append(f"{path}:{number}: {line}")
+  assert not found, "\n".join(found)

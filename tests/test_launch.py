@@ -23,7 +23,7 @@ LAUNCH = ROOT / "launch"
 GOLDEN = ROOT / "tests" / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
 TRAINING = ["--config", "configs/simcse.py", "--workdir", "gs://bucket/run"]
-# What a shell might take for its own.
+# Characters that a shell might interpret.
 AWKWARD = [
   "--config.recipe=('base','student')",
   "--config.text=my text.txt",
@@ -167,7 +167,7 @@ def launch(script, *words, timeout=60):
 
 
 def calls(stub, *words):
-  """The recorded calls in which all of the words are."""
+  """Returns the recorded calls that have all of the words."""
   if not (stub / "calls").exists():
     return []
   lines = (stub / "calls").read_text().splitlines()
@@ -175,7 +175,7 @@ def calls(stub, *words):
 
 
 def sent(call):
-  """The words that a worker's shell makes of a call's --command."""
+  """Returns the words that a worker's shell makes of a call's --command."""
   return read_by_bash(next(w for w in call if w.startswith("--command="))[10:])
 
 
@@ -186,7 +186,7 @@ def read_by_bash(line):
 
 
 def steps(stub):
-  """What babysit did, a word a step; asking for states is left out."""
+  """Returns what babysit did, a word a step, without asking for states."""
   names = []
   for call in calls(stub):
     if "create" in call or "delete" in call:
@@ -512,7 +512,7 @@ sys.exit(int((here / "end").read_text()))
 def fixture_worker(stub):
   home = stub / "home"
   shutil.copytree(LAUNCH, home / "dcse_jax" / "launch")
-  # The workers' home is the user's, too.
+  # The workers' home is the user's too.
   (stub / "user").symlink_to(home)
   write_script(home / ".dcse_jax" / "venv" / "bin" / "python", PYTHON)
   for name, line in {"states": "ACTIVE", "nodes": "READY"}.items():

@@ -1,4 +1,4 @@
-"""The report of a run, from nothing but files such as a run leaves."""
+"""The report of a run, from nothing but the files that a run leaves."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ def write_result(workdir, name, seed, **scores):
 
 
 def write_metrics(workdir, name, seed, *keys):
-  """Four lines, in which each key's value is the step."""
+  """Writes four lines, in which each key's value is the step."""
   path = workdir / name / str(seed) / "metrics.jsonl"
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [{"step": step, **dict.fromkeys(keys, step)} for step in (1, 2, 3, 4)]
@@ -45,7 +45,7 @@ def write_metrics(workdir, name, seed, *keys):
 
 
 def write_whole_run(workdir):
-  """A finished run with something for every section."""
+  """Writes a finished run with something for every section."""
   write_config(
     workdir,
     words=dict(seeds=[0], objective="masked_language_model"),
@@ -81,7 +81,7 @@ def write_whole_run(workdir):
 
 
 def cells(page):
-  """Each row of the page's tables, as the text of its cells."""
+  """Lists the rows of the page's tables, each as the text of its cells."""
   return [
     [
       re.sub("<.*?>|\N{NO-BREAK SPACE}", "", cell)
@@ -149,7 +149,7 @@ def test_the_page_holds_the_images_that_lie_beside_it(whole):
   files = [(whole.parent / f"{name}.png").read_bytes() for name in names]
   assert [base64.b64decode(image) for image in images] == files
   assert all(file.startswith(b"\x89PNG\r\n\x1a\n") for file in files)
-  # And the page itself, and the digests of all.
+  # The page itself is there too, and the digests of all.
   assert len(list(whole.parent.iterdir())) == len(files) + 2
 
 

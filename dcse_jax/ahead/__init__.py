@@ -1,4 +1,5 @@
-"""Steps without arrays, compiled for devices that are not there.
+"""Training steps without arrays, compiled for devices that are not there.
 
-Doors: `abstract_step` (shapes in place of arrays), `hlo` (what a compiled program does).
+Doors: `abstract_step` (shapes in place of arrays), `hlo` (what a compiled program
+does).
 """

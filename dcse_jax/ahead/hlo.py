@@ -1,7 +1,7 @@
 """Reads a compiled program's HLO text: its collectives, and what memory it moves.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as
-the loop turns.
+XLA's own cost analysis counts the body of a loop once; here it counts as often as it
+runs.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import dataclasses
 import math
 import re
 from typing import NamedTuple
+
+from dcse_jax.ahead.sources import Sources
 
 COLLECTIVES = (
   "all-reduce",
@@ -22,7 +24,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
-# They name other arrays, or take no time of their own.
+# These instructions name other arrays, or take no time of their own.
 _FREE = {
   "after-all",
   "bitcast",
@@ -37,15 +39,17 @@ _FREE = {
   "tuple",
   "while",
 }
-# They read as much of their first operand as they give.
+# A custom call with this is a GPU's kernel, a library's or one of ours.
+_KERNEL = 'custom_call_target="__'
+# These read as much of their first operand as they return.
 _SLICES = ("dynamic-slice", "gather", "slice")
-# Nothing is read until another reads it.
+# These read nothing until another instruction reads their result.
 _SAME = ("bitcast", "get-tuple-element", "tuple", "custom-call")
 
 
 class _Array(NamedTuple):
   bytes: int
-  is_in_memory: bool  # Not in an on-chip memory, which layouts call S(1) and up.
+  is_in_memory: bool  # On-chip memories, S(1) and up in layouts, do not count.
 
 
 class _Instruction(NamedTuple):
@@ -61,13 +65,13 @@ class _Instruction(NamedTuple):
     return sum(array.bytes for array in self.results)
 
   def called(self, attribute: str) -> list[str]:
-    """The computations that an attribute such as "body" names."""
+    """Returns the computations that an attribute such as "body" names."""
     found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
     return _NAME.findall(found[1]) if found else []
 
 
 class _Place(NamedTuple):
-  """A computation as it is run from somewhere."""
+  """A computation, and how it is run from one place."""
 
   name: str
   times: int
@@ -76,13 +80,13 @@ class _Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One kind of collective in a program.
+  """The use of one kind of collective in a program.
 
   Attributes:
-    count: calls a run.
-    bytes: of the arrays in a run, each as large as it is where it is whole:
-      before a reduce-scatter, after an all-gather.
-    sent: bytes that each device sends at least, as a ring does.
+    count: calls in a run.
+    bytes: the bytes of the arrays in a run, each counted where it is whole: before a
+      reduce-scatter, after an all-gather.
+    sent: bytes that each device sends at least, in a ring.
   """
 
   count: int = 0
@@ -90,16 +94,30 @@ class Collective:
   sent: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Mover:
+  """What moves memory.
+
+  Attributes:
+    count: instructions a run.
+    bytes: that they read and write.
+  """
+
+  count: int = 0
+  bytes: int = 0
+
+
 class Program:
   """A compiled program.
 
   Args:
-    text: as `jax.stages.Compiled.as_text` gives it, scheduled.
-    num_devices: that run it.
+    text: the scheduled program from `jax.stages.Compiled.as_text`.
+    num_devices: how many devices run it.
   """
 
   def __init__(self, text: str, num_devices: int):
     self._num_devices = num_devices
+    self._sources = Sources(text)
     self._computations: dict[str, dict[str, _Instruction]] = {}
     current, entry = {}, None
     for line in text.splitlines():
@@ -112,7 +130,7 @@ class Program:
     self._places = list(self._run(_Place(entry, 1, False)))
 
   def collectives(self) -> dict[str, Collective]:
-    """Those that a run calls, by kind, all sizes those of one device's program."""
+    """Counts the collectives of a run, by kind; sizes are those of one device."""
     totals = dict.fromkeys(COLLECTIVES, Collective())
     seen = set()
     for place in self._places:
@@ -121,14 +139,14 @@ class Program:
         if kind not in totals:
           continue
         if place.is_fused:
-          # One that runs beside other work is in each of the fusions beside it.
+          # A collective that runs beside other work is in each fusion beside it.
           channel = re.search(r"channel_id=(\d+)", instruction.rest)
           key = (kind, channel and channel[1], instruction.size)
           if key in seen:
             continue
           seen.add(key)
         if place.name.startswith("all-reduce-scatter"):
-          kind = "reduce-scatter"  # As TPUs have it: only a part is kept.
+          kind = "reduce-scatter"  # TPUs' form of it: only a part is kept.
         size, sent = self._traffic(kind, place, instruction)
         old = totals[kind]
         totals[kind] = Collective(
@@ -139,19 +157,43 @@ class Program:
     return {kind: total for kind, total in totals.items() if total.count}
 
   def memory_bytes(self) -> int:
-    """Bytes that a run reads from the device's memory and writes to it.
+    """Counts the bytes that a run reads from the device's memory and writes to it.
 
     Of an array that is cut into slices where it is read, only these count.
     """
-    return sum(
-      place.times * self._moved(place.name, instruction)
-      for place in self._places
-      if not place.is_fused
-      for instruction in self._computations[place.name].values()
-    )
+    return sum(mover.bytes for mover in self.movers().values())
+
+  def kernels(self) -> int:
+    """Counts what a run launches: all that reads memory or writes to it."""
+    return sum(mover.count for mover in self.movers().values())
+
+  def movers(self) -> dict[str, Mover]:
+    """Returns what moves memory by the name of the code that asked for it.
+
+    The largest come first.
+    """
+    totals: dict[str, Mover] = {}
+    for place in self._places:
+      if place.is_fused:
+        continue
+      for instruction in self._computations[place.name].values():
+        moved = self._moved(place.name, instruction)
+        if moved:
+          name = self._sources.name(self._attributes(instruction))
+          old = totals.get(name, Mover())
+          totals[name] = Mover(old.count + place.times, old.bytes + place.times * moved)
+    return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
+
+  def _attributes(self, instruction: _Instruction) -> str:
+    """Returns what says who asked: a fusion that does not may be known by its root."""
+    if instruction.op != "fusion" or "op_name=" in instruction.rest:
+      return instruction.rest
+    (called,) = instruction.called("calls")
+    (root,) = (i for i in self._computations[called].values() if i.is_root)
+    return root.rest
 
   def _run(self, place: _Place) -> Iterator[_Place]:
-    """A computation and all that it calls, but for scalar functions."""
+    """Yields a computation and all that it calls, except for scalar functions."""
     yield place
     for instruction in self._computations[place.name].values():
       times, is_fused = place.times, place.is_fused
@@ -167,7 +209,7 @@ class Program:
       elif instruction.op == "call":
         names = instruction.called("to_apply")
       elif instruction.op == "conditional":
-        # Any of them may run.
+        # Any of the branches may run.
         for attribute in (
           "branch_computations",
           "true_computation",
@@ -178,7 +220,7 @@ class Program:
         yield from self._run(_Place(name, times, is_fused))
 
   def _trips(self, loop: _Instruction, condition: str) -> int:
-    """How often a loop turns, which counts from 0."""
+    """Returns how often a loop that counts from 0 runs."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
     instructions = self._computations[condition]
@@ -190,7 +232,7 @@ class Program:
     raise ValueError(f"{loop.name}: it is not known how often it turns")
 
   def _traffic(self, kind, place, instruction) -> tuple[int, float]:
-    """Bytes of one collective's arrays, and what a device sends of them."""
+    """Counts the bytes of a collective's arrays, and those that a device sends."""
     computation = self._computations[place.name]
     size = sum(computation[name].size for name in instruction.operands)
     n = _group_size(instruction.rest, self._num_devices)
@@ -202,13 +244,18 @@ class Program:
     return size, passes * size * (n - 1) / n
 
   def _moved(self, computation: str, instruction: _Instruction) -> int:
-    """Bytes that one instruction, not in a fusion, reads from memory and writes."""
+    """Counts the bytes that an instruction outside a fusion reads and writes."""
     op, known = instruction.op, self._computations[computation]
-    if op in _FREE or op.endswith("-done"):
+    is_kernel = op == "custom-call" and _KERNEL in instruction.rest
+    if (op in _FREE and not is_kernel) or op.endswith("-done"):
       return 0
+    if is_kernel:
+      # It may read an array in parts that it is given several times.
+      names = dict.fromkeys(instruction.operands)
+      return instruction.size + sum(known[name].size for name in names)
     operands = [known[name] for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
-      # From one memory to another; the results name the source, too.
+      # It copies from one memory to another; the results name the source too.
       target = instruction.results[0 if op == "copy-start" else 1]
       source = operands[0].results[0]
       return target.bytes * (source.is_in_memory + target.is_in_memory)
@@ -220,7 +267,7 @@ class Program:
     elif op in _SLICES:
       reads[0] = instruction.size
     elif op == "dynamic-update-slice":
-      reads[0], writes[0] = 0, reads[1]  # In place.
+      reads[0], writes[0] = 0, reads[1]  # It works in place.
     moved = zip(
       (*reads, *writes),
       (*(operand.results[0] for operand in operands), *instruction.results),
@@ -228,7 +275,7 @@ class Program:
     return sum(size for size, array in moved if array.is_in_memory)
 
   def _fusion_reads(self, computation: str) -> list[int]:
-    """Bytes that a fusion reads of each parameter."""
+    """Counts the bytes that a fusion reads of each parameter."""
     instructions = self._computations[computation]
     number = lambda parameter: int(parameter.rest.partition(")")[0])
     parameters = (i for i in instructions.values() if i.op == "parameter")
@@ -238,7 +285,7 @@ class Program:
     ]
 
   def _read(self, instructions, name: str) -> int:
-    """Bytes that others of a computation read of an array."""
+    """Counts the bytes that instructions of a computation read of an array."""
     total = 0
     for user in instructions.values():
       for i, operand in enumerate(user.operands):
@@ -249,9 +296,9 @@ class Program:
         elif i == 0 and user.op in _SLICES:
           total += user.size
         elif i == 0 and user.op in ("dynamic-update-slice", "scatter"):
-          pass  # In place.
+          pass  # It works in place.
         elif user.op.removesuffix("-start") in COLLECTIVES:
-          pass  # Counted by its bytes on the links.
+          pass  # It counts by its bytes on the links.
         elif user.op == "fusion":
           (called,) = user.called("calls")
           total += self._fusion_reads(called)[i]
@@ -260,7 +307,7 @@ class Program:
     return total
 
   def _fusion_writes(self, computation: str) -> list[int]:
-    """Bytes that a fusion writes of each result."""
+    """Counts the bytes that a fusion writes of each result."""
     instructions = self._computations[computation]
     (root,) = (i for i in instructions.values() if i.is_root)
     if root.op != "tuple":
@@ -269,12 +316,12 @@ class Program:
     return [sum(self._written(instructions, part)) for part in parts]
 
   def _written(self, instructions, result: _Instruction) -> list[int]:
-    """Bytes that are written of each array that an instruction gives."""
+    """Counts the bytes that are written of each array that an instruction returns."""
     while result.op == "bitcast":
       result = instructions[result.operands[0]]
     if result.op == "dynamic-update-slice":
       return [instructions[result.operands[1]].size]
-    # What comes through a fusion was there, or is counted by its bytes on the links.
+    # An array that passes through was there, or counts by its bytes on the links.
     is_new = result.op not in ("parameter", *_SAME)
     return [array.bytes * is_new for array in result.results]
 
@@ -301,10 +348,10 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _group_size(attributes: str, num_devices: int) -> int:
-  """Devices of one group of a collective, by whichever notation it is in."""
+  """Returns the devices in a group of a collective, from any of three notations."""
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    # An axis by name, or a part of one: 'name':(before)size.
+    # This is an axis by name, or a part of one: 'name':(before)size.
     parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
     return math.prod(int(part or sizes[axis]) for axis, part in parts)
   if found := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):

@@ -1,4 +1,4 @@
-"""The order of training: shuffled, batched, sharded by host, resumable.
+"""The batches of training in their order: shuffled, divided by host, resumable.
 
 grain shuffles row numbers and cuts them into batches before it repeats, so that
 no batch spans two epochs and holds a sentence twice; whole batches are then
@@ -16,7 +16,7 @@ from dcse_jax.model.packing import count_tokens
 
 
 class _KeepTwinsApart(grain.transforms.RandomMap):
-  """Replaces a row that shares a sentence with an earlier row of its batch.
+  """A transform that replaces a row that shares a sentence with an earlier one.
 
   Two rows with a sentence in common are false negatives of each other. Dropping
   one would lose data; instead another row takes its place in this batch, and
@@ -40,15 +40,15 @@ class _KeepTwinsApart(grain.transforms.RandomMap):
         kept.append(row)
       else:
         waiting.insert(0, int(rng.integers(len(sentences))))
-    # Nearly nothing but twins: rows known to be strangers fill the batch.
+    # Nearly all rows are twins: rows that share no sentence fill the batch.
     return rng.choice(self._apart, len(rows), replace=False).astype(rows.dtype)
 
 
 class Source(Protocol):
-  """What gives parts of a batch by example id."""
+  """An object that gives parts of a batch by example id."""
 
   def gather(self, rows: np.ndarray) -> dict[str, Any]:
-    """Named arrays, or trees of arrays, with a row for each id of rows [B]."""
+    """Returns named arrays, or trees of arrays, with a row for each id in rows [B]."""
 
 
 class _Gather(grain.transforms.Map):
@@ -59,7 +59,7 @@ class _Gather(grain.transforms.Map):
   def map(self, rows):
     share = len(rows) // self._num_hosts
     mine = rows[self._host * share : (self._host + 1) * share]
-    # Counted over the whole batch: every process must choose the same packing.
+    # They are counted over the whole batch: all processes must choose one packing.
     num_tokens = count_tokens(self._cache.num_tokens(rows), self._groups)
     batch = {"num_tokens": np.asarray(num_tokens)}
     for source in self._sources:
@@ -77,28 +77,27 @@ def make_batches(
   host: int = 0,
   num_hosts: int = 1,
 ) -> grain.DatasetIterator:
-  """An endless iterator of training batches, a new shuffle each epoch.
+  """Makes an endless iterator of training batches, with a new shuffle each epoch.
 
   Args:
-    cache: the tokenised corpus; `max_batch_size` of it is batch_size or more.
-    batch_size: of the global batch, a multiple of num_hosts.
-    seed: of the order.
+    cache: the tokenised corpus; its `max_batch_size` is batch_size or more.
+    batch_size: that of the global batch, a multiple of num_hosts.
+    seed: draws the order.
     others: what else goes into a batch, by the example ids of the cache.
-    groups: equal parts of the global batch, of the fullest of which `num_tokens`
-      is counted.
+    groups: equal parts of the global batch; `num_tokens` counts the fullest one.
     host: which host this is.
     num_hosts: each host gathers its own part of the same global batch.
 
   Returns:
-    An iterator whose `get_state` and `set_state` resume it exactly; its batches
-    are `TokenCache.gather`'s, joined by the others', of batch_size / num_hosts
-    rows, and `num_tokens`, a scalar, of the global batch.
+    An iterator whose `get_state` and `set_state` resume it exactly. Its batches have
+    batch_size / num_hosts rows of what `TokenCache.gather` and the others give, and
+    the scalar `num_tokens` of the global batch.
   """
   order = grain.MapDataset.range(len(cache)).seed(seed).shuffle()
   order = order.batch(batch_size, drop_remainder=True)
   if cache.num_twins:
     order = order.random_map(_KeepTwinsApart(cache.sentence_ids, cache.rows_apart))
   batches = order.repeat().map(_Gather(cache, others, groups, host, num_hosts))
-  # Two threads keep ahead of any step; the work is one gather a batch.
+  # Two threads keep ahead of any step; the only work is to gather each batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))

@@ -1,4 +1,4 @@
-"""The lines of a text file as they are: number i stands for row i elsewhere."""
+"""The lines of a text file as they are: line i belongs to row i elsewhere."""
 
 from collections.abc import Iterator, Sequence
 import hashlib
@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from dcse_jax.data import text
+from dcse_jax.data import decoding
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
@@ -15,18 +15,18 @@ _BLOCK_BYTES = 1 << 24
 
 
 class Lines(Sequence):
-  """A UTF-8 file of a sentence a line, plain or gzipped, of any size.
+  """A UTF-8 file with a sentence on each line, plain or gzipped, of any size.
 
-  Only where lines begin is held in memory. A line feed ends a line, and nothing else
-  does; the last may lack it. An empty line counts, so that numbers fit. Nothing of a
-  line is left out but its end, CRs included, and a byte order mark before the first. A
-  gzipped file is unpacked up to a line anew whenever that is asked for.
+  Memory holds only where lines begin. A line feed ends a line, and nothing else does;
+  the last line may lack it. An empty line counts, so that the numbers fit. Lines are
+  whole except for their ends, CRs included, and a byte order mark before the first. A
+  gzipped file is unpacked anew up to a line whenever that line is read.
 
   Args:
-    source: a path.
+    source: the file's path.
 
   Attributes:
-    digest: of the content.
+    digest: a digest of the content.
 
   Raises:
     UserError: the file cannot be read, or its lines end in CR alone.
@@ -34,10 +34,10 @@ class Lines(Sequence):
 
   def __init__(self, source: str):
     self._source = str(files.user_path(source))
-    text.check_file(self._source)
+    decoding.check_file(self._source)
     starts, size, digest = [np.zeros(1, np.int64)], 0, hashlib.blake2b()
     carriage_return = False
-    with text.open_bytes(self._source) as file:
+    with decoding.open_bytes(self._source) as file:
       while block := file.read(_BLOCK_BYTES):
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
         starts.append(ends + size + 1)
@@ -46,10 +46,10 @@ class Lines(Sequence):
         digest.update(block)
     self.digest = digest.hexdigest()
     starts = np.concatenate(starts)
-    self._starts = starts[starts < size]  # After the last end there is no line.
+    self._starts = starts[starts < size]  # There is no line after the last end.
     if carriage_return and len(starts) == 1:
-      self[0]  # What is not UTF-8 is refused as such.
-      raise text.old_line_ends(self._source)
+      self[0]  # A line that is not UTF-8 is refused for that.
+      raise decoding.old_line_ends(self._source)
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -66,11 +66,11 @@ class Lines(Sequence):
     """Yields the lines from a number on, without their ends.
 
     Raises:
-      UserError: a line is not UTF-8, named; or there are no longer as many.
+      UserError: a line, which it names, is not UTF-8; or there are fewer lines now.
     """
     if first >= len(self):
       return
-    with text.open_bytes(self._source) as file:
+    with decoding.open_bytes(self._source) as file:
       file.seek(int(self._starts[first]))
       for number in range(first, len(self)):
         content = file.readline()
@@ -81,7 +81,7 @@ class Lines(Sequence):
         try:
           line = content.decode("utf-8")
         except UnicodeDecodeError as error:
-          raise text.not_utf8(self._source, number + 1, error) from error
+          raise decoding.not_utf8(self._source, number + 1, error) from error
         line = line.removeprefix("\ufeff") if number == 0 else line
         yield line.rstrip("\r\n")
 
@@ -90,7 +90,7 @@ def input_lines() -> Iterator[str]:
   """Yields the lines of standard input as they come.
 
   Raises:
-    UserError: one is not UTF-8, or it cannot be read.
+    UserError: a line is not UTF-8, or standard input cannot be read.
   """
   lines = iter(sys.stdin.buffer if sys.stdin else ())
   for number in itertools.count(1):
@@ -103,5 +103,5 @@ def input_lines() -> Iterator[str]:
     try:
       line = content.decode("utf-8")
     except UnicodeDecodeError as error:
-      raise text.not_utf8("standard input", number, error) from error
+      raise decoding.not_utf8("standard input", number, error) from error
     yield line.removeprefix("\ufeff") if number == 1 else line

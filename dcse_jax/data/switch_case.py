@@ -1,4 +1,4 @@
-"""Case-switched sentences: positives that mean the same and are tokenised otherwise."""
+"""Case-switched sentences: positives of equal meaning but other tokens."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ def switch_case(sentences: Sequence[str], share: float, *, seed: int) -> list[st
   """Switches the case of the first letter of some words.
 
   Args:
-    sentences: words are what white space divides.
-    share: of words, in [0, 1].
-    seed: of the choice.
+    sentences: white space divides them into words.
+    share: the probability that a word is switched, in [0, 1].
+    seed: draws the words.
 
   References:
     Wang et al., CARDS, 2022 (arXiv:2206.02457), who draw anew at each step; here a

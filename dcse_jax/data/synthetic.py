@@ -91,8 +91,8 @@ _SHARED = {
   ),
 }  # fmt: skip
 
-# (the slot that must be filled, the form). "{mid}" takes a one-word manner; all
-# that a form does not place follows it: manner, place, time.
+# (the slot that must be filled, the form). "{mid}" takes a one-word manner; what
+# a form does not place follows at the end: manner, place, time.
 _TEMPLATES = (
   ("", "{agent} {mid} {did} {object}"),
   ("time", "{time}, {agent} {mid} {did} {object}"),
@@ -123,7 +123,7 @@ class Concept(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-  """What a sentence says; None leaves an optional slot out."""
+  """The content of a sentence; None leaves an optional slot out."""
 
   agent: Concept
   action: Concept
@@ -153,7 +153,7 @@ TOPICS = tuple(_SCENES)
 
 
 def _pick(options, rng):
-  # An order of magnitude faster than Generator.choice.
+  # This is an order of magnitude faster than Generator.choice.
   return options[int(rng.random() * len(options))]
 
 
@@ -276,13 +276,13 @@ def _changed(meaning: Meaning, rng, *, unrelated: bool = False) -> Meaning:
       continue
     topic = away if rng.random() < distance else home
     present = getattr(meaning, slot) is not None
-    # Mostly an absent slot stays absent and a present one present, or
+    # An absent slot mostly stays absent and a present one present, or
     # length alone would tell the grade.
     if slot in _OPTIONAL and rng.random() < 0.1:
       slots[slot] = None if present else _value(slot, topic, rng)
     elif present:
       slots[slot] = _value(slot, topic, rng)
-    # Nobody steers a cake: action and object leave a topic together.
+    # Nobody steers a cake, so action and object change their topic together.
     if slot in ("action", "object") and topic == away:
       slots["action"] = _value("action", topic, rng)
       slots["object"] = _value("object", topic, rng)
@@ -326,7 +326,7 @@ def graded_pairs(n: int, *, seed: int) -> list[tuple[float, str, str]]:
     if level < 5:
       second = _changed(first, rng, unrelated=level == 0)
     grade = similarity(first, second)
-    # Half up, as a reader rounds.
+    # A half is rounded up, as a reader would.
     if int(grade + 0.5) != level:
       continue
     one, other = say(first, rng), say(second, rng)

@@ -2,8 +2,8 @@
 
 A cache lives in a folder named by what it was made from (the sentences, the
 tokenizer, max_length), so a changed text or tokenizer never meets an old cache. One
-whose digests do not hold is made anew.
-Sentences lie end to end in one flat file a column, with an offset for each.
+whose digests do not hold is made anew. Each column is a flat file with its sentences
+end to end, and an offset for each.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,28 +24,28 @@ from dcse_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
-# Part of every key: raise it when the layout or the cleaning changes.
+# This is part of every key: raise it when the layout or the cleaning changes.
 _LAYOUT = 2
 _CHUNK = 10_000
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # Two are equal if their keys are.
+@dataclasses.dataclass(frozen=True, eq=False)  # Two caches are equal if their keys are.
 class TokenCache:
   """Tokenised rows; a row's number is the example id that others refer to.
 
   Attributes:
     key: names the content; equal keys mean equal rows.
-    tokens: for each column all token ids end to end, memory-mapped.
-    offsets: for each column where row i begins, [rows + 1].
-    sentence_ids: equal numbers mean equal token ids, [rows, columns].
-    source_rows: which row of the text each is, rising, [rows].
+    tokens: for each column, all token ids end to end, memory-mapped.
+    offsets: for each column, where row i begins, [rows + 1].
+    sentence_ids: numbers that are equal where token ids are equal, [rows, columns].
+    source_rows: which row of the text each row is, ascending, [rows].
     max_length: tokens that a row may have, special tokens included.
     pad_token_id: fills `gather`'s rows.
-    dropped: rows that repeated an earlier row and were left out.
-    contradicting: rows whose hard negative was their own anchor or positive, and which
-      were left out.
+    dropped: how many rows were left out because they repeat an earlier row.
+    contradicting: how many rows were left out because their hard negative is their own
+      anchor or positive.
   """
 
   key: str
@@ -61,12 +61,12 @@ class TokenCache:
   def __len__(self) -> int:
     return len(self.sentence_ids)
 
-  # Each takes a pass over all rows, and every round and seed asks.
+  # These are cached: each takes a pass over all rows, and every round and seed asks.
   @functools.cached_property
   def num_twins(self) -> int:
-    """Rows that share a sentence with another row."""
+    """How many rows share a sentence with another row."""
     if self.sentence_ids.shape[1] == 1:
-      return 0  # Each row is here once.
+      return 0  # Rows with equal sentences were left out.
     ids = np.sort(self.sentence_ids, axis=1)
     is_first = np.ones(ids.shape, bool)
     is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -78,7 +78,7 @@ class TokenCache:
 
   @functools.cached_property
   def rows_apart(self) -> np.ndarray:
-    """Rows no two of which share a sentence, as many as one pass finds."""
+    """Rows of which no two share a sentence, as many as one pass finds."""
     met: set[int] = set()
     apart = []
     for row, ids in enumerate(self.sentence_ids.tolist()):
@@ -89,15 +89,15 @@ class TokenCache:
 
   @property
   def max_batch_size(self) -> int:
-    """How large a batch the rows can fill without a shared sentence."""
+    """The largest batch that rows can fill without a shared sentence."""
     return len(self.rows_apart) if self.num_twins else len(self)
 
   def num_tokens(self, rows: np.ndarray) -> np.ndarray:
-    """How many tokens rows [B] have in all columns together, [B]."""
+    """Counts the tokens that rows [B] have in all columns together, [B]."""
     return sum(offsets[rows + 1] - offsets[rows] for offsets in self.offsets)
 
   def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The batch of these rows.
+    """Returns the batch of these rows.
 
     Args:
       rows: example ids, [B].
@@ -121,17 +121,17 @@ class TokenCache:
     }
 
   def sentences(self, start: int, stop: int) -> list[np.ndarray]:
-    """Token ids of the first column's rows from start to stop - 1."""
+    """Returns the token ids of the first column's rows from start to stop - 1."""
     tokens, offsets = self.tokens[0], self.offsets[0]
     return [tokens[offsets[i] : offsets[i + 1]] for i in range(start, stop)]
 
 
 def content_key(columns: Sequence[Sequence[str]], *facts: str | int) -> str:
-  """A name for what is made of sentences: it changes when any of them does.
+  """Returns a name for what is made from sentences; it changes when any of them does.
 
   Args:
     columns: the sentences, none with a line feed.
-    *facts: what else it is made of, such as the state of a tokenizer.
+    *facts: what else it is made from, such as the state of a tokenizer.
   """
   digest = hashlib.blake2b(digest_size=16)
   digest.update(json.dumps([_LAYOUT, len(columns), *facts]).encode())
@@ -158,22 +158,22 @@ def build_token_cache(
 ) -> TokenCache:
   """Opens the cache of this content, making it first if there is none.
 
-  Of several processes that share the folder one makes it.
+  If several processes share the folder, one of them makes it.
 
-  A row whose tokens all repeat an earlier row's is left out: met in one batch
-  the two would be each other's false negatives. So is one whose hard negative, the
-  third column, has the tokens of its own anchor or positive.
+  A row whose tokens all repeat an earlier row's is left out: in one batch the two
+  would be each other's false negatives. So is a row whose hard negative, the third
+  column, has the tokens of its own anchor or positive.
 
   Args:
     folder: holds the caches, one folder each.
     columns: cleaned sentences, columns of equal length.
-    tokenize: sentences to token ids, at most max_length each.
+    tokenize: turns sentences into token ids, at most max_length each.
     tokenizer_state: all that `tokenize` depends on, for the key.
     max_length: tokens of the longest row.
     pad_token_id: fills short rows.
     vocab_size: picks the width of the stored ids.
-    keep_repeats: leaves no row out, for a second tokenizer of rows that are
-      chosen already.
+    keep_repeats: keeps repeated rows, for a second tokenizer of rows that are chosen
+      already.
     show_progress: draws a progress bar while tokenising.
 
   Returns:
@@ -202,7 +202,7 @@ def build_token_cache(
     np.load(path / f"{name}_{c}.npy", mmap_mode="r") for c in range(len(columns))
   )
   contradicting = meta.get("contradicting", 0)
-  if contradicting:  # A cache of the same name once held these rows, too.
+  if contradicting:  # A cache with the same name once held these rows too.
     key = hashlib.blake2b(f"{key} apart".encode(), digest_size=16).hexdigest()
   return TokenCache(
     key=key,
@@ -223,7 +223,7 @@ def _has_contradictions(path: pathlib.Path) -> bool:
 
 
 def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
-  """Tokenises chunk by chunk."""
+  """Tokenises the columns chunk by chunk, and writes the cache's files."""
   num_rows = len(columns[0])
   seen_sentences: dict[bytes, int] = {}
   seen_rows: set[tuple[int, ...]] = set()
@@ -234,7 +234,7 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
     total=num_rows,
     desc="tokenising",
     unit="row",
-    # Lines are plainer than a bar in a log file.
+    # A log file is easier to read without a bar.
     disable=not show_progress or not sys.stderr.isatty(),
   )
   for start in range(0, num_rows, _CHUNK):
@@ -243,7 +243,7 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
       for column in columns
     ]
     for number, row in enumerate(zip(*encoded), start):
-      # A digest in place of the tokens: a million rows then fit any memory.
+      # A digest stands for the tokens, so that a million rows fit any memory.
       sentence_ids = tuple(
         seen_sentences.setdefault(
           hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),

@@ -1,4 +1,4 @@
-"""From sentences to embeddings, and to their nearest neighbours.
+"""Embeddings of sentences, and their nearest neighbours.
 
 Doors: `sentence_encoder` (the class that users know), `index` (exact and faiss).
 """

@@ -1,8 +1,8 @@
 """Nearest neighbours of embeddings by cosine.
 
 Rows that hold NaN or infinity have no cosine: no index ever finds them, whether they
-come from an array or from a file, and a warning counts them and names the first. A query
-of that kind is refused.
+come from an array or from a file, and a warning counts them and names the first. Such
+a query is refused.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ _LOG = logging.getLogger(__name__)
 # Rows compared at a time: the similarities of one block are all that a search
 # holds besides what it found.
 _BLOCK = 65_536
-# So large an index is sent to the device block by block, at each search.
+# An index larger than this is sent to the device block by block, at each search.
 _RESIDENT_BYTES = 1 << 30
 
 
 @jax.jit
 def _search_block(best, queries, block, first_row, num_rows):
-  """Joins what is best so far, cosines and rows [q, k], with that of a block."""
+  """Merges a block's best cosines and rows into the best so far, [q, k] each."""
   is_row = jnp.isfinite(block).all(axis=1) & (jnp.arange(len(block)) < num_rows)
   # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
   largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
   block = block / jnp.where(largest > 0, largest, 1)
-  # bfloat16 products, a device's default, would turn neighbours around.
+  # bfloat16 products, some devices' default, would change the order of neighbours.
   cosines = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-  norms = jnp.linalg.norm(block, axis=1)  # At least 1, of rows that are not zero.
+  norms = jnp.linalg.norm(block, axis=1)  # At least 1, except for zero rows.
   cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
   top_k = best[0].shape[1]
   cosines, places = jax.lax.top_k(
@@ -53,7 +53,7 @@ def _blocks(embeddings: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _finite_rows(embeddings: np.ndarray) -> np.ndarray:
-  """The numbers of the rows that an index can find; counts the others aloud."""
+  """Returns the numbers of the rows that an index can find; warns of the others."""
   finite = np.ones(len(embeddings), bool)
   for i, block in enumerate(_blocks(embeddings)):
     finite[i * _BLOCK : i * _BLOCK + len(block)] = is_finite(block)
@@ -67,7 +67,7 @@ def _finite_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _checked_queries(queries: np.ndarray, top_k: int) -> np.ndarray:
-  """Queries [q, D] of unit length, in float32."""
+  """Checks queries [q, D] and scales them to unit length, in float32."""
   if top_k < 1:
     raise UserError(f"top_k={top_k}: must be 1 or more")
   finite = is_finite(queries)
@@ -80,10 +80,10 @@ def _checked_queries(queries: np.ndarray, top_k: int) -> np.ndarray:
 
 
 class ExactIndex:
-  """Compares a query with every row, in blocks.
+  """An index that compares a query with every row, block by block.
 
   Args:
-    embeddings: [n, D] of any float type; a memory-mapped array stays in its file,
+    embeddings: [n, D], any float type; a memory-mapped array stays in its file,
       which is read once to count its finite rows.
   """
 
@@ -91,7 +91,7 @@ class ExactIndex:
     self._embeddings = embeddings
     self._size = min(_BLOCK, len(embeddings))
     self._num_finite = len(_finite_rows(embeddings))
-    # Small ones stay on the device.
+    # A small index stays on the device.
     self._blocks = None
     if embeddings.nbytes <= _RESIDENT_BYTES:
       self._blocks = [jax.device_put(self._block(row)) for row in self._starts()]
@@ -107,14 +107,14 @@ class ExactIndex:
     return np.pad(block, ((0, self._size - len(block)), (0, 0)))
 
   def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar rows of each query.
+    """Finds the rows most similar to each query.
 
     Args:
       queries: embeddings, [q, D].
       top_k: how many, at least 1; all finite rows if there are fewer.
 
     Returns:
-      Their cosines [q, k] float32, falling, and their numbers [q, k] int32; of
+      Their cosines [q, k] float32, descending, and their numbers [q, k] int32; among
       equal cosines the lower row comes first.
 
     Raises:
@@ -139,9 +139,9 @@ class ExactIndex:
 class FaissIndex:
   """A graph of near neighbours by faiss: approximate, and fast among millions.
 
-  Rows that point the same way to the last bit, as copies of one sentence do, are one
-  node of the graph: as many nodes, they would fill each other's lists of neighbours and
-  cut the graph apart.
+  Rows that point the same way to the last bit, as copies of one sentence do, share a
+  node of the graph: with a node each, they would fill each other's lists of neighbours
+  and cut the graph apart.
 
   Args:
     embeddings: [n, D].
@@ -169,7 +169,7 @@ class FaissIndex:
     node, nodes = {}, np.zeros(len(rows), np.int64)
     for start in range(0, len(rows), _BLOCK):
       block = embeddings[rows[start : start + _BLOCK]]
-      # Adding 0 turns -0 into 0: they are equal, and their bytes are not.
+      # Adding 0 turns -0 into 0: the two are equal, but their bytes are not.
       block = unit_length(block).astype(np.float32) + np.float32(0)
       new = []
       for i, row in enumerate(block):
@@ -185,7 +185,7 @@ class FaissIndex:
     self._starts = np.searchsorted(nodes[order], np.arange(len(node) + 1))
 
   def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `ExactIndex.search`, nearly always with the same rows.
+    """Does what `ExactIndex.search` does, nearly always with the same rows.
 
     Where the graph does not lead to k rows, the last cosines are -inf.
     """

@@ -1,4 +1,4 @@
-"""From sentences to embeddings, in batches of like length."""
+"""The class that turns sentences into embeddings, and searches among them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
@@ -19,8 +19,8 @@ from dcse_jax.runtime.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-# Sentences tokenised and sorted at a time: enough that batches are of like length,
-# few enough that a stream of any length takes little memory.
+# Sentences tokenised and sorted at a time: enough that those of a batch have similar
+# lengths, and few enough that a stream of any length takes little memory.
 _CHUNK = 16_384
 
 
@@ -30,12 +30,12 @@ class SentenceEncoder:
   Args:
     name: a folder that this project, transformers or sentence-transformers
       wrote; or a hub id, perhaps ID@REVISION.
-    pooling: in place of the folder's own; see `encoder.encode`.
-    num_layers: how many of the first layers are kept.
-    max_length: tokens at which sentences are cut, in place of the folder's own.
+    pooling: replaces the folder's own; a name that `pooling.get` knows.
+    num_layers: how many of the first layers are kept; None keeps all.
+    max_length: where sentences are cut, in tokens; replaces the folder's own.
 
   Attributes:
-    model: the folder, as `folder.load` gives it.
+    model: the model, as `folder.load` returns it.
 
   Raises:
     UserError: the folder cannot be read or understood.
@@ -67,16 +67,16 @@ class SentenceEncoder:
     normalize: bool | None = None,
     show_progress: bool = False,
   ) -> np.ndarray:
-    """Embeddings of sentences.
+    """Computes embeddings of sentences.
 
     Args:
       sentences: any number of strings, from a list or as they come; or one.
       batch_size: sentences in a compiled batch.
-      normalize: to unit length or not; None as the folder's own modules say.
-      show_progress: a bar on the terminal.
+      normalize: whether to scale to unit length; None does as the folder's modules say.
+      show_progress: whether to show a bar on the terminal.
 
     Returns:
-      [n, D] float32, in the order given; [D] of one string.
+      [n, D] float32, in the order given; [D] for a single string.
     """
     if isinstance(sentences, str):
       return self.encode([sentences], normalize=normalize)[0]
@@ -121,7 +121,7 @@ class SentenceEncoder:
   ) -> float | np.ndarray:
     """Compares every one of the first with every one of the second.
 
-    As the folder says: by cosine, or dot product, or the Euclidean or Manhattan
+    The folder says whether by cosine, dot product, or the Euclidean or Manhattan
     distance times -1. Most say cosine.
 
     Args:
@@ -129,8 +129,7 @@ class SentenceEncoder:
       second: m sentences, or their embeddings [m, D]; or one sentence.
 
     Returns:
-      [n, m] float32, cosines in [-1, 1], without the dimension of what was one
-      sentence.
+      [n, m] float32, cosines in [-1, 1]; a single sentence has no dimension.
     """
     first, second = (
       x if isinstance(x, np.ndarray) else self.encode(x) for x in (first, second)
@@ -155,20 +154,20 @@ class SentenceEncoder:
     batch_size: int = 64,
     use_faiss: bool = False,
   ) -> None:
-    """Makes sentences ready for `search`, by cosine, in place of those before.
+    """Makes sentences ready for `search` by cosine; they replace earlier ones.
 
     Args:
-      sentences: what to search in; with embeddings read only as they are found,
-        such as `data.lines.Lines`.
-      embeddings: theirs, [n, D], where they are at hand, memory-mapped or not;
-        None encodes them. Rows with NaN or infinity are never found; a warning
+      sentences: what to search in, such as `data.lines.Lines`; if embeddings are
+        given, only those that are found are read.
+      embeddings: those of the sentences, [n, D], if they are at hand, memory-mapped or
+        not; None encodes them. Rows with NaN or infinity are never found; a warning
         counts them.
       batch_size: sentences in a compiled batch.
       use_faiss: hands them to faiss, for a fast approximate search among
-        millions. Without, the search is exact.
+        millions. Otherwise the search is exact.
 
     Raises:
-      UserError: as many embeddings as sentences are wanted; faiss is missing.
+      UserError: there are not as many embeddings as sentences; faiss is missing.
     """
     if self.model.similarity != "cosine":
       _log.warning("searching by cosine; the model says %r", self.model.similarity)
@@ -191,16 +190,16 @@ class SentenceEncoder:
     top_k: int = 5,
     threshold: float | None = None,
   ) -> list[Any]:
-    """The sentences of the index that are most similar to each query.
+    """Finds the sentences of the index that are most similar to each query.
 
     Args:
       queries: sentences, or one.
       top_k: how many at most.
-      threshold: the least cosine, from -1 to 1; None leaves none out.
+      threshold: the smallest cosine, from -1 to 1; None leaves none out.
 
     Returns:
-      A list for each query of (sentence, cosine), the most similar first; of one
-      string that list alone.
+      A list of (sentence, cosine) for each query, the most similar first; only that
+      list for a single string.
 
     Raises:
       UserError: there is no index yet, or top_k or threshold is out of its range,
@@ -226,7 +225,7 @@ class SentenceEncoder:
 
 
 def _checked(sentences: Iterable[str]) -> Iterator[str]:
-  """Yields them; UserError with the place of the first that is none."""
+  """Yields sentences; a UserError names the place of the first that is not a string."""
   if isinstance(sentences, Mapping):
     raise UserError(
       f"sentences are a {type(sentences).__name__}, not strings: give a list of them"

@@ -1,5 +1,5 @@
-"""What a model is worth: scores, and the tables and figures that show them.
+"""Evaluation: scores of models, and the tables and figures that show them.
 
-Doors: `registry` (the evaluators: `sts`, `transfer`, `masked_words`; one file and one
+Doors: `registry` (the evaluators `sts`, `transfer`, `masked_words`; one file and one
 line each), `offline`, `mteb_encoder`, `tables`, `figures`, `diagnostics`.
 """

@@ -1,8 +1,8 @@
-"""The variance that the method is about, in numbers: of embeddings and of teachers.
+"""Measures of the variance of embeddings and among teachers.
 
 The first order of a sentence is the mean over dimensions of its unit-length
 embedding; the second order of two sentences is their cosine, the logit that is
-distilled. Sentences come in batches, as in training. After Xu et al.,
+distilled. Sentences come in batches, as in training. The measures follow Xu et al.,
 DistillCSE, 2023, sections 3 and 5 (arXiv:2310.13499).
 """
 
@@ -15,18 +15,18 @@ import scipy  # Its parts load at first use: two seconds of every start.
 
 from dcse_jax.model.vectors import unit_length
 
-# The paper correlates the twelve sentences that a teacher finds most alike.
+# The paper correlates on the twelve sentences that a teacher finds most similar.
 _TOP = 12
 _BINS = 60
 
 
 def first_order(batches: np.ndarray) -> np.ndarray:
-  """Mean of each unit-length embedding: [n, B, D] to [n * B]."""
+  """Computes the mean of each unit-length embedding: [n, B, D] to [n * B]."""
   return unit_length(batches).mean(axis=-1).ravel()
 
 
 def second_order(batches: np.ndarray) -> np.ndarray:
-  """Cosine of each sentence with the others of its batch: [n, B, D] to [n * B, N]."""
+  """Computes cosines of each sentence with its batch: [n, B, D] to [n * B, B - 1]."""
   unit = unit_length(batches)
   cosine = unit @ unit.transpose(0, 2, 1)
   others = ~np.eye(unit.shape[1], dtype=bool)
@@ -34,15 +34,15 @@ def second_order(batches: np.ndarray) -> np.ndarray:
 
 
 def histograms(train: np.ndarray, dev: np.ndarray | None) -> dict[str, Any]:
-  """Densities of both orders on training and on dev sentences.
+  """Computes densities of both orders on training and on dev sentences.
 
   Args:
-    train: embeddings, [n, B, D].
-    dev: the same of dev sentences, or None.
+    train: embeddings of training sentences, [n, B, D].
+    dev: those of dev sentences, or None.
 
   Returns:
-    For "first_order" and "second_order" `edges`, [61], common to `train` and
-    `dev`, densities [60] each; JSON.
+    JSON: for "first_order" and "second_order" `edges`, [61], and the densities
+    `train` and `dev`, [60] each, between these.
   """
   result = {}
   for name, order in (("first_order", first_order), ("second_order", second_order)):
@@ -58,7 +58,7 @@ def histograms(train: np.ndarray, dev: np.ndarray | None) -> dict[str, Any]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-  """Over teachers [T, ...]: mean std and mean differential entropy of a Gaussian."""
+  """Computes mean std and mean differential entropy, of a Gaussian, over teachers."""
   std = np.maximum(values.std(axis=0, ddof=1), 1e-12)
   entropy = np.log(std) + 0.5 * math.log(2 * math.pi * math.e)
   return {
@@ -68,17 +68,17 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def teacher_spread(embeddings: Sequence[np.ndarray]) -> dict[str, Any]:
-  """How much teachers differ on the same sentences.
+  """Measures how much teachers differ on the same sentences.
 
   Args:
-    embeddings: of each of T > 1 teachers, [n, B, D_t].
+    embeddings: those of each of T > 1 teachers, [n, B, D_t].
 
   Returns:
-    For "first_order" and "second_order" the `mean_std` and the
+    JSON: for "first_order" and "second_order" the `mean_std` and the
     `differential_entropy`, ln std + ln(2 pi e) / 2 in nats, over teachers, each
-    a mean over values; and `top12_spearman`, [T, T] in percent: of the twelve
-    most similar others by the row's teacher (or all, in small batches), the rank
-    correlation with the column's, a mean over sentences. JSON.
+    a mean over values; and `top12_spearman`, [T, T] in percent: the rank correlation
+    of the row's and the column's teacher on the twelve other sentences (or all, in
+    small batches) that the row's finds most similar, a mean over sentences.
   """
   firsts = np.stack([first_order(e) for e in embeddings])
   seconds = np.stack([second_order(e) for e in embeddings])

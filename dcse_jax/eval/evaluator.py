@@ -1,7 +1,7 @@
-"""What every evaluator offers, offline and while a model trains.
+"""The interface of evaluators, offline and while a model trains.
 
-An evaluator is one file with one class, and one line in `registry`. It is read once,
-before anything is computed, and then scores any number of models.
+An evaluator is one file with one class, and one line in `registry`. It reads its data
+once, before anything is computed, and then scores any number of models.
 """
 
 import abc
@@ -18,14 +18,14 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a command may ask of evaluators; each reads what concerns it.
+  """Options that a command may set for evaluators; each reads those that concern it.
 
   Attributes:
-    dev: only what one may choose by is looked at, never a test set.
-    convention: SICK-R by its test pairs ("senteval") or by all its pairs ("mteb").
+    dev: look only at data that models may be chosen by, never at a test set.
+    convention: score SICK-R on its test pairs ("senteval") or on all pairs ("mteb").
     classifier: one of `transfer.CLASSIFIERS`.
     alignment_set: the STS set that alignment and uniformity are measured on, or
-      STSB-all; None takes STSB-test or, with dev, STSB-dev, where it is there.
+      STSB-all; None takes STSB-test or, with dev, STSB-dev, if it is there.
     alignment_above: see `sts.paraphrases`.
   """
 
@@ -42,8 +42,8 @@ class Subject:
 
   Attributes:
     model: with its parameters.
-    embed: from sentences to embeddings [n, D]; only those that an evaluator lists in
-      `sentences` are known.
+    embed: turns sentences into embeddings [n, D]; it only knows those that evaluators
+      list in `sentences`.
   """
 
   model: Model
@@ -54,10 +54,10 @@ class Evaluator(abc.ABC):
   """Scores models by one kind of data.
 
   Attributes:
-    kind: its name: a config calls it by KIND:PLACE, and the command has a flag --KIND.
-    form: what a place is, in capitals.
-    about: help for the flag.
-    measure: what its scores are, in percent.
+    kind: its name: a config says KIND:PLACE, and the command has a flag --KIND.
+    form: what a place is, in capitals, such as FILE.
+    about: the flag's help.
+    measure: what its scores, in percent, measure.
     required: fields of `Model` that a model must have for it.
   """
 
@@ -74,16 +74,16 @@ class Evaluator(abc.ABC):
 
     Args:
       places: files or folders, one or more.
-      options: of the command; a run's are the defaults but for `dev`.
+      options: the command's; those of a training run are the defaults but for `dev`.
 
     Raises:
-      UserError: it cannot be read or scored; the message says how to mend it.
+      UserError: the data cannot be read or scored; the message says how to mend it.
     """
 
   @property
   @abc.abstractmethod
   def columns(self) -> tuple[str, ...]:
-    """Names of the scores whose mean is "avg", or that stand beside it."""
+    """The names of the scores whose mean is "avg", or that stand beside it."""
 
   @property
   def sentences(self) -> Iterable[str]:
@@ -95,19 +95,19 @@ class Evaluator(abc.ABC):
     """Scores a model.
 
     Returns:
-      By column the score in percent; "avg", which chooses the best model; and
+      The score of each column in percent; "avg", which chooses the best model; and
       perhaps others.
     """
 
   def metric_name(self, column: str) -> str:
-    """What a column is called in metrics.jsonl."""
+    """Returns the name of a column in metrics.jsonl."""
     return f"eval/{self.kind}_{column.lower()}"
 
   def metrics(self, scores: dict[str, float], subject: Subject) -> dict[str, float]:
-    """What a training run writes into metrics.jsonl, by name.
+    """Returns what a training run writes into metrics.jsonl, by name.
 
     Args:
-      scores: as `score` gives them.
+      scores: what `score` returned.
       subject: the model that has them.
     """
     del subject
@@ -115,22 +115,22 @@ class Evaluator(abc.ABC):
 
   @abc.abstractmethod
   def digest(self, column: str) -> str:
-    """A digest of the data behind a column, or behind all of them for "avg"."""
+    """Returns a digest of the data behind a column, or behind all for "avg"."""
 
   @abc.abstractmethod
   def describe(self) -> dict[str, Any]:
-    """All of a command's results but the scores, JSON: `title`, `averaged` and more."""
+    """Returns a command's other results, JSON: `title`, `averaged` and more."""
 
 
 def embed_once(
   encode: Embed, evaluators: Iterable[Evaluator], sentences: Sequence[str] | None = None
 ) -> Embed:
-  """Encodes every sentence of some evaluators once; returns what looks them up.
+  """Encodes every sentence of some evaluators once; returns a function to look them up.
 
   Args:
-    encode: from sentences to embeddings [n, D].
-    evaluators: whose sentences they are.
-    sentences: `distinct_sentences` of the evaluators, where they are known.
+    encode: turns sentences into embeddings [n, D].
+    evaluators: those that have the sentences.
+    sentences: `distinct_sentences` of the evaluators, if they are known already.
   """
   if sentences is None:
     sentences = distinct_sentences(evaluators)
@@ -140,5 +140,5 @@ def embed_once(
 
 
 def distinct_sentences(evaluators: Iterable[Evaluator]) -> list[str]:
-  """Each sentence of some evaluators once, in their order."""
+  """Lists each sentence of some evaluators once, in their order."""
   return list(dict.fromkeys(s for each in evaluators for s in each.sentences))

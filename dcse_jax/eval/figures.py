@@ -1,4 +1,4 @@
-"""The figures of the report: each makes one section of the rounds that have its data."""
+"""The figures of the report: each is a section about the rounds that have its data."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -30,15 +30,16 @@ RC = {
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """What a round of the recipe has left so far.
+  """The results of a round of the recipe so far.
 
   Attributes:
     config: the recipe's, overridden by the round's own.
     style: its look in every figure.
-    results: of its finished models.
-    curves: by metric, points [4, P]: step, mean over seeds, lowest, highest; "dev" is the mean Spearman.
-    diagnostics: of its first finished model; None without one.
-    teachers: their spread; None where it was not measured.
+    results: those of its finished models.
+    curves: points [4, P] for each metric: step, mean over seeds, lowest, highest;
+      "dev" is the mean Spearman.
+    diagnostics: those of its first finished model; None without one.
+    teachers: the spread of its teachers; None where it was not measured.
   """
 
   name: str
@@ -51,12 +52,12 @@ class Round:
 
   @property
   def pretrains(self) -> bool:
-    """Whether it has the scale of masked words alone."""
+    """Whether its objective is masked-language modelling alone, with its own scale."""
     return self.terms == ["masked_language_model"]
 
   @property
   def terms(self) -> list[str]:
-    """Names of the terms of its objective."""
+    """The names of the terms of its objective."""
     parts = self.config["objective"].split("+")
     return [part.rpartition("*")[2].strip() for part in parts]
 
@@ -67,7 +68,7 @@ class Section:
 
   Attributes:
     caption: HTML.
-    rows: of strings, like the header; none means no table.
+    rows: cells like the header's, as strings; without rows there is no table.
     text_columns: how many of the first columns are words, not numbers.
   """
 
@@ -80,7 +81,7 @@ class Section:
 
 
 def style(i: int, name: str) -> dict[str, Any]:
-  """How the i-th round of a recipe looks in every figure."""
+  """Returns how the i-th round of a recipe looks in every figure."""
   return dict(
     color=_COLOURS[i % len(_COLOURS)],
     linestyle=_DASHES[i % len(_DASHES)],
@@ -91,7 +92,7 @@ def style(i: int, name: str) -> dict[str, Any]:
 
 
 def number(value: float, digits: int = 2) -> str:
-  """A number for print, with a minus sign."""
+  """Formats a number, with a real minus sign."""
   return f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -102,7 +103,7 @@ def _figure(height: float) -> Any:
 
 
 def _panels(rounds: list[Round], *, height: float, stack: int = 1, **shared) -> Any:
-  """A figure with a panel a round, four abreast at most.
+  """Makes a figure with a panel for each round, at most four side by side.
 
   Returns:
     The figure, and axes [R, stack] from the top of each panel.
@@ -115,7 +116,7 @@ def _panels(rounds: list[Round], *, height: float, stack: int = 1, **shared) -> 
   for axis in axes[len(rounds) :].flat:
     axis.remove()
   for round_, panel in zip(rounds, axes):
-    panel[0].set_title(round_.name[:20])  # More would run into the neighbour's.
+    panel[0].set_title(round_.name[:20])  # More would run into the next title.
   return figure, axes[: len(rounds)]
 
 
@@ -131,7 +132,7 @@ def _draw(axis: Any, curve: np.ndarray, **style: Any) -> None:
 
 
 def _legend(figure: Any) -> None:
-  """One legend above all panels, with each label once."""
+  """Puts one legend above all panels, with each label once."""
   lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
   lines = {label: line for label, line in lines.items() if label[0] != "_"}
   figure.legend(
@@ -143,7 +144,7 @@ def _losses(rounds: list[Round]) -> Section:
   figure, panels = _panels(rounds, height=2.6, stack=2)
   names = sorted({name for each in rounds for name in each.terms})
   parts = {
-    # Wide and pale, to be seen under a part that is all of it.
+    # It is wide and pale, so that it shows under a part that is the whole loss.
     "train/loss": dict(label="total", color="0.75", linewidth=4),
   }
   for i, name in enumerate(names):
@@ -184,7 +185,7 @@ def _dev(rounds: list[Round]) -> Section:
   for axis, group in zip(axes, groups):
     for i, round_ in enumerate(group):
       curve = round_.curves["dev"]
-      # Where there are many points each round marks others, so that none hides another.
+      # With many points each round marks different ones, so that none hides another.
       marks = (i % 10, 10) if curve.shape[1] > 20 else 1
       _draw(axis, curve, markevery=marks, **round_.style)
   axes[0].set_ylabel("Spearman × 100")
@@ -212,7 +213,7 @@ def _distillation(rounds: list[Round]) -> Section:
       if curve is not None:
         colour = round_.style["color"]
         _draw(axis, curve, color=colour, linestyle=dash)
-        # What the legend shows: the dashes alone, whatever the round's colour.
+        # The legend shows the dashes alone, whatever the round's colour.
         axis.plot([], [], color="black", linestyle=dash, label=label)
         last.append(curve[1, -1])
     gap = [last[1] - last[0]] if len(last) == 2 else []
@@ -236,9 +237,9 @@ def _distillation(rounds: list[Round]) -> Section:
 def _teachers(rounds: list[Round]) -> Section:
   figure, panels = _panels(rounds, height=2.2)
   matrices = [np.asarray(round_.teachers["top12_spearman"]) for round_ in rounds]
-  # Each agrees with itself to 100, which would take up the scale.
+  # Each teacher agrees with itself to 100, which would take up the scale.
   matrices = [np.ma.masked_array(m, np.eye(len(m))) for m in matrices]
-  # To whole tens, so that a small difference does not look large.
+  # Round to whole tens, so that a small difference does not look large.
   low = 10 * math.floor(min(m.min() for m in matrices) / 10)
   high = 10 * math.floor(max(m.max() for m in matrices) / 10) + 10
   rows = []
@@ -330,7 +331,7 @@ def _alignment(rounds: list[Round]) -> Section:
   )
 
 
-# In the order of the page: figure's name -> its section, and whether a round has data.
+# In the page's order: a figure's name -> its section, and whether a round has its data.
 SECTIONS = {
   "losses": (_losses, lambda r: "train/loss" in r.curves),
   "dev": (_dev, lambda r: "dev" in r.curves),

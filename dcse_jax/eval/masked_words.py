@@ -1,4 +1,4 @@
-"""How many masked words a language model guesses right."""
+"""An evaluator: how many masked words a language model guesses right."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -21,25 +21,25 @@ from dcse_jax.model.model import Model
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import user_path
 
-_SHARE = 0.15  # Of a sentence's tokens, one at least; all of them show as [MASK].
-_TOKENS = 2048  # Of a batch, so that few logits exist at once.
+_SHARE = 0.15  # A sentence's share of tokens, at least one, that show as [MASK].
+_TOKENS = 2048  # A batch has about this many, so that few logits exist at once.
 _ROUND_TO = 16  # Lengths are rounded up to this, so that few shapes are compiled.
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _guess(params, language_model, input_ids, mask, positions, *, config):
-  """The likeliest token at each position, [B, K]."""
+  """Returns the likeliest token at each position, [B, K]."""
   states = encoder_lib.states_at(params, config, input_ids, mask, positions)
   logits = encoder_lib.score_tokens(language_model, params, config, states)
   return jnp.argmax(logits, axis=-1)
 
 
 def accuracy(model: Model, sentences: Sequence[str]) -> float:
-  """The share of masked tokens whose likeliest guess is right, in percent.
+  """Returns the share of masked tokens whose likeliest guess is right, in percent.
 
-  The same tokens of a sentence are masked for every model with its tokenizer. Training
-  masks others at each step and shows some as they are or as another token, so that its
-  `train/accuracy` is of an easier task.
+  The same tokens of a sentence are masked for every model with the same tokenizer.
+  Training masks different ones at each step and shows some as they are or as another
+  token, so its `train/accuracy` belongs to an easier task.
 
   Args:
     model: with parameters and a language-model head.
@@ -69,7 +69,7 @@ def accuracy(model: Model, sentences: Sequence[str]) -> float:
     rows, part = rows[:-size], rows[-size:]
     input_ids = np.full((size, length), model.config.pad_token_id, np.int32)
     mask = np.zeros((size, length), bool)
-    mask[:, 0] = True  # Rows that are left over attend to something.
+    mask[:, 0] = True  # Unused rows must attend to something.
     positions = np.zeros((size, slots), np.int32)
     for i, (ids, chosen) in enumerate(part):
       input_ids[i, : len(ids)], mask[i, : len(ids)] = ids, True
@@ -89,7 +89,7 @@ class MaskedWords(Evaluator):
   """Scores a masked-language model by `accuracy` on files of sentences.
 
   Attributes:
-    texts: the sentences by the file's name without its suffixes.
+    texts: the sentences of each file, by its name without suffixes.
   """
 
   kind = "masked_words"
@@ -102,7 +102,7 @@ class MaskedWords(Evaluator):
 
   @classmethod
   def read(cls, places: Sequence[str], options: Options) -> Self:
-    """Reads files of sentences, one a line or as `data.text.read_text` has them."""
+    """Reads files of sentences, in any form that `data.text.read_text` knows."""
     del options
     texts: dict[str, list[str]] = {}
     for place in places:
@@ -117,22 +117,22 @@ class MaskedWords(Evaluator):
 
   @property
   def columns(self) -> tuple[str, ...]:
-    """Names of the files."""
+    """The names of the files."""
     return tuple(self.texts)
 
   def score(self, subject: Subject) -> dict[str, float]:
-    """`accuracy` on each file, and their mean."""
+    """Computes `accuracy` on each file, and the mean."""
     scores = {name: accuracy(subject.model, text) for name, text in self.texts.items()}
     return scores | {"avg": float(np.mean(list(scores.values())))}
 
   def digest(self, column: str) -> str:
-    """A digest of the sentences."""
+    """Returns a digest of the sentences."""
     texts = self.texts if column == "avg" else {column: self.texts[column]}
     content = json.dumps(list(texts.values())).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
   def describe(self) -> dict[str, Any]:
-    """The title, the files that the mean is of, and their number of sentences."""
+    """Returns the title, the files in the mean, and their numbers of sentences."""
     return {
       "title": "Masked words: accuracy x 100 of the likeliest guess",
       "averaged": list(self.texts),

@@ -1,6 +1,6 @@
 """An encoder for MTEB: `mteb.evaluate(MtebEncoder(DIR), mteb.get_tasks(...))`.
 
-Needs the package mteb (tested: 2.26), which is imported only once an encoder is made.
+It needs the package mteb (tested: 2.26), and imports it when an encoder is made.
 """
 
 from typing import Any
@@ -15,22 +15,22 @@ from dcse_jax.runtime.errors import UserError
 
 
 class MtebEncoder:
-  """Presents a model to MTEB, by its EncoderProtocol.
+  """A model as MTEB's EncoderProtocol.
 
-  Texts are encoded as they are: no prompt is put before them, whatever the task.
+  Texts are encoded as they are: no task puts a prompt before them.
 
   Args:
     model: a model folder or hub id, perhaps ID@REVISION, or an encoder made from one.
-    name: under which MTEB keeps the results; of the form ORGANISATION/NAME, where
-      a NAME alone means local/NAME. None takes it from the folder or id.
+    name: the name under which MTEB keeps the results, ORGANISATION/NAME; a NAME alone
+      means local/NAME. None takes it from the folder or id.
     batch_size: sentences in a compiled batch; None takes MTEB's, which
       `mteb.evaluate(..., encode_kwargs={"batch_size": 64})` sets.
 
   Attributes:
     encoder: the SentenceEncoder that computes the embeddings.
-    mteb_model_meta: what MTEB writes about the model beside its results. The
-      revision, by which it tells them apart, is a digest of the model: MTEB never
-      takes those of an earlier model in the same folder for this one's.
+    mteb_model_meta: what MTEB writes about the model beside its results. Its revision
+      is a digest of the model, so MTEB never takes the results of an earlier model in
+      the same folder for this one's.
 
   Raises:
     UserError: mteb is not installed, the model cannot be loaded, or has no name.
@@ -93,16 +93,16 @@ class MtebEncoder:
     prompt_type: Any = None,
     **kwargs: Any,
   ) -> np.ndarray:
-    """Embeddings of a task's texts.
+    """Computes embeddings of a task's texts.
 
     Args:
       inputs: batches, each with its texts under "text".
-      task_metadata: not used, nor are the three after it: see the class.
+      task_metadata: not used, nor are the next three: see the class.
       hf_split: a part of the task.
       hf_subset: a part of the task.
       prompt_type: query or document.
-      **kwargs: mteb.evaluate's encode_kwargs, of which batch_size and
-        show_progress_bar are followed.
+      **kwargs: mteb.evaluate's encode_kwargs; only batch_size and show_progress_bar
+        are used.
 
     Returns:
       [n, D] float32.
@@ -120,13 +120,13 @@ class MtebEncoder:
     )
 
   def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-    """Cosines of every two rows: [n, D] and [m, D] to a torch tensor [n, m]."""
+    """Computes cosines of all rows, [n, D] and [m, D], as a torch tensor [n, m]."""
     from mteb.similarity_functions import cos_sim
 
     return cos_sim(embeddings1, embeddings2)
 
   def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-    """Cosines of row i with row i: [n, D] and [n, D] to a torch tensor [n]."""
+    """Computes cosines of row i with row i, [n, D] each, as a torch tensor [n]."""
     from mteb.similarity_functions import pairwise_cos_sim
 
     return pairwise_cos_sim(embeddings1, embeddings2)

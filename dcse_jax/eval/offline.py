@@ -1,4 +1,4 @@
-"""Scores models side by side by any evaluators, and pools the seeds of one."""
+"""Scores models side by side with any evaluators, and pools the seeds of a model."""
 
 from collections.abc import Mapping, Sequence
 import time
@@ -33,23 +33,23 @@ def evaluate(
   output: str | None = None,
   markdown: str | None = None,
 ) -> dict[str, Any]:
-  """Scores every model on everything, prints the tables and writes files.
+  """Scores every model with every evaluator, prints the tables and writes files.
 
   Args:
-    models: as `find_models` takes them.
-    places: by the kind of an evaluator what it reads; none leaves it out.
-    options: of the evaluators.
-    loading: of `SentenceEncoder`, such as another pooling; None is as it is.
+    models: arguments of `find_models`.
+    places: what each evaluator reads, by its kind; one without places is left out.
+    options: the evaluators' options.
+    loading: options of `SentenceEncoder`, such as another pooling; None keeps each
+      model's own.
     output: a JSON file to write.
     markdown: a Markdown file to write.
 
   Returns:
-    What `output` gets: "convention" and "dev"; by kind what `Evaluator.describe` says;
-    "options", the loading; and "models" by name as `pool` gives them.
+    What `output` gets: "convention" and "dev"; what `Evaluator.describe` returns, by
+    kind; "options", which is `loading`; and "models", what `pool` returns by name.
 
   Raises:
-    UserError: anything that is wrong, before the first sentence is encoded where it can
-      be known then.
+    UserError: anything is wrong; where possible, before the first sentence is encoded.
   """
   evaluators = [
     evaluator.read(places[kind], options)
@@ -99,7 +99,7 @@ def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
       ID@REVISION, or ROUND or ROUND/SEED of a training run's workdir.
 
   Raises:
-    UserError: a path that is no model, or given twice under one name.
+    UserError: a path is not a model, or is given twice under one name.
   """
   models: dict[str, list[str]] = {}
   for argument in arguments:
@@ -118,12 +118,12 @@ def find_models(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _seeds(place: str) -> list[str]:
-  """The finished models of a round's or a seed's folder; none elsewhere."""
+  """Lists the finished models in a round's or a seed's folder; none elsewhere."""
   path = user_path(place)
   if (path / "results.json").exists():
     raise UserError(f"{place} is a whole run: name {place}/ROUND or {place}/export")
   results = [*path.glob("result.json"), *path.glob("*/result.json")]
-  # Seed 10 after seed 2.
+  # Seed 10 comes after seed 2.
   seeds = sorted((r.parent for r in results), key=lambda s: (len(s.name), s.name))
   if (path / "origin.json").exists() and not seeds:
     raise UserError(f"{place} has no finished model yet: train on, or name another")
@@ -136,16 +136,16 @@ def score(
   model: Model | None = None,
   name: str = "the model",
 ) -> dict[str, dict[str, float]]:
-  """Scores one model by each evaluator; each distinct sentence is encoded once.
+  """Scores one model with each evaluator; each distinct sentence is encoded once.
 
   Args:
-    encode: from sentences to embeddings [n, D].
-    evaluators: what scores it.
+    encode: turns sentences into embeddings [n, D].
+    evaluators: those that score it.
     model: the model itself, for evaluators that need more than embeddings.
-    name: of the model, for errors.
+    name: the model's, for errors.
 
   Returns:
-    By kind what `Evaluator.score` gives.
+    What `Evaluator.score` returns, by kind.
 
   Raises:
     UserError: an embedding holds NaN or infinity, or the model lacks what an
@@ -171,11 +171,11 @@ def pool(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Pools the seeds of one model: their mean and sample standard deviation.
 
   Args:
-    runs: each as `score` gives it, perhaps with more fields; at least one.
+    runs: results of `score`, perhaps with more fields; at least one.
 
   Returns:
-    "n"; by the kind of each evaluator "mean" and "sd" by column, the latter None for
-    one run; and "runs".
+    "n", the number of runs; for each kind of evaluator "mean" and "sd" by column, the
+    latter None for one run; and "runs".
   """
   pooled: dict[str, Any] = {"n": len(runs)}
   for part, scores in runs[0].items():

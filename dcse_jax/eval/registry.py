@@ -1,7 +1,7 @@
-"""Which evaluators there are, and how a config names them.
+"""The evaluators, and how a config names them.
 
 A name in `config.dev` or `config.test` is that of a set in the folder `config.sts`, or
-KIND:PLACE, whose score is the mean over what the evaluator KIND finds at PLACE.
+KIND:PLACE, whose score is the mean over what the evaluator KIND reads from PLACE.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,16 @@ from dcse_jax.eval.sts import Sts
 from dcse_jax.eval.transfer import Transfer
 from dcse_jax.runtime.errors import UserError
 
-# In the order of tables. A further evaluator is a line here.
+# They stand in the order of tables. A new evaluator is a line here.
 EVALUATORS = {each.kind: each for each in (Sts, Transfer, MaskedWords)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """An evaluator with the names that a config has for its scores.
+  """An evaluator with the names that a config gives its scores.
 
   Attributes:
-    columns: by name the column of `Evaluator.score`.
+    columns: the column of `Evaluator.score` for each name.
   """
 
   evaluator: Evaluator
@@ -31,7 +31,7 @@ class Named:
 
   @property
   def digests(self) -> dict[str, str]:
-    """Digests of the data by name."""
+    """The digests of the data, by name."""
     return {name: self.evaluator.digest(c) for name, c in self.columns.items()}
 
 
@@ -41,20 +41,20 @@ def _kind(name: str) -> str | None:
 
 
 def is_set(name: str) -> bool:
-  """Whether a name in a config is that of an STS set."""
+  """Returns whether a name in a config is that of an STS set."""
   return _kind(name) is None
 
 
 def read_named(names: Sequence[str], sts: str, *, dev: bool) -> list[Named]:
-  """Reads what a config names.
+  """Reads the evaluators that a config names.
 
   Args:
     names: `config.dev` or `config.test`.
-    sts: the folder of sets, `config.sts`; without one, names of sets are left out.
-    dev: whether the best model is chosen by it, so that no test set may be.
+    sts: the folder of sets, `config.sts`; without it, names of sets are left out.
+    dev: whether the best model is chosen by these, so that no test set may be read.
 
   Raises:
-    UserError: a name that nothing yields, or data that cannot be read.
+    UserError: no evaluator yields a name, or data cannot be read.
   """
   found, options = [], Options(dev=dev)
   sets = [name for name in names if is_set(name)]
@@ -90,6 +90,6 @@ def _forms() -> str:
 
 
 def measures(names: Iterable[str]) -> str:
-  """What the scores of some names are, in words, such as "Spearman"."""
+  """Says what the scores of some names measure, such as "Spearman"."""
   kinds = [EVALUATORS[_kind(name) or Sts.kind].measure for name in names]
   return " or ".join(dict.fromkeys(kinds or [Sts.measure]))

@@ -1,24 +1,24 @@
 """SentEval's own classifier, and how it chooses the classifier's L2 penalty.
 
-Logistic regression by Adam (rate 1e-3, batches of 64) on features as they are: after
-every four passes over what is trained on, accuracy on held-out rows is taken, the best
-parameters so far are kept, and at the sixth time without a gain, or after 204 passes, it
-stops. The penalty is one of 1e-5, 1e-4, 1e-3 and 1e-2, the first of equally good ones,
-added to the gradient of weights and bias. Each classifier begins from seed 1111: the
-weights that torch.nn.Linear draws, and NumPy's permutations for the order of rows.
+It is logistic regression by Adam (rate 1e-3, batches of 64) on unscaled features. After
+every four passes over the training rows it takes the accuracy on held-out rows and
+keeps the best parameters so far; it stops at the sixth time without a gain, or after
+204 passes. The penalty is one of 1e-5, 1e-4, 1e-3 and 1e-2, the first of equally good
+ones, added to the gradient of weights and bias. Each classifier begins from seed 1111:
+the weights that torch.nn.Linear draws, and NumPy's permutations for the order of rows.
 
-Held out are, while a penalty is chosen, the rows that it is judged by; a task without a dev
-set trains the classifier that is tested on 95 % of its rows and holds out the rest. All
-folds are stratified, ten, and shuffled by seed 1111.
+While a penalty is chosen, the held-out rows are those that it is judged by. A task
+without a dev set trains the classifier that is tested on 95 % of its rows and holds out
+the rest. There are ten folds, stratified and shuffled by seed 1111.
 
-The loss is the mean over a batch. Its code asks torch for the sum, in a way that torch
-has not read since version 0.4.1. All classifiers that differ by fold or penalty alone are
-trained side by side.
+The loss is the mean over a batch: SentEval's code asks torch for the sum, in a way that
+torch has ignored since version 0.4.1. Classifiers that differ only by fold or penalty
+are trained side by side.
 
 References:
   Conneau and Kiela, SentEval, 2018 (arXiv:1803.05449), and its published code with
   SimCSE's settings for test scores: nhid 0, adam, batch 64, tenacity 5, epoch size 4,
-  ten folds. Its option without a penalty is for SNLI alone, which is not here.
+  ten folds. Its option without a penalty is only for SNLI, which is not here.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ _HELD_OUT = 0.05
 
 
 def _initial(num_features: int, num_classes: int) -> dict[str, np.ndarray]:
-  """The weights [F, K] and bias [K] that torch.nn.Linear draws after seed 1111.
+  """Draws the weights [F, K] and bias [K] that torch.nn.Linear does after seed 1111.
 
-  Both are uniform within 1 / sqrt(F), by 24 bits of each number of a Mersenne twister.
+  Both are uniform within 1 / sqrt(F), from 24 bits of each Mersenne twister number.
   """
   draws = np.random.RandomState(_SEED).randint(
     2**32, size=(num_features + 1) * num_classes, dtype=np.uint32
@@ -63,7 +63,7 @@ def _train(state, penalties, x, y, batches):
     penalties: [S, P].
     x: features of all rows, [n, F].
     y: their classes, [n].
-    batches: [T, S, B] numbers of rows, -1 where there is none.
+    batches: numbers of rows, [T, S, B], -1 where there is none.
   """
   optimizer = optax.scale_by_adam()
 
@@ -89,7 +89,7 @@ def _train(state, penalties, x, y, batches):
     of_penalties = jax.vmap(step_one, in_axes=(0, 0, None, None, None))
     of_folds = jax.vmap(of_penalties, in_axes=0)
     new = of_folds(state, penalties, *batch)
-    # A fold with fewer rows may have a batch less.
+    # A fold with fewer rows may have one batch less.
     some = is_row.any(axis=1)
     pick = lambda a, b: jnp.where(some.reshape(-1, *[1] * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, new, state), None
@@ -99,7 +99,7 @@ def _train(state, penalties, x, y, batches):
 
 @jax.jit
 def _classes(params, x):
-  """The class of each row [n] by each fold's and penalty's parameters, [S, P, n]."""
+  """Predicts each row's class with each fold's and penalty's parameters, [S, P, n]."""
   logits = jnp.einsum(
     "nf,spfk->spnk", x, params["weights"], precision=jax.lax.Precision.HIGHEST
   )
@@ -119,10 +119,10 @@ def _fit(
   Args:
     x: features of all rows, [n, F].
     y: their classes, [n], from 0.
-    trained: of each of S folds, the numbers of the rows to train on, in their order.
-    held_out: and those to stop by.
+    trained: the numbers of the rows to train on in each of S folds, in their order.
+    held_out: those whose accuracy says when to stop.
     penalties: [S, P].
-    randoms: what each fold's order of rows is drawn by.
+    randoms: draw each fold's order of rows.
 
   Returns:
     The classes of all rows, [S, P, n], and the accuracies on held-out rows, [S, P].
@@ -153,7 +153,7 @@ def _fit(
     )
     better = going & (scores > best)
     best[better], predicted[better] = scores[better], found[better]
-    # Counted over the whole training, not since the last gain.
+    # Losses are counted over the whole training, not since the last gain.
     going &= better | (losses < _TENACITY)
     losses += ~better
   return predicted, best
@@ -167,11 +167,11 @@ def _folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _percent(share: float) -> float:
-  return round(100 * float(share), 2)  # To two digits, before anything is compared.
+  return round(100 * float(share), 2)  # SentEval rounds before it compares.
 
 
 def _choose(x, y, trained, held_out) -> tuple[float, float]:
-  """Chooses a penalty by the mean over folds; that mean, in percent, comes with it."""
+  """Chooses a penalty by its mean accuracy over folds, in percent; returns both."""
   grid = np.tile(_PENALTIES, (len(trained), 1))
   randoms = [np.random.RandomState(_SEED) for _ in trained]
   _, scores = _fit(x, y, trained, held_out, grid, randoms)
@@ -185,7 +185,7 @@ def _choose_by_folds(x, y, rows) -> tuple[float, float]:
 
 
 def _fit_chosen(x, y, trained, penalties) -> np.ndarray:
-  """The classes of all rows [S, n], of classifiers that hold out a twentieth."""
+  """Predicts all rows' classes [S, n] with classifiers that hold out a twentieth."""
   randoms = [np.random.RandomState(_SEED) for _ in trained]
   kept, held_out = [], []
   for rows, random in zip(trained, randoms):
@@ -197,12 +197,12 @@ def _fit_chosen(x, y, trained, penalties) -> np.ndarray:
 
 
 def cross_validate(x: np.ndarray, y: np.ndarray, *, dev: bool = False) -> float:
-  """Tests on each of ten folds a classifier that is chosen and trained on the others.
+  """Tests a classifier on each of ten folds; it is chosen and trained on the others.
 
   Args:
     x: features, [n, F].
     y: classes, [n], from 0.
-    dev: takes what the penalties are chosen by instead, and tests nothing.
+    dev: returns the accuracy that the penalties were chosen by, and tests nothing.
 
   Returns:
     The mean accuracy in percent.
@@ -222,18 +222,18 @@ def cross_validate(x: np.ndarray, y: np.ndarray, *, dev: bool = False) -> float:
 def predict(
   features: dict[str, np.ndarray], classes: dict[str, np.ndarray]
 ) -> tuple[float, np.ndarray]:
-  """Chooses and trains on "train", with "dev" if there, and predicts "test" if there.
+  """Chooses and trains on "train" and "dev", and predicts "test", if they are there.
 
   Args:
-    features: by split, [n, F].
-    classes: by split, [n], from 0; none is needed of the test set.
+    features: those of each split, [n, F].
+    classes: those of each split, [n], from 0; the test set needs none.
 
   Returns:
     The accuracy in percent that the penalty was chosen by, and the test set's classes.
   """
   splits = [name for name in ("train", "dev", "test") if name in features]
   x = np.concatenate([features[name] for name in splits])
-  # Nothing is trained on or judged by a row of the test set: any class will do.
+  # Test rows are neither trained on nor judged here: any class will do.
   of_test = np.zeros(len(features.get("test", ())), int)
   y = np.concatenate([*(classes[name] for name in splits if name != "test"), of_test])
   ends = np.cumsum([len(features[name]) for name in splits])

@@ -15,14 +15,14 @@ from dcse_jax.eval.evaluator import Subject
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
-# What the two ways to score SICK-R are called in tables.
+# The names in tables of the two ways to score SICK-R.
 CONVENTIONS = {"senteval": "SentEval", "mteb": "MTEB"}
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-  """Spearman's rank correlation, ties averaged, in percent.
+  """Computes Spearman's rank correlation, ties averaged, in percent.
 
-  A constant argument, such as a collapsed encoder's cosines, ranks nothing: 0.
+  A constant argument, such as a collapsed encoder's cosines, ranks nothing and gives 0.
   """
   if np.ptp(a) == 0 or np.ptp(b) == 0:
     return 0.0
@@ -30,7 +30,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-  """Cosine of row i with row i, [n, D] and [n, D] to [n]; 0 for zero rows."""
+  """Computes the cosine of row i with row i, [n, D] each, to [n]; 0 for zero rows."""
   return np.sum(unit_length(first) * unit_length(second), axis=1)
 
 
@@ -38,10 +38,10 @@ Rows = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def index_sentences(sets: dict[str, sts_sets.StsSet]) -> tuple[list[str], Rows]:
-  """Every distinct sentence of the sets, and where each pair's are in that list.
+  """Lists every distinct sentence of the sets, and where each pair's sentences are.
 
   Returns:
-    The sentences, and by set the places of the first and of the second ones.
+    The sentences, and for each set the places of its first and its second sentences.
   """
   row = {}
   for pairs in sets.values():
@@ -58,9 +58,9 @@ def score_pairs(
   """Scores every set.
 
   Args:
-    embeddings: of the sentences of `index_sentences`, [n, D].
-    rows: as `index_sentences` gives them.
-    sets: by name.
+    embeddings: those of the sentences of `index_sentences`, [n, D].
+    rows: from `index_sentences`.
+    sets: the sets by name.
 
   Returns:
     Spearman in percent by set, and "avg", their mean over `sts_sets.averaged_sets`.
@@ -79,20 +79,20 @@ def score_pairs(
 def score_sts(
   embed: Callable[[list[str]], np.ndarray], sets: dict[str, sts_sets.StsSet]
 ) -> dict[str, float]:
-  """`score_pairs`, by a function from sentences to embeddings [n, D]."""
+  """Scores every set by `score_pairs`; embed turns sentences into embeddings [n, D]."""
   sentences, rows = index_sentences(sets)
   return score_pairs(embed(sentences), rows, sets)
 
 
 def paraphrases(scores: np.ndarray, *, strictly_above: float | None = None):
-  """Which pairs of an STS set count as paraphrases, [n] bools.
+  """Returns which pairs of an STS set count as paraphrases, [n] bools.
 
   Args:
-    scores: human scores of the pairs, [n], of any scale.
+    scores: human scores of the pairs, [n], on any scale.
     strictly_above: takes the pairs above this score. SimCSE's analysis has 4 (of 5),
-      and all of STS-B for its pairs. None takes ours: those in the upper fifth of the
+      and takes pairs from all of STS-B. None takes our rule: the upper fifth of the
       range from the lowest score, or 0 if that is lower, to the highest, its lower end
-      included: 4 and above of STS-B's 0 to 5.
+      included: 4 and above on STS-B's 0 to 5.
   """
   if strictly_above is not None:
     return scores > strictly_above
@@ -107,7 +107,7 @@ def alignment(
   *,
   strictly_above: float | None = None,
 ) -> float | None:
-  """Mean squared distance of paraphrases on the unit sphere, in [0, 4].
+  """Computes the mean squared distance of paraphrases on the unit sphere, in [0, 4].
 
   Args:
     first: embeddings, [n, D].
@@ -130,14 +130,14 @@ def alignment(
 
 
 def uniformity(embeddings: np.ndarray) -> float:
-  """Log mean Gaussian potential of every two embeddings on the unit sphere.
+  """Computes the log mean Gaussian potential of all pairs on the unit sphere.
 
   Args:
     embeddings: [n, D]; each pair of rows counts once.
 
   Returns:
-    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. It is
-    0 for one row, as for any that all lie on one point.
+    log E exp(-2 ||x - y||^2), at most 0; smaller is more evenly spread. It is 0 for a
+    single row, as it is for rows that all lie on one point.
 
   References:
     Wang and Isola, 2020, Eq. 4 (arXiv:2005.10242).
@@ -158,10 +158,10 @@ class Sts(Evaluator):
   """Scores embeddings by Spearman on STS sets.
 
   Attributes:
-    sets: by name, those that are scored.
-    options: how.
-    sphere: what alignment and uniformity are measured on, by its name; None where a
-      command finds no such set, and while training, where the dev sets serve.
+    sets: the sets to score, by name.
+    options: how to score them.
+    sphere: the set for alignment and uniformity, with its name; None where a command
+      finds no such set, and while training, which measures them on the dev sets.
   """
 
   kind = "sts"
@@ -178,7 +178,7 @@ class Sts(Evaluator):
     """Reads the named sets of a folder, for training.
 
     Raises:
-      KeyError: there is no such set: its name, and what the folder holds.
+      KeyError: there is no such set; it has its name and what the folder holds.
       UserError: the folder or a file cannot be read.
     """
     there = sts_sets.find(folder)
@@ -189,9 +189,9 @@ class Sts(Evaluator):
 
   @classmethod
   def read(cls, places: Sequence[str], options: Options) -> Self:
-    """Reads the sets to score, the seven first and in the order of papers.
+    """Reads the sets to score, the usual seven first, in the order of papers.
 
-    Without options.dev train sets are left out unless there is nothing else; with it
+    Without options.dev, train sets are left out unless there is nothing else; with it,
     only sets whose names end in -dev are scored.
     """
     there: dict[str, sts_sets.StsSet] = {}
@@ -208,19 +208,19 @@ class Sts(Evaluator):
 
   @property
   def columns(self) -> tuple[str, ...]:
-    """Names of the sets."""
+    """The names of the sets."""
     return tuple(self.sets)
 
   @property
   def sentences(self) -> Iterable[str]:
-    """Sentences of the sets, and of the one that alignment is of."""
+    """The sentences of the sets, and of the one that alignment is measured on."""
     yield from self._index[0]
     if self.sphere:
       yield from self.sphere[1].first
       yield from self.sphere[1].second
 
   def score(self, subject: Subject) -> dict[str, float]:
-    """Spearman by set, "avg", and alignment and uniformity where `sphere` is."""
+    """Scores each set, with "avg"; with `sphere` also alignment and uniformity."""
     sentences, rows = self._index
     scores = score_pairs(subject.embed(sentences), rows, self.sets)
     if not self.sphere:
@@ -234,11 +234,11 @@ class Sts(Evaluator):
     }
 
   def metric_name(self, column: str) -> str:
-    """What a set's score is called in metrics.jsonl."""
+    """Returns the name of a set's score in metrics.jsonl."""
     return f"eval/{column.lower()}_spearman"
 
   def metrics(self, scores: dict[str, float], subject: Subject) -> dict[str, float]:
-    """Spearman by set; alignment, the mean over sets; uniformity of all sentences."""
+    """Returns Spearman by set, the mean alignment, and uniformity of all sentences."""
     sentences, rows = self._index
     embeddings = subject.embed(sentences)
     alignments = [
@@ -251,11 +251,11 @@ class Sts(Evaluator):
     }
 
   def digest(self, column: str) -> str:
-    """A digest of a set's pairs and their scores."""
+    """Returns a digest of a set's pairs and their scores."""
     return sts_sets.digest(self.sets[column])
 
   def describe(self) -> dict[str, Any]:
-    """The title, what the mean is of, the pairs, and what alignment is of."""
+    """Returns the title, the sets in the mean, their pairs, and alignment's set."""
     convention, dev = self.options.convention, self.options.dev
     title = (
       f"{CONVENTIONS[convention]} convention: Spearman x 100 of cosines, subsets of a "
@@ -300,7 +300,7 @@ def _sphere_name(dev: bool) -> str:
 def _sphere(
   sets: dict[str, sts_sets.StsSet], options: Options
 ) -> tuple[str, sts_sets.StsSet] | None:
-  """The set that alignment is measured on; None where it is not asked for nor there."""
+  """Finds the set to measure alignment on; None if the default one is not there."""
   name = options.alignment_set
   chosen = name or _sphere_name(options.dev)
   if options.dev and sts_sets.is_test(chosen):

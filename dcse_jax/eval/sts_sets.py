@@ -13,7 +13,7 @@ import numpy as np
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import user_path
 
-# What SimCSE and its successors report, in their order; files of an STS folder.
+# The sets that SimCSE and its successors report, in their order; names of STS files.
 SEVEN_TEST_SETS = (
   "STS12-test",
   "STS13-test",
@@ -24,7 +24,7 @@ SEVEN_TEST_SETS = (
   "SICKR-test",
 )
 
-# What MTEB scores in place of SICKR-test, and what SimCSE's analysis takes pairs from.
+# MTEB scores the first in place of SICKR-test; SimCSE's analysis reads the second.
 SICKR_ALL, STSB_ALL = "SICKR-all", "STSB-all"
 
 # The subsets of each year, as SentEval's senteval/sts.py lists them: STS13 without SMT.
@@ -40,7 +40,7 @@ _SENTEVAL_SICK = {"train": "train", "dev": "trial", "test": "test_annotated"}
 
 @dataclasses.dataclass(frozen=True)
 class StsSet:
-  """Sentence pairs with a human score each; all three of equal length."""
+  """Sentence pairs with a human score each; all three have one length."""
 
   scores: np.ndarray
   first: list[str]
@@ -54,13 +54,13 @@ def digest(sts_set: StsSet) -> str:
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:
-  """The lines of a UTF-8 file, empty ones too, without their ends."""
+  """Reads the lines of a UTF-8 file, empty ones too, without their ends."""
   try:
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror}") from error
   if not lines[-1]:
-    lines.pop()  # After the last line's end.
+    lines.pop()  # This is what follows the last line's end.
   for number, line in enumerate(lines, 1):
     try:
       lines[number - 1] = line.decode("utf-8").rstrip("\r")
@@ -72,7 +72,7 @@ def _read_lines(path: pathlib.Path) -> list[str]:
 
 
 def _number(text: str) -> float:
-  """The finite number that a text spells, else NaN."""
+  """Returns the finite number that a text spells, else NaN."""
   try:
     number = float(text)
   except ValueError:
@@ -88,20 +88,20 @@ def _make_set(path: pathlib.Path, pairs: Sequence[tuple[float, str, str]]) -> St
 
 
 def _spaced(sentence: str) -> str:
-  """A sentence as SentEval has it: its tokens, one space between two."""
+  """Returns a sentence as SentEval has it: its tokens with one space between two."""
   return " ".join(sentence.split())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """How a file of pairs is laid out in fields between tabs, never quoted.
+  """The layout of a file of pairs, in fields between tabs that are never quoted.
 
   Attributes:
-    form: for errors.
+    form: says in errors what a line holds.
     score, first, second: which field each is.
-    most: fields in a line; there are at least as many as are read.
-    header: lines before the pairs.
-    clean: what is done to a sentence.
+    most: the most fields in a line; there are at least as many as are read.
+    header: the number of lines before the pairs.
+    clean: is applied to each sentence.
   """
 
   form: str
@@ -145,7 +145,7 @@ def read_sts_file(path: pathlib.Path) -> StsSet:
   convention.
 
   Raises:
-    UserError: a line of another form, named, or no line at all.
+    UserError: a line has another form (the error names it), or there is none.
   """
   return _TSV.read(path)
 
@@ -163,7 +163,7 @@ def _read_year(folder: pathlib.Path) -> StsSet:
         "must be as many; fetch both again"
       )
     for number, (line, text) in enumerate(zip(lines, scores), 1):
-      # The organisers' own STS16 files have two more, the sentences' sources.
+      # The organisers' own STS16 files have two more fields, the sentences' sources.
       fields = line.split("\t")
       if len(fields) < 2:
         raise UserError(f"{path}:{number}: expected two sentences, separated by a tab")
@@ -180,7 +180,7 @@ _Files = dict[str, tuple[Callable[[pathlib.Path], StsSet], pathlib.Path]]
 
 
 def _senteval_files(path: pathlib.Path) -> _Files:
-  """SentEval's sets at a path: each one's reader and file; none if there is none.
+  """Finds SentEval's sets at a path: each one's reader and file; perhaps none.
 
   Args:
     path: SentEval's `data`, `data/downstream` or `data/downstream/STS`.
@@ -204,10 +204,10 @@ def _senteval_files(path: pathlib.Path) -> _Files:
 
 
 def find(folder: str) -> _Files:
-  """Finds STS sets: by name each one's reader and file, as `read_sts` has them.
+  """Finds the reader and file of each STS set, by name, as `read_sts` describes them.
 
   Raises:
-    UserError: there is none.
+    UserError: there are none.
   """
   path = user_path(folder)
   tables = [path] if path.is_file() else sorted(path.glob("*.tsv"))
@@ -232,7 +232,7 @@ def read_sts(folder: str, names: Sequence[str] | None = None) -> dict[str, StsSe
     names: which of the sets that `find` finds; None means all.
 
   Raises:
-    UserError: no such folder, or a file of another form.
+    UserError: there is no such folder, or a file has another form.
   """
   files = find(folder)
   chosen = list(files) if names is None else names
@@ -259,7 +259,7 @@ def all_splits(sets: dict[str, StsSet], name: str) -> StsSet:
 
 
 def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
-  """MTEB's SICK-R: in place of SICKR-test, SICKR-all with train and dev pairs too.
+  """Replaces SICKR-test by SICKR-all, with train and dev pairs too, as MTEB does.
 
   Sets without SICKR-test are returned as they are.
 
@@ -282,14 +282,14 @@ def with_all_of_sickr(sets: dict[str, StsSet]) -> dict[str, StsSet]:
 
 
 def is_test(name: str) -> bool:
-  """Whether a set is none to train or to choose by, as its name says."""
+  """Returns whether a set's name says that it is not for training or choosing."""
   return not name.lower().endswith(("-train", "-dev"))
 
 
 def averaged_sets(names: Sequence[str]) -> list[str]:
-  """The sets that "avg" is the mean of: the seven where all are there.
+  """Returns the sets whose mean is "avg": the usual seven, if all are there.
 
-  Else all but train and dev sets; where a folder holds nothing else, those count.
+  Otherwise it is all but train and dev sets, or these if there is nothing else.
   """
   seven = [n for n in names if n in (*SEVEN_TEST_SETS, SICKR_ALL)]
   if len(seven) == len(SEVEN_TEST_SETS):

@@ -1,4 +1,4 @@
-"""Tables as text for a terminal, and those of an evaluation as Markdown, too."""
+"""Tables as text for a terminal, and those of an evaluation as Markdown too."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,7 +16,7 @@ class _Table:
 
 
 def _tables(results: dict[str, Any]) -> list[_Table]:
-  # What `Evaluator.describe` says has a title.
+  # The parts from `Evaluator.describe` have a title.
   parts = [k for k, v in results.items() if isinstance(v, dict) and "title" in v]
   return [_table(part, results) for part in parts]
 
@@ -24,7 +24,7 @@ def _tables(results: dict[str, Any]) -> list[_Table]:
 def _table(part: str, results: dict[str, Any]) -> _Table:
   averaged, models = results[part]["averaged"], results["models"]
   there = next(iter(models.values()))[part]["mean"]
-  # What the average is of stands before it.
+  # The columns of the average stand before it.
   columns = list(dict.fromkeys((*averaged, "avg", *there)))
   rows = [["model", *columns]]
   for name, model in models.items():
@@ -56,11 +56,11 @@ def _cell(scores: dict[str, Any], column: str) -> str:
 
 
 def as_text(results: dict[str, Any]) -> str:
-  """Tables with aligned columns, a row a model.
+  """Lays out tables with aligned columns, a row for each model.
 
   Args:
-    results: by kind what `Evaluator.describe` says, with "models" by name as
-      `offline.pool` gives them and perhaps "options".
+    results: what `Evaluator.describe` returns, by kind; "models", what `offline.pool`
+      returns by name; and perhaps "options".
   """
   return "\n\n".join(
     "\n".join((aligned(table.title, table.rows), *table.notes))
@@ -85,7 +85,7 @@ def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-  """The tables of `as_text` in Markdown."""
+  """Writes the tables of `as_text` in Markdown."""
   return "\n".join(map(_markdown, _tables(results)))
 
 

@@ -1,23 +1,23 @@
 """SentEval's transfer tasks: logistic regression on frozen embeddings.
 
-Two classifiers score them. "senteval" is SentEval's own, step by step: the figures of
-papers are by it; see `senteval`. "sklearn", the default, is about twice as fast, and a
-protocol of its own: its figures are not comparable with the other's. On made-up features
-they were 0.2 points lower to 7 higher, most where features differ in size (SentEval does
-not scale them) and rows are few.
+There are two classifiers. "senteval" is SentEval's own, step by step, which papers use
+for their figures; see `senteval`. "sklearn", the default, is about twice as fast, and a
+protocol of its own: its figures are not comparable with the other's. On made-up
+features they were 0.2 points lower to 7 higher, most where features differ in size
+(SentEval does not scale them) and rows are few.
 
 The splits that a task has say how scikit-learn's is scored:
 
-- one (MR, CR, SUBJ, MPQA): ten stratified folds, each the test set once; the mean.
+- one (MR, CR, SUBJ, MPQA): the mean over ten stratified folds, each the test set once.
   C is chosen anew for each by the mean accuracy on the nine others, every one of
   them predicted by a classifier that saw neither it nor the test fold. The
   classifier that is tested saw all nine.
-- train and test (TREC, MRPC): C by ten-fold cross-validation on train.
-- train, dev and test (SST2): C by accuracy on dev, which is never trained on.
+- train and test (TREC, MRPC): C is chosen by ten-fold cross-validation on train.
+- train, dev and test (SST2): C is chosen on dev, which is never trained on.
 
-Features are the embedding, or of a pair |u - v| and u * v end to end. Each feature
+Features are the embedding or, for a pair, |u - v| and u * v end to end. Each feature
 is brought to mean 0 and standard deviation 1 over the rows trained on, so that it
-makes no difference whether a model normalises its embeddings by a common length. C,
+makes no difference whether a model scales its embeddings to a common length. C,
 the inverse weight of the L2 penalty, is one of 4^-6, 4^-5, ... 1, the smallest of
 equally good ones.
 
@@ -44,7 +44,7 @@ from dcse_jax.eval.transfer_tasks import Task
 from dcse_jax.eval.transfer_tasks import read_transfer
 from dcse_jax.runtime.errors import UserError
 
-# And what tables call them.
+# The classifiers, and what tables call them.
 CLASSIFIERS = {
   "sklearn": "scikit-learn's logistic regression, not SentEval's own classifier",
   "senteval": "SentEval's own classifier (logistic regression by Adam, ten folds)",
@@ -58,19 +58,19 @@ def _predictions(
   held_out: Sequence[np.ndarray],
   grid: Sequence[float] = _GRID,
 ) -> Iterator[list[np.ndarray]]:
-  """For each C, the labels predicted for each block [m, F] of held-out features."""
+  """Yields for each C the labels predicted for each block [m, F] of held-out rows."""
   from sklearn.linear_model import LogisticRegression
   import threadpoolctl  # Comes with scikit-learn.
 
   mean, deviation = features.mean(axis=0), features.std(axis=0)
-  # What varies by rounding alone (MiniLM has three such numbers) is no feature.
+  # Numbers that vary only by rounding (MiniLM has three) are not features.
   deviation[deviation <= 1e-6 * deviation.max()] = np.inf
   held_out = [(block - mean) / deviation for block in held_out]
   features = (features - mean) / deviation
-  # From strong to weak penalty, each from where the last one ended.
+  # From strong to weak penalty, each starts where the last one ended.
   classifier = LogisticRegression(max_iter=1000, warm_start=True)
-  # On a busy machine, threads that wait for each other take forty times as long. Set
-  # after the import: what is loaded later would not keep to it.
+  # On a busy machine, threads that wait for each other take forty times as long. The
+  # limit comes after the import, since it does not bind what is loaded later.
   with threadpoolctl.threadpool_limits(1):
     for c in grid:
       classifier.set_params(C=c).fit(features, labels)
@@ -82,7 +82,7 @@ def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _folds(labels: np.ndarray) -> np.ndarray:
-  """The fold of each row, [n]; the same for every model."""
+  """Returns the fold of each row, [n]; the same for every model."""
   from sklearn.model_selection import StratifiedKFold
 
   fold = np.zeros(len(labels), int)
@@ -95,7 +95,7 @@ def _folds(labels: np.ndarray) -> np.ndarray:
 def _validate(
   features: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 ) -> np.ndarray:
-  """Accuracy of each C on dev or, without, by cross-validation on train, [C]."""
+  """Returns each C's accuracy on dev, or else by cross-validation on train, [C]."""
   x, y = features["train"], labels["train"]
   if "dev" in features:
     held_out = _predictions(x, y, [features["dev"]])
@@ -108,9 +108,9 @@ def _validate(
 
 
 def _cross_validate(x: np.ndarray, y: np.ndarray) -> float:
-  """Nested cross-validation, as the module says; accuracy in percent."""
+  """Runs nested cross-validation, as the module says; returns accuracy in percent."""
   fold = _folds(y)
-  # [i, j]: on fold j, of a classifier that saw neither i nor j. One serves both.
+  # [i, j]: accuracy on fold j of a classifier that saw neither; it serves [j, i] too.
   inner = np.zeros((FOLDS, FOLDS, len(_GRID)))
   for i, j in itertools.combinations(range(FOLDS), 2):
     seen = (fold != i) & (fold != j)
@@ -134,7 +134,7 @@ def _features(embed: Callable[[list[str]], np.ndarray], rows: Split) -> np.ndarr
 
 
 def _senteval_order(rows: Split, classes: np.ndarray) -> np.ndarray:
-  """Its order of rows, which its folds depend on: by words, then by class."""
+  """Sorts rows as SentEval does, whose folds depend on it: by words, then by class."""
   words = [[len(s.split()) for s in sentences] for sentences in rows.sentences]
   return np.lexsort([classes, *reversed(words)])
 
@@ -142,7 +142,7 @@ def _senteval_order(rows: Split, classes: np.ndarray) -> np.ndarray:
 def _score_senteval(
   features: dict[str, np.ndarray], task: Task, dev: bool
 ) -> tuple[float | None, np.ndarray | None]:
-  """What `score_task` scores: an accuracy, or the labels predicted for the test set."""
+  """Returns an accuracy, or the labels predicted for the test set, for `score_task`."""
   names = np.unique(task["train"].labels)
   classes = {s: np.searchsorted(names, task[s].labels) for s in features}
   for split in features.keys() - {"test"}:
@@ -179,17 +179,17 @@ def score_task(
   """Trains and tests classifiers on embeddings, as the module says.
 
   Args:
-    embed: from sentences to embeddings [n, D].
-    task: as `read_transfer` gives it.
-    dev: scores what the penalty is chosen by (the dev set, or else cross-validation
-      on train) and leaves the test set alone.
+    embed: turns sentences into embeddings [n, D].
+    task: from `read_transfer`.
+    dev: returns the accuracy that the penalty is chosen by (on the dev set, or else by
+      cross-validation on train) and leaves the test set alone.
     classifier: one of `CLASSIFIERS`.
 
   Returns:
-    "accuracy" in percent and, of pairs labelled 0 and 1, "f1" of the label 1 in
+    "accuracy" in percent and, for pairs labelled 0 and 1, "f1" of the label 1 in
     percent; with dev only the former.
   """
-  # No test set is embedded, let alone scored, where it is not to be looked at.
+  # With dev the test set is not even embedded.
   splits = {name: rows for name, rows in task.items() if not dev or name != "test"}
   features = {name: _features(embed, rows) for name, rows in splits.items()}
   score = {"sklearn": _score_sklearn, "senteval": _score_senteval}[classifier]
@@ -209,8 +209,8 @@ class Transfer(Evaluator):
   """Scores embeddings by classifiers that are trained on them.
 
   Attributes:
-    tasks: by name.
-    options: with dev, no test set is looked at.
+    tasks: the tasks by name.
+    options: the command's; with dev, no test set is looked at.
   """
 
   kind = "transfer"
@@ -223,7 +223,7 @@ class Transfer(Evaluator):
 
   @classmethod
   def read(cls, places: Sequence[str], options: Options) -> Self:
-    """Reads folders of tasks; UserError where there is no scikit-learn, too."""
+    """Reads folders of tasks; a UserError also says that scikit-learn is missing."""
     tasks: dict[str, Task] = {}
     for place in places:
       more = read_transfer(place)
@@ -238,12 +238,12 @@ class Transfer(Evaluator):
 
   @property
   def columns(self) -> tuple[str, ...]:
-    """Names of the tasks."""
+    """The names of the tasks."""
     return tuple(self.tasks)
 
   @property
   def sentences(self) -> Iterable[str]:
-    """Sentences of all splits that may be looked at."""
+    """The sentences of all splits that may be looked at."""
     for task in self.tasks.values():
       for split, rows in task.items():
         if not (self.options.dev and split == "test"):
@@ -251,7 +251,7 @@ class Transfer(Evaluator):
             yield from column
 
   def score(self, subject: Subject) -> dict[str, float]:
-    """Accuracy by task, "avg", and TASK_f1 where `score_task` gives one."""
+    """Returns each task's accuracy, "avg", and TASK_f1 where `score_task` has one."""
     scores, f1 = {}, {}
     for name, task in self.tasks.items():
       result = score_task(
@@ -263,7 +263,7 @@ class Transfer(Evaluator):
     return scores | {"avg": float(np.mean(list(scores.values())))} | f1
 
   def digest(self, column: str) -> str:
-    """A digest of the labels and sentences of a task or of all."""
+    """Returns a digest of the labels and sentences of a task, or of all tasks."""
     state = hashlib.blake2b(digest_size=16)
     for name, task in self.tasks.items():
       if column in (name, "avg"):
@@ -274,7 +274,7 @@ class Transfer(Evaluator):
     return state.hexdigest()
 
   def describe(self) -> dict[str, Any]:
-    """The title, the classifier and what the mean is of."""
+    """Returns the title, the classifier and the tasks in the mean."""
     of = "validation accuracy" if self.options.dev else "accuracy"
     return {
       "title": (

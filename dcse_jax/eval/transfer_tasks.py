@@ -1,4 +1,4 @@
-"""Transfer tasks: sentences or pairs with labels, as files have them."""
+"""Transfer tasks: sentences or pairs with labels, and their files."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 _SPLITS = ("train", "dev", "test")
 FOLDS = 10
 
-# SentEval's files of label 1 and of label 0.
+# SentEval's files with label 1 and with label 0.
 _SENTEVAL_BINARY = {
   "MR": ("rt-polarity.pos", "rt-polarity.neg"),
   "CR": ("custrev.pos", "custrev.neg"),
@@ -45,7 +45,7 @@ Task = dict[str, Split]
 
 
 def _read_lines(path: pathlib.Path, encoding: str | None = None) -> list[str]:
-  """A file's lines, in an encoding or, without one, as UTF-8 or else Latin-1."""
+  """Reads a file's lines, in an encoding or, without one, as UTF-8 or else Latin-1."""
   try:
     content = path.read_bytes()
     if path.suffix == ".gz":
@@ -127,8 +127,7 @@ def _read_tables(files: Sequence[pathlib.Path]) -> dict[str, Task]:
 def _read_senteval(root: pathlib.Path) -> dict[str, Task]:
   """Reads the tasks whose folders SentEval's `data/downstream` has.
 
-  As SentEval does, those but SST2 and MRPC are taken as Latin-1 even where they are
-  UTF-8.
+  As in SentEval, all but SST2 and MRPC are read as Latin-1 even where they are UTF-8.
   """
   tasks: dict[str, Task] = {}
   for name, files in _SENTEVAL_BINARY.items():
@@ -136,7 +135,7 @@ def _read_senteval(root: pathlib.Path) -> dict[str, Task]:
       rows = []
       for label, file in zip("10", files):
         lines = _read_lines(root / name / file, "latin-1")
-        # Latin-1 has line ends besides \n, and SentEval splits at them, too.
+        # Latin-1 has line ends besides \n, and SentEval splits at them too.
         lines = [part for line in lines for part in line.splitlines() or [""]]
         rows += [(label, line) for line in lines]
       tasks[name] = {"train": _split(rows)}
@@ -168,17 +167,17 @@ def _read_senteval(root: pathlib.Path) -> dict[str, Task]:
 
 
 def read_transfer(folder: str) -> dict[str, Task]:
-  """Reads the transfer tasks of a folder, SentEval's in its own order first.
+  """Reads the transfer tasks of a folder, SentEval's first and in its order.
 
   Args:
     folder: holds TASK.tsv, or TASK-train.tsv with TASK-test.tsv and perhaps
       TASK-dev.tsv, with `label TAB sentence [TAB second sentence]` lines, perhaps
       gzipped (.tsv.gz); or is SentEval's `data` or `data/downstream`. A task that
-      has no file there is left out. Files are UTF-8, and one that is not is read as
-      Latin-1; of SentEval's own MR, CR, SUBJ, MPQA and TREC all are, as it does.
+      has no file there is left out. A file that is not UTF-8 is read as Latin-1;
+      SentEval's own MR, CR, SUBJ, MPQA and TREC always are, as it does.
 
   Raises:
-    UserError: no such folder or task, or a file of another form.
+    UserError: there is no such folder or task, or a file has another form.
   """
   path = user_path(folder)
   tables = sorted([*path.glob("*.tsv"), *path.glob("*.tsv.gz")])

@@ -1,5 +1,5 @@
-"""Model folders as transformers and sentence-transformers write them, in and out.
+"""Reads and writes the model folders of transformers and sentence-transformers.
 
-Doors: `folder` (load and save a whole model), `model_card`, `wordpiece` (a tokenizer from
-text).
+Doors: `folder` (load and save a whole model), `tokenizer`, `model_card`, `wordpiece` (a
+tokenizer from text).
 """

@@ -1,12 +1,13 @@
 """BERT, RoBERTa, XLM-R and CamemBERT as Hugging Face has them.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
 import re
 from typing import Any
 
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -45,7 +46,7 @@ TENSORS = {
   "pooler": ("pooler.dense", LINEAR),
 }
 
-# The same of a masked-language model's head.
+# The same table for a masked-language model's head.
 _BERT_HEAD = {
   "dense": ("cls.predictions.transform.dense", LINEAR),
   "norm": ("cls.predictions.transform.LayerNorm", NORM),
@@ -66,26 +67,17 @@ IGNORED = re.compile(
   r"(cls|lm_head|classifier|qa_outputs|mlp)\..*"
 )
 _PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
-# Checkpoints that began as TensorFlow ones.
+# Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's numbers and `bert.EncoderConfig`'s: sizes, and fractions of 1
-# with what stands for one that is not there.
-SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "intermediate_size": "intermediate_size",
-  "max_position_embeddings": "max_positions",
-}
+# config.json's fractions of 1 and the fields of `bert.EncoderConfig`, with their defaults.
 FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
   "attention_probs_dropout_prob": ("attention_dropout", 0.1),
   "initializer_range": ("initializer_range", 0.02),
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
   *SIZES,
   *FRACTIONS,
@@ -110,7 +102,7 @@ def read_config(settings: Settings) -> bert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   model_type = settings.take("model_type")
   settings.choice("position_embedding_type", "absolute", ["absolute"])
@@ -134,11 +126,11 @@ def read_fields(
   """Reads fields of `bert.EncoderConfig`.
 
   Args:
-    settings: of config.json.
-    sizes: as `SIZES`.
-    fractions: as `FRACTIONS`.
-    activation: the name of the activation there.
-    default_activation: what stands for one that is not there.
+    settings: those of config.json.
+    sizes: a table like `settings.SIZES`.
+    fractions: a table like `FRACTIONS`.
+    activation: the activation's name there.
+    default_activation: stands for an activation that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():
@@ -160,7 +152,7 @@ def check_length(settings: Settings, config: bert.EncoderConfig) -> None:
 
 
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = write_fields(config, SIZES, FRACTIONS, ARCHITECTURES)
   return {
     **content,
@@ -175,7 +167,7 @@ def write_fields(
   fractions: Mapping[str, tuple[str, float]],
   architectures: Mapping[str, str],
 ) -> dict[str, Any]:
-  """The inverse of `read_fields`, but for the activation's name."""
+  """Inverts `read_fields`, but for the activation's name."""
   content = {name: getattr(config, field) for name, field in sizes.items()}
   content |= {name: getattr(config, field) for name, (field, _) in fractions.items()}
   return {
@@ -188,7 +180,7 @@ def write_fields(
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix, and as it is called today."""
+  """Returns a tensor's present-day name, without the model's prefix."""
   name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
   module, _, last = name.rpartition(".")
   return f"{module}.{_OLD_NAMES.get(last, last)}" if module else name
@@ -197,5 +189,5 @@ def rename(name: str) -> str:
 def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return ROBERTA_HEAD if config.is_roberta else _BERT_HEAD

@@ -1,6 +1,6 @@
-"""DistilBERT as Hugging Face has it: BERT without segments and pooler, by other names.
+"""DistilBERT as Hugging Face has it: BERT without segments or pooler, other names.
 
-Holds what `huggingface` asks of a family; the module is `bert`'s.
+Holds what `huggingface` needs of a family; the module is `bert`'s.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ READ = {
   "activation",
   "pad_token_id",
 }
-# Sinusoids are what positions begin as: the weights hold them.
+# Positions begin as sinusoids, which the weights hold.
 HARMLESS = {
   "qa_dropout",
   "seq_classif_dropout",
@@ -82,7 +82,7 @@ def read_config(settings: Settings) -> bert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: numbers that none has.
+    UserError: no encoder has such numbers.
   """
   values = dict(settings.values)
   for other, own in _OTHER_NAMES.items():
@@ -100,7 +100,7 @@ def read_config(settings: Settings) -> bert.EncoderConfig:
 
 
 def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, _SIZES, _FRACTIONS, ARCHITECTURES)
   return {**content, "activation": config.activation}
 
@@ -108,5 +108,5 @@ def config_to_json(config: bert.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

@@ -1,66 +1,59 @@
-"""A model folder, as transformers and sentence-transformers read and write it.
+"""Model folders, as transformers and sentence-transformers read and write them.
 
-It holds weights, a tokenizer and what comes after the encoder.
+Such a folder holds weights, a tokenizer and what comes after the encoder.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Mapping
 import hashlib
-import json
 import logging
 import os
 import pathlib
 import re
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import tokenizers
 
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import modules
-from dcse_jax.hub.settings import read_settings
 from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.hub.tensors import weight_files
+from dcse_jax.hub.tokenizer import check_tokenizer
+from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import with_pooler
 from dcse_jax.model.heads import Head
 from dcse_jax.model.model import Model
-from dcse_jax.model.model import tokenize
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# The hub's files that say what a model is, and those of a tokenizer.
+# The hub's files that describe a model, and those of a tokenizer.
 _HUB_FILES = ("*.json", "*.txt", "*.model")
 
-# Of BERT's and of ALBERT's pooler.
+# The pooler's matrix in BERT and in ALBERT.
 _POOLER = re.compile(r"(^|\.)pooler\.(dense\.)?weight$")
-
-# Most tokenizers that cannot tokenise fail at one of these.
-_TRIED = ("", "A word, 7 \u2603.")
 
 
 def locate(name: str, *, weights: bool = True) -> pathlib.Path:
-  """The local folder of a path or a hub id, downloaded if need be.
+  """Finds the local folder of a path or a hub id, and downloads it if need be.
 
   Args:
     name: a folder; or a hub id such as "bert-base-uncased", or ID@REVISION with a
       branch, tag or commit of its repository.
-    weights: downloads all that a model needs; else what `load_shape` reads.
+    weights: whether to download all that a model needs, or what `load_shape` reads.
 
   Raises:
-    UserError: neither a folder nor a repository that can be had.
+    UserError: it is neither a folder nor a repository that can be downloaded.
   """
   try:
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
       return path
     is_path = path.exists() or name.startswith((".", "/", "~"))
-  except (OSError, RuntimeError) as error:  # Too long, not permitted, no such home.
+  except (OSError, RuntimeError) as error:  # E.g. a path that is too long.
     raise UserError(
       f"{name:.200} is not a model folder ({error}): check the path"
     ) from error
@@ -69,7 +62,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
     raise UserError(f"{name} is not a model folder: check the path")
   if not hub_id or len(revision) > 1 or revision == [""]:
     raise UserError(f"{name} is no model: name a folder, ID or ID@REVISION")
-  import huggingface_hub  # Slow to import, and most runs name a folder.
+  import huggingface_hub  # It is slow to import, and most runs name a folder.
 
   def fetch(patterns, revision=revision[0] if revision else None) -> pathlib.Path:
     return pathlib.Path(
@@ -80,7 +73,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
 
   try:
     path = fetch(list(_HUB_FILES))
-    # A branch may have moved meanwhile: the rest is of the same commit.
+    # A branch may have moved meanwhile: the rest must come from the same commit.
     commit = {"revision": path.name} if re.fullmatch("[0-9a-f]{40}", path.name) else {}
     kinds = modules.folders(path)
     missing = [
@@ -89,7 +82,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
       if kind not in ("Pooling", "Normalize", "Dropout")
       and (weights or kind == "WeightedLayerPooling")
     ]
-    # The older form of the same weights: only where there is no other.
+    # The older form of the same weights is only fetched if there is no other.
     for form in ("safetensors", "bin"):
       names = [name for part in missing for name in _weight_names(path, part, form)]
       if names:
@@ -98,7 +91,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
     return path
   except UserError:
     raise
-  except Exception as error:  # Dozens of kinds: offline, 404, gated, ...
+  except Exception as error:  # There are dozens: offline, 404, gated, ...
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise UserError(
       f"{name} is neither a folder here nor a model that the hub gave "
@@ -107,7 +100,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
 
 
 def _weight_names(path: pathlib.Path, part: pathlib.Path, form: str) -> list[str]:
-  """The files in a repository that may hold a module's weights in one form."""
+  """Names the files of a repository that may hold a module's weights in one form."""
   inside = part.relative_to(path)
   stem = "model" if form == "safetensors" else "pytorch_model"
   names = {f"{stem}.{form}"}
@@ -122,7 +115,7 @@ def _has_weights(part: pathlib.Path) -> bool:
 
 
 def _check_files(folder: pathlib.Path) -> None:
-  """Compares files with the digests that a folder or the hub's cache has of them."""
+  """Compares files with the digests that a folder or the hub's cache has for them."""
   if (folder / digests_lib.NAME).exists() and (
     damage := digests_lib.find_damage(folder)
   ):
@@ -136,7 +129,7 @@ def _check_files(folder: pathlib.Path) -> None:
   for path in folder.rglob("*"):
     if path.suffix not in read or not path.is_symlink():
       continue
-    # The hub's cache names what is large by its SHA-256, and links to it.
+    # The hub's cache names large files by their SHA-256, and links to them.
     blob = path.readlink()
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
       continue
@@ -144,7 +137,7 @@ def _check_files(folder: pathlib.Path) -> None:
       with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-      continue  # Whoever reads it says so.
+      continue  # Reading it fails later, with an error of its own.
     if digest != blob.name:
       raise UserError(
         f"{path} is not as the hub has it: delete {path.resolve()}, and it is fetched "
@@ -165,14 +158,15 @@ def load(
   """Loads a model folder or hub id.
 
   Args:
-    name: as `locate` takes it.
-    pooling: used in place of the folder's own; None keeps that.
-    default_pooling: used where the folder has none of its own.
+    name: a name that `locate` takes.
+    pooling: replaces the folder's own; None keeps that.
+    default_pooling: is used if the folder has none of its own.
     num_layers: how many of the first layers are kept; None keeps all.
-    max_length: tokens at most, in place of the folder's own limit.
-    keep_mlp: makes a head of the `mlp` of a SimCSE checkpoint, which its authors
-      use in evaluating supervised models and leave out of unsupervised ones.
-    weights: reads them; else the folder may lack them, and `params` is None.
+    max_length: the most tokens; replaces the folder's own limit.
+    keep_mlp: whether to make a head of a SimCSE checkpoint's `mlp`, which its authors
+      use when they evaluate supervised models and leave out of unsupervised ones.
+    weights: whether to read them; otherwise the folder may lack them, and `params` is
+      None.
 
   Raises:
     UserError: the folder lacks something, is damaged or holds what is not
@@ -205,6 +199,8 @@ def load(
   if pooling is None and about.pooling is None:
     _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
   pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  if fault := pooling_lib.fault(config, pooling):
+    _log.warning("%s: %s", name, fault)
   width = pooling_lib.embedding_size(config, pooling)
   head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
   if about.truncate_dim and about.truncate_dim > (head.size if head else width):
@@ -232,7 +228,7 @@ def load(
     )
   own_length = about.max_length or int(tokenizer.model_max_length)
   max_length = max_length or min(own_length, config.max_tokens)
-  _try_tokenizer(encoder, tokenizer, max_length, config.vocab_size)
+  check_tokenizer(encoder, tokenizer, max_length, config.vocab_size)
   return Model(
     config=config,
     params=params,
@@ -253,18 +249,18 @@ def load(
 def load_shape(
   name: str, *, default_pooling: str
 ) -> tuple[encoder_lib.EncoderConfig, str]:
-  """The shape and the pooling of a model, without its weights and tokenizer.
+  """Loads the shape and the pooling of a model, without its weights and tokenizer.
 
   Args:
-    name: as `locate` takes it; of a hub's model only small files are downloaded.
-    default_pooling: as in `load`.
+    name: a name that `locate` takes; only a hub model's small files are downloaded.
+    default_pooling: see `load`.
 
   Returns:
     The encoder's config, with a pooler where the family has one, since released weights
     do; the pooling.
 
   Raises:
-    UserError: as `load`.
+    UserError: see `load`.
   """
   folder = locate(name, weights=False)
   _, config, about = modules.read(folder)
@@ -272,7 +268,7 @@ def load_shape(
 
 
 def _choose_pooling(own: str | None, default: str) -> str:
-  # A folder cannot tell apart what differs in training alone.
+  # A folder cannot tell apart poolings that differ only in training.
   is_same = own is not None and pooling_lib.get(default).same_as == own
   return default if is_same else own or default
 
@@ -280,7 +276,7 @@ def _choose_pooling(own: str | None, default: str) -> str:
 def _mlp(
   folder: pathlib.Path, tensors: Mapping[str, np.ndarray], size: int, keep: bool
 ) -> Head | None:
-  """The head that SimCSE's checkpoints hold beside the encoder."""
+  """Makes the head that SimCSE's checkpoints hold besides the encoder."""
   if "mlp.dense.weight" not in tensors:
     if keep:
       raise UserError(f"{folder} has no mlp.dense to keep")
@@ -291,119 +287,9 @@ def _mlp(
   return modules.make_head(folder, tensors, "mlp.dense", size, "Tanh")
 
 
-@contextlib.contextmanager
-def _tokenizer_errors(folder: pathlib.Path) -> Iterator[None]:
-  """Turns whatever a tokenizer fails with into one line."""
-  try:
-    yield
-  except UserError:
-    raise
-  except BaseException as error:
-    # What is wrong in Rust ends in a panic, which is no Exception.
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-      raise
-    raise _tokenizer_error(folder, error) from error
-
-
-def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
-  """Loads a folder's tokenizer.
-
-  Args:
-    folder: holds its files.
-    lower_case: makes it lower-case text, if it does not.
-
-  Raises:
-    UserError: there is none, or one that is not understood.
-  """
-  import transformers  # Takes seconds; the errors before this one need not wait.
-
-  names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-  names += ("spiece.model", "tokenizer.model")
-  if not any((folder / name).exists() for name in names):
-    raise UserError(
-      f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
-    )
-  if (folder / "tokenizer_config.json").exists():
-    read_settings(folder / "tokenizer_config.json")
-  # tokenizer_config.json needs no table of settings: transformers reads all of it, for
-  # sentence-transformers as for us.
-  with _tokenizer_errors(folder):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      folder, trust_remote_code=False
-    )
-  if not tokenizer.is_fast:
-    raise UserError(
-      f"{folder} has no tokenizer.json that a fast tokenizer reads: save one "
-      "with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-    )
-  limit = tokenizer.model_max_length
-  if type(limit) not in (int, float) or not limit >= 1:
-    raise _tokenizer_error(folder, f"model_max_length is {limit!r}")
-  if lower_case and not _lower_cases(tokenizer):
-    backend = tokenizer.backend_tokenizer
-    normalizers = [tokenizers.normalizers.Lowercase()]
-    if backend.normalizer is not None:
-      normalizers.append(backend.normalizer)
-    backend.normalizer = tokenizers.normalizers.Sequence(normalizers)
-  return tokenizer
-
-
-def _lower_cases(tokenizer: Any) -> bool:
-  """Whether a tokenizer's normalizer makes letters small."""
-  normalizer = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
-  return any(
-    part["type"] == "Lowercase" or part.get("lowercase")
-    for part in normalizer.get("normalizers", [normalizer])
-    if part
-  )
-
-
-def _tokenizer_error(folder: pathlib.Path, reason: object) -> UserError:
-  lines = str(reason).strip().splitlines() or [type(reason).__name__]
-  return UserError(
-    f"cannot use the tokenizer in {folder} ({lines[0]:.200}): fetch it again"
-  )
-
-
-def _try_tokenizer(
-  folder: pathlib.Path, tokenizer: Any, max_length: int, vocab_size: int
-) -> None:
-  """Refuses a tokenizer that fails, or whose ids the encoder has no rows for."""
-  with _tokenizer_errors(folder):
-    tried = tokenize(tokenizer, _TRIED, max_length)
-    ids = {*tokenizer.get_vocab().values(), *(i for each in tried for i in each)}
-    types = tokenizer(list(_TRIED)).get("token_type_ids", [])
-  if any(map(any, types)):
-    raise UserError(
-      f"{folder}: its tokenizer gives tokens of a single text other types "
-      "(token_type_ids) than 0, which is not supported: use another model"
-    )
-  # Tokens that were added may lack rows: no text has them, but where it spells them.
-  usual = ids - set(tokenizer.added_tokens_decoder)
-  usual.update(i for each in tried for i in each)
-  if max(usual) >= vocab_size:
-    raise UserError(
-      f"{folder}: its tokenizer has {max(ids) + 1} tokens and its encoder "
-      f"{vocab_size}; they belong to different models"
-    )
-  if max(ids) >= vocab_size:
-    _log.warning(
-      "%s: its tokenizer has %s tokens and its encoder %s: texts that spell one of "
-      "the last are refused",
-      folder,
-      max(ids) + 1,
-      vocab_size,
-    )
-  if (longest := max(map(len, tried))) > max_length:
-    raise UserError(
-      f"{folder}: sentences cannot be cut at {max_length} tokens, its tokenizer "
-      f"makes {longest}: allow more"
-    )
-
-
 def _write_files(model: Model, folder: pathlib.Path) -> None:
   """Writes a model's tokenizer and settings, and its weights if it has any."""
-  # Not with the length at which this process happened to cut last.
+  # The folder must not keep the length at which this process happened to cut last.
   model.tokenizer.backend_tokenizer.no_truncation()
   model.tokenizer.backend_tokenizer.no_padding()
   model.tokenizer.model_max_length = model.max_length
@@ -443,16 +329,17 @@ def save(
 ) -> None:
   """Writes a folder that transformers and sentence-transformers load.
 
-  It is written beside and renamed. In an earlier one of ours the files of that are
-  replaced, and all else stays. It holds the digests of all that an embedding depends
-  on, by which `load` knows damage, also that of a process that ended in between.
+  It is written beside its place and renamed. If an earlier model of ours is there, its
+  files are replaced, and all others stay. The folder holds digests of everything that
+  an embedding depends on, by which `load` notices damage, also after a process that
+  ended halfway.
 
   Args:
     model: what to write.
-    folder: where to.
-    check: is called with the folder while it still stands beside, may add to it
-      README.md, and leaves everything as it was if it raises.
-    overwrite: replaces what is not ours, or was changed, too.
+    folder: where to write it.
+    check: is called with the new folder before it takes its place, and may add a
+      README.md; if it raises, everything stays as it was.
+    overwrite: whether to also replace files that are not ours, or were changed.
 
   Raises:
     UserError: it cannot be written, or would replace what must not be.

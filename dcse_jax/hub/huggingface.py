@@ -1,8 +1,8 @@
-"""An encoder's shape and weights, from Hugging Face folders and back.
+"""Reads an encoder's shape and weights from Hugging Face folders, and writes them.
 
 A family's file has one table that names every tensor of a checkpoint and its place in
-our tree. It is read both ways, and a key that it does not explain, or a place that it
-leaves empty, is an error. Writing needs no torch.
+our tree. It is read both ways; a key that it does not explain, or a place that stays
+empty, is an error. Writing needs no torch.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ from dcse_jax.model.family import Params
 from dcse_jax.model.heads import LanguageModelHead
 from dcse_jax.runtime.errors import UserError
 
-# The family's file here by config.json's model_type; the next family is one more in
-# the parentheses. Each has the public names of `bert`.
+# The family's file by config.json's model_type. A new family is one more module in the
+# parentheses, with the public names of `bert`.
 _FAMILIES = {
   name: family
   for family in (
@@ -46,7 +46,7 @@ _FAMILIES = {
 
 # Keys of config.json that `modules` and `settings` read.
 _READ = {"output_hidden_states", "auto_map"}
-# Keys of which the last hidden state of a float32 encoder in evaluation knows nothing:
+# Keys that do not change the last hidden state of a float32 encoder in evaluation:
 # where the file comes from, other heads, how text is generated, speed and memory.
 _HARMLESS = frozenset(
   """
@@ -67,7 +67,7 @@ _HARMLESS = frozenset(
   exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
   """.split()
 )
-# As many of the things that are wrong with a checkpoint's tensors are named.
+# An error names at most this many of the things wrong with a checkpoint's tensors.
 _MAX_PROBLEMS = 10
 
 
@@ -77,7 +77,7 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
   A family that may have a pooler has one, since released weights have.
 
   Raises:
-    UserError: no such file, an architecture that is not known here, or numbers
+    UserError: no such file, an architecture that is not supported, or numbers
       that no encoder has.
   """
   path = folder / "config.json"
@@ -100,12 +100,12 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
 
 
 def config_to_json(config: EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   return _FAMILIES[config.model_type].config_to_json(config)
 
 
 def _places(params: Params):
-  """Yields (module, parameter, leaf) of every leaf, dotted."""
+  """Yields (dotted module, parameter, leaf) for every leaf."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     names = [entry.key for entry in path]
     yield ".".join(names[:-1]), names[-1], leaf
@@ -115,17 +115,17 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
   """Lays the tensors of a checkpoint out as an encoder's parameters.
 
   Args:
-    tensors: by Hugging Face name, with or without the model's prefix.
+    tensors: arrays by Hugging Face name, with or without the model's prefix.
     config: the encoder's shape, with a pooler or without.
 
   Returns:
-    A nested dict of float32 numpy arrays; each layer's stacked on axis 0.
+    A nested dict of float32 numpy arrays; those of layers are stacked on axis 0.
 
   Raises:
-    UserError: naming the missing, unknown, misshapen or not finite tensors.
+    UserError: tensors are missing, unknown, misshapen or not finite; it names them.
   """
   if config.num_layers > len(tensors):
-    # Each has some: more is a damaged number, which may be of any size.
+    # Each layer has some: more layers mean a damaged number, which may be huge.
     raise UserError(
       f"the weights hold {len(tensors)} tensors, too few for the "
       f"{config.num_layers} layers of their config.json: {MEND}"
@@ -167,7 +167,7 @@ def _fitting(
   shape: tuple[int, ...],
   part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-  """A part of a tensor as a parameter of some shape; a ValueError says why it is none."""
+  """Fits a part of a tensor to a parameter's shape, or raises a ValueError."""
   if tensor is None:
     raise ValueError("is missing")
   number, parts = part
@@ -184,7 +184,7 @@ def _fitting(
 
 
 def _misfit(problems: list[str], unknown: list[str]) -> UserError:
-  # Some of both kinds: what is unknown is often what is missing, by another name.
+  # Show some of both kinds: what is unknown is often what is missing, renamed.
   shown = problems[: max(_MAX_PROBLEMS - len(unknown), _MAX_PROBLEMS // 2)]
   shown += unknown[: _MAX_PROBLEMS - len(shown)]
   more = len(problems) + len(unknown) - len(shown)
@@ -195,7 +195,7 @@ def _misfit(problems: list[str], unknown: list[str]) -> UserError:
 
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
-  """The inverse of `from_tensors`: Hugging Face names without a prefix."""
+  """Inverts `from_tensors`; the Hugging Face names have no prefix."""
   family, found = _FAMILIES[config.model_type], {}
   for module, parameter, leaf in _places(params):
     keys, (number, _) = tables.find(
@@ -215,7 +215,7 @@ def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
 
 
 def _head_places(config: EncoderConfig):
-  """Yields (path in the tree, shape, tensor's name) of a language model's head."""
+  """Yields (path in the tree, shape, tensor's name) for a language model's head."""
   table = _FAMILIES[config.model_type].head_tensors(config)
   shapes = encoder_lib.abstract_params(config, LanguageModelHead)
   for module, name, leaf in _places(shapes):
@@ -227,12 +227,12 @@ def _head_places(config: EncoderConfig):
 def language_model_from_tensors(
   tensors: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> Params | None:
-  """The masked-language model's head of a checkpoint; None if it has none.
+  """Returns a checkpoint's masked-language model head; None if it has none.
 
   Its matrix is that of the word embeddings, and is not read.
 
   Raises:
-    UserError: it has one that does not fit.
+    UserError: the head does not fit.
   """
   if config.language_model is None:
     return None
@@ -255,7 +255,7 @@ def language_model_from_tensors(
 def language_model_to_tensors(
   head: Params, config: EncoderConfig
 ) -> dict[str, np.ndarray]:
-  """The inverse of `language_model_from_tensors`."""
+  """Inverts `language_model_from_tensors`."""
   tensors = {}
   for path, _, name in _head_places(config):
     leaf = head

@@ -13,21 +13,21 @@ from dcse_jax.model import pooling as pooling_lib
 
 # Fields that say where a model came from; others are settings of the training.
 _ORIGIN = ("model", "text", "columns", "start", "teachers")
-# What the objective of a round leaves unused, and what it shows elsewhere.
+# Settings that say nothing about the model, or that the card shows elsewhere.
 _NOT_SHOWN = ("sts", "dev", "test", "rounds", "encoder", "log_every", "eval_every")
 _OF_TEACHERS = ("teacher_cache", "teacher_weights")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """What is known of a model's training.
+  """The facts about a model's training.
 
   Attributes:
     name: its round and seed.
-    config: its round's, with `teachers` and `start` as the run resolved them.
-    seed: of the model.
-    scores: Spearman in percent by STS set; empty of a model not yet finished.
-    step: of the checkpoint; None of a finished model.
+    config: its round's config, with `teachers` and `start` as the run resolved them.
+    seed: the model's.
+    scores: Spearman in percent by STS set; empty for a model not yet finished.
+    step: the checkpoint's; None for a finished model.
   """
 
   name: str
@@ -38,19 +38,19 @@ class Training:
 
 
 def make_card(model: model_lib.Model, name: str, training: Training | None) -> str:
-  """The text of a model card.
+  """Writes the text of a model card.
 
   Args:
     model: the model.
     name: what to call it, a hub id or a folder's name.
-    training: None of a model that was not trained here.
+    training: None for a model that was not trained here.
   """
   scores = training.scores if training else {}
   results = [
     huggingface_hub.EvalResult(
       task_type="semantic-similarity",
       task_name="Semantic Similarity",
-      dataset_type="unknown",  # Of the hub's ids; the sets are told apart by config.
+      dataset_type="unknown",  # No hub id is known; dataset_config tells sets apart.
       dataset_config=set_name,
       dataset_name=set_name,
       metric_type="spearman_cosine",
@@ -157,12 +157,12 @@ def _cite(term: losses.Term) -> str:
 
 
 def _member(member: Any) -> str:
-  """A model of another round, or an outside one."""
+  """Names a model of another round, or an outside one."""
   return _public(member) if isinstance(member, str) else "/".join(map(str, member))
 
 
 def _public(name: str) -> str:
-  """A hub id as it is; of a path the last part, the rest is nobody's business."""
+  """Returns a hub id as it is, and the last part of a path: the rest is private."""
   hub_id = name.partition("@")[0]  # A revision may hold a slash.
   is_path = name.startswith(("/", ".", "~")) or hub_id.count("/") > 1
   return pathlib.PurePath(name).name if is_path else name

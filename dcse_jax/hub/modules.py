@@ -1,4 +1,4 @@
-"""What sentence-transformers lays around an encoder: modules.json and what it names.
+"""What sentence-transformers puts around an encoder: modules.json and its modules.
 
 A setting that may change embeddings is read, or refused by its name: see
 `settings.check_settings`.
@@ -30,10 +30,10 @@ _ORDER = re.compile(
   "Transformer (WeightedLayerPooling )?Pooling ((Dense|Dropout) )*"
   "((Normalize|Dropout) )*"
 )
-# Packages of sentence-transformers for other models than encoders of sentences.
+# Packages of sentence-transformers for models that are not encoders of sentences.
 _OTHER_MODELS = {"cross_encoder", "sparse_encoder", "multi_vector_encoder"}
 
-# The first of these that holds anything says how the Transformer is called.
+# The first of these that holds anything says how to call the Transformer.
 _TRANSFORMER_FILES = [
   f"sentence_{kind}_config.json"
   for kind in "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
@@ -58,7 +58,7 @@ _POOLING_MODES = {
   "weightedmean": ("weightedmean", "weightedmean_tokens"),
   "lasttoken": ("lasttoken", "lasttoken"),
 }
-# Flags that the first releases knew; the others are written only where they are set.
+# Flags that the first releases knew; others are written only where they are set.
 _FIRST_FLAGS = ("cls", "max", "mean", "mean_sqrt_len")
 
 _EMBEDDING = "sentence_embedding"
@@ -66,18 +66,18 @@ _EMBEDDING = "sentence_embedding"
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
-  """What a folder says of its model beside the encoder.
+  """What a folder says about its model besides the encoder.
 
   Attributes:
-    pooling: as `pooling.get` takes it; None without a modules.json.
+    pooling: a name that `pooling.get` knows; None without a modules.json.
     dense: the folder and the activation of each dense layer after the pooling.
     normalize: whether embeddings end at unit length.
-    max_length: the longest sentence, in tokens; None where it is not said.
+    max_length: the longest sentence, in tokens; None if it is not said.
     lower_case: whether text is lower-cased even if the tokenizer does not.
     prompts: texts to put before a sentence, by name.
-    default_prompt: the name of the one that is put there; None for none.
+    default_prompt: the name of the prompt that is put there, or None.
     similarity: one of `model.SIMILARITIES`.
-    truncate_dim: leading numbers of an embedding that are kept; None keeps all.
+    truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
   """
 
   pooling: str | None = None
@@ -92,12 +92,12 @@ class Modules:
 
 
 def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-  """The kind and the folder of each module in order; the encoder is the first.
+  """Lists the kind and the folder of each module in order; the encoder is the first.
 
   A folder without modules.json is an encoder alone.
 
   Raises:
-    UserError: modules.json is damaged, or names the code of others.
+    UserError: modules.json is damaged, or names code from elsewhere.
   """
   path = folder / "modules.json"
   if not path.exists():
@@ -109,7 +109,7 @@ def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     for module in modules:
       name, inner = module["type"], module["path"]
       package, *packages = name.split(".")
-      # A path that leads elsewhere is not of the folder.
+      # A path that leads elsewhere is not in the folder.
       if pathlib.PurePath(inner).is_absolute() or ".." in pathlib.PurePath(inner).parts:
         raise ValueError
       found.append((packages[-1] if packages else name, folder / inner))
@@ -131,14 +131,14 @@ def read(
   """Reads what a folder's small files say.
 
   Returns:
-    The folder of the encoder and its tokenizer; the encoder's shape; and all that is
-    said beside.
+    The folder of the encoder and its tokenizer; the encoder's shape; and all else that
+    the files say.
 
   Raises:
-    UserError: a setting that would change embeddings and is not known here.
+    UserError: a setting would change embeddings and is not known here.
   """
   (first, encoder), *others = folders(folder)
-  # These say best what is another kind of model.
+  # These files tell best if it is another kind of model.
   fields = {"dense": (), **_read_card(folder)}
   if first == "Transformer":
     fields |= _read_transformer(encoder)
@@ -194,17 +194,17 @@ def make_head(
   size: int,
   activation: str,
 ) -> Head:
-  """Makes a head of a torch.nn.Linear; one without a bias gets zeros.
+  """Makes a head from a torch.nn.Linear; one without a bias gets zeros.
 
   Args:
     folder: where the tensors come from, for errors.
-    tensors: of a checkpoint.
+    tensors: a checkpoint's.
     name: what stands before ".weight" and ".bias".
-    size: numbers of its input.
+    size: the width of its input.
     activation: a key of `Head.ACTIVATIONS`.
 
   Raises:
-    UserError: they are not there or do not fit.
+    UserError: the tensors are not there or do not fit.
   """
   try:
     if f"{name}.weight" not in tensors:
@@ -226,7 +226,7 @@ def _wrong(path: pathlib.Path, name: str, value: Any, wanted: str) -> UserError:
 
 
 def _read_card(folder: pathlib.Path) -> dict[str, Any]:
-  """The fields of `Modules` that are in config_sentence_transformers.json."""
+  """Reads the fields of `Modules` that are in config_sentence_transformers.json."""
   path = folder / "config_sentence_transformers.json"
   settings = read_settings(path) if path.exists() else {}
   read = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
@@ -244,7 +244,7 @@ def _read_card(folder: pathlib.Path) -> dict[str, Any]:
   ):
     raise _wrong(path, "prompts", prompts, "a text for each name")
   prompts = {key: value or "" for key, value in prompts.items()}
-  # sentence-transformers has an empty prompt of these names always.
+  # sentence-transformers always has empty prompts with these two names.
   if name is not None and name not in [*prompts, "query", "document"]:
     raise _wrong(path, "default_prompt_name", name, "the name of one of its prompts")
   if similarity not in (None, *SIMILARITIES):
@@ -303,15 +303,15 @@ def _read_pooling(path, config, prompts: Mapping[str, str]) -> str:
 
 
 def _check_names(path: pathlib.Path, settings: Mapping[str, Any], read=()) -> None:
-  """Refuses a module that reads or writes something else than the embedding."""
+  """Refuses a module that reads or writes anything but the embedding."""
   names = {"module_input_name": _EMBEDDING, "module_output_name": _EMBEDDING}
   check_settings(path, settings, read=read, defaults=names)
 
 
 def _read_dense(path: pathlib.Path) -> str:
-  """The activation of a Dense."""
+  """Reads the activation of a Dense."""
   settings = read_settings(path)
-  # The shape is that of the weights.
+  # The weights say the shape.
   known = ("in_features", "out_features", "bias", "activation_function")
   _check_names(path, settings, known)
   name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
@@ -332,7 +332,7 @@ def _layer_weights(pooling: str, num_layers: int) -> np.ndarray:
 
 
 def _read_layers(path, encoder, config) -> str:
-  """The pooling that a WeightedLayerPooling before a mean makes."""
+  """Finds the pooling that a WeightedLayerPooling before a mean makes."""
   settings = read_settings(path / "config.json")
   known = "embedding_dimension word_embedding_dimension num_hidden_layers layer_start"
   check_settings(path / "config.json", settings, read=known.split())
@@ -347,7 +347,7 @@ def _read_layers(path, encoder, config) -> str:
       f"{path}: layer_weights has shape {np.shape(weights)}, which does not fit the "
       f"{config.num_layers} layers of config.json: fetch the folder again"
     )
-  start = settings.get("layer_start", 4)  # Its default.
+  start = settings.get("layer_start", 4)  # The module's own default.
   for name, pooling in pooling_lib.POOLINGS.items():
     if pooling.beside is None or start != 0:
       continue
@@ -365,15 +365,15 @@ def write_json(
   """Writes the JSON files that make a folder a sentence-transformers model.
 
   Args:
-    folder: where to; what it lacks of folders is made.
-    modules: what to say; `dense` is not read.
+    folder: where to write; missing folders in it are made.
+    modules: what the files say; its `dense` is not read.
     head: the dense layers.
-    config: of the encoder.
+    config: the encoder's.
 
   Returns:
-    The tensors of each module's folder that has some.
+    The tensors of each module that has some, by its folder.
   """
-  # The long-standing type names: old and new releases load them.
+  # These are the long-standing type names, which old and new releases load.
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
   pooling, width = modules.pooling, config.hidden_size
   encoder = huggingface.config_to_json(config)
@@ -440,7 +440,7 @@ def write_json(
 
 
 def _pooling_settings(pooling: str, width: int) -> dict[str, Any]:
-  """The config.json of a Pooling: flags, where these can say the same."""
+  """Returns the config.json of a Pooling: flags, if these can say the same."""
   modes = (pooling_lib.get(pooling).same_as or pooling).split("+")
   if modes != [mode for mode in _POOLING_MODES if mode in modes]:
     names = [_POOLING_MODES[mode][0] for mode in modes]

@@ -1,9 +1,10 @@
-"""MPNet as Hugging Face has it: what `huggingface` asks of a family."""
+"""MPNet as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dcse_jax.hub import bert as names
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -31,7 +32,7 @@ ABSENT: dict[str, float] = {}
 IGNORED, rename = names.IGNORED, names.rename
 
 READ = {
-  *names.SIZES,
+  *SIZES,
   *names.FRACTIONS,
   "model_type",
   "hidden_act",
@@ -45,7 +46,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: numbers that none has.
+    UserError: no encoder has such numbers.
   """
   buckets = settings.values.get("relative_attention_num_buckets", mpnet.NUM_BUCKETS)
   is_right = type(buckets) is int and buckets >= mpnet.NUM_BUCKETS
@@ -54,7 +55,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
   pad = settings.token_id("pad_token_id", 1)
   settings.check("pad_token_id", pad, pad == 1, "1, after which positions are counted")
   config = mpnet.EncoderConfig(
-    **names.read_fields(settings, names.SIZES, names.FRACTIONS, "hidden_act"),
+    **names.read_fields(settings, SIZES, names.FRACTIONS, "hidden_act"),
     type_vocab_size=0,
     pad_token_id=pad,
     has_pooler=True,
@@ -65,8 +66,8 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
 
 
 def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
-  content = names.write_fields(config, names.SIZES, names.FRACTIONS, ARCHITECTURES)
+  """Returns the config.json that Hugging Face's AutoModel reads."""
+  content = names.write_fields(config, SIZES, names.FRACTIONS, ARCHITECTURES)
   return {
     **content,
     "hidden_act": config.activation,
@@ -77,5 +78,5 @@ def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: mpnet.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return names.ROBERTA_HEAD

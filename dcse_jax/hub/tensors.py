@@ -13,10 +13,10 @@ from dcse_jax.runtime.errors import UserError
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files that hold a module's weights: one or the shards that an index names.
+  """Lists the files of a module's weights: a single one or the shards of an index.
 
-  Of several forms the one that transformers takes: safetensors before PyTorch's, one
-  file before shards. Empty where there is none.
+  Where there are several forms it takes the one that transformers takes: safetensors
+  before PyTorch's, one file before shards. The list is empty where there is none.
 
   Raises:
     UserError: an index that names no files of its folder.
@@ -29,7 +29,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
       continue
     weight_map = read_settings(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-    # A name that leads elsewhere is not of the folder.
+    # A name that leads elsewhere is not a file of the folder.
     is_name = lambda n: n == pathlib.PurePath(n).name and n not in ("", "..")
     if not all(type(name) is str and is_name(name) for name in names):
       raise UserError(f"{index} names no files of its folder: {MEND}")
@@ -67,10 +67,10 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def as_float32(tensor: np.ndarray) -> np.ndarray:
-  """A tensor of a checkpoint as an encoder takes it.
+  """Converts a tensor of a checkpoint to finite float32, as an encoder takes it.
 
   Raises:
-    ValueError: it holds no floats, or some that are not finite; says which.
+    ValueError: it does not hold floats, or some are not finite; it says which.
   """
   if not jnp.issubdtype(tensor.dtype, jnp.floating):
     raise ValueError(f"holds {tensor.dtype}, not floats")

@@ -1,7 +1,7 @@
-"""The tensors of a file that torch.save wrote, without torch and without its code.
+"""Reads the tensors of a file that torch.save wrote, without torch or its code.
 
-Such a file is blocks of numbers and a pickle, a program that says what they are. Of
-that program only the instructions that a state dict needs are carried out, on plain
+Such a file is blocks of numbers and a pickle, a program that says what they are. Only
+the instructions of that program that a state dict needs are carried out, on plain
 data, and the only functions that it can call are the three of `_GLOBALS`.
 """
 
@@ -35,11 +35,11 @@ _DTYPES = {
   "torch ByteStorage": np.uint8,
   "torch BoolStorage": np.bool_,
 }
-# What begins the form of torch before 1.6.
+# The first two numbers of a file from torch before 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _MAX_DIMS = 64  # NumPy's own limit.
-# No file is as long: products of larger numbers, of a million digits say, take minutes.
+# No file is longer. Multiplying far larger numbers, of a million digits, takes minutes.
 _MAX_COUNT = 2**62
 # How often the tensors of a file may share its numbers, on average. Tied weights share
 # them once or twice; each tensor is copied when a model is made from the file.
@@ -53,7 +53,7 @@ _CONSTANTS = frozenset(
 
 
 class _Unreadable(Exception):
-  """What is wrong with a file, to be read after its name."""
+  """A fault of a file; the message is read after the file's name."""
 
 
 class _Storage(NamedTuple):
@@ -86,7 +86,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _storage(name: Any) -> _Storage:
-  """The storage of a persistent id: kind, type, key, device, numel[, view]."""
+  """Checks a persistent id: kind, type, key, device, numel[, view]."""
   kind, dtype, key, _, numel, *view = name
   if (
     kind != "storage"
@@ -143,7 +143,7 @@ def _global(name: str) -> Any:
 
 def _set_items(target: Any, items: list) -> None:
   keys = items[::2]
-  # Nothing else is hashed: a deeply nested tuple would overflow the C stack.
+  # Only such keys are hashed: a deeply nested tuple would overflow the C stack.
   if type(target) is not dict or not all(type(key) in (str, int) for key in keys):
     raise _Unreadable("is damaged, or no state dict")
   target.update(zip(keys, items[1::2], strict=True))
@@ -157,7 +157,7 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
 
   Args:
     file: binary, with read, readline and tell; no read goes beyond its end.
-    storages: those that the pickle names are added, by key.
+    storages: the pickle's storages are added to it, by key.
 
   Returns:
     None, bools, numbers, strings, tuples, lists, dicts, and `_Tensor` leaves.
@@ -219,7 +219,7 @@ def _run(file: Any, storages: dict[str, _Storage]) -> Any:
           raise _Unreadable("is damaged: it describes one storage twice")
         stack.append(storage)
       case "REDUCE":
-        # Nothing that can be on the stack is callable but _GLOBALS' functions.
+        # The only callables that can be on the stack are _GLOBALS' functions.
         arguments, function = stack.pop(), stack.pop()
         stack.append(function(*arguments))
       case "BUILD":
@@ -265,7 +265,7 @@ def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
 
 
 def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The form of torch 1.6 and later: a zip archive with an entry a storage."""
+  """Reads the form of torch 1.6 and later: a zip archive, an entry for each storage."""
   file_size = path.stat().st_size
   with zipfile.ZipFile(path) as archive:
     names = archive.namelist()
@@ -292,16 +292,16 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The form before torch 1.6: five pickles, then each storage behind its length."""
+  """Reads the form before torch 1.6: five pickles, then storages with their lengths."""
   storages = {}
-  # Reads of a map end with the file, whatever length a damaged file asks for.
+  # Reading a map ends with the file, whatever length a damaged file asks for.
   with (
     path.open("rb") as file,
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
   ):
     if _run(m, {}) != _MAGIC or _run(m, {}) != _PROTOCOL:
       raise _Unreadable("is not of torch.save")
-    _run(m, {})  # What machine wrote it; the numbers are little-endian on any.
+    _run(m, {})  # The machine that wrote it; numbers are always little-endian.
     tensors = _state_dict(_run(m, storages))
     keys = _run(m, {})
     _check_sizes(storages, tensors, len(m))
@@ -320,15 +320,15 @@ def _read_legacy(path: pathlib.Path) -> dict[str, np.ndarray]:
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads the state dict that torch.save wrote, such as pytorch_model.bin.
 
-  Args:
-    path: a file of either of torch.save's forms. It holds a mapping of names to
-      tensors, or a mapping with one such under "state_dict".
-
   All shapes and strides are checked against their storages, and the sums of both
   against the file, before any array is made.
 
+  Args:
+    path: a file in either of torch.save's forms. It holds a mapping from names to
+      tensors, or a mapping that has one under "state_dict".
+
   Returns:
-    The tensors by name, in the file's types (bfloat16 is ml_dtypes' own). They
+    The tensors by name, in the file's types (bfloat16 is ml_dtypes'). They
     are read-only, may be strided, and those that share a storage share memory.
 
   Raises:

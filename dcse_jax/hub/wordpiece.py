@@ -14,7 +14,7 @@ def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
 
   Args:
     sentences: the corpus.
-    vocab_size: tokens at most, special ones included; but never fewer than the
+    vocab_size: tokens at most, special ones included; never fewer, though, than the
       text has letters.
 
   Returns:
@@ -24,7 +24,7 @@ def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
   backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
   backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   # The trainer numbers letters in an order that changes from run to run, and
-  # settles ties between pieces by number. Numbered here, they stay the same.
+  # settles ties between pieces by number. Numbering them here keeps them the same.
   words = (
     word
     for sentence in sentences

@@ -1,4 +1,4 @@
-"""Pure losses: arrays in, one value per anchor out; see each family's file.
+"""Pure losses: arrays in, one value an anchor out. Each file has one family.
 
 Every module here is imported, so that its terms are in `TERMS`.
 """

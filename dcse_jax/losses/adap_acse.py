@@ -28,26 +28,26 @@ def adap_acse(
   margin: float = 0.15,
   similarity_threshold: float = 0.9,
 ) -> jax.Array:
-  """AdapACSE: negatives count as nearer by a margin, the more the less alike they are.
+  """AdapACSE: negatives count as nearer by a margin, larger for less alike ones.
 
   With theta_ij the angle of anchor i and positive j, and a_ij the teacher's cosine of
   the two sentences, the logit of a negative is cos(theta_ij - m (1 - a_ij)) over the
   temperature where theta_ij > m, and cos(theta_ij) elsewhere. Negatives with a_ij
-  above the threshold are likely false ones, and left out.
+  above the threshold are probably false ones, and are left out.
 
   This is the paper's objective with a teacher of sentences in place of its teacher
-  of images and captions. Chosen: a negative a_ij counts as 0, so that the margin
+  of images and captions. Our choice: a negative a_ij counts as 0, so that the margin
   never exceeds m.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    teacher: of the anchors' sentences, [b, E].
-    all_teacher: of the whole batch, [B, E].
+    teacher: the teacher's embeddings of the anchors' sentences, [b, E].
+    all_teacher: those of the whole batch, [B, E].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     margin: m, in radians.
-    similarity_threshold: of the teacher's cosines; 1 keeps every negative, as the
+    similarity_threshold: a teacher's cosine; 1 keeps every negative, as the
       published run does. The paper's are 0.85 to 0.9.
 
   Returns:

@@ -12,7 +12,7 @@ from dcse_jax.losses.terms import term
 def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> jax.Array:
   """Alignment of pairs plus uniformity of sentences, on the unit sphere.
 
-  With unit embeddings it is |a_i - p_i|^2 plus the mean over both views x of
+  On unit embeddings it is |a_i - p_i|^2 plus the mean over both views x of
   log E exp(-2 |x_i - x_j|^2), E the mean over every two sentences of the batch.
 
   Args:
@@ -24,7 +24,7 @@ def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> ja
 
   References:
     Wang and Isola, Understanding Contrastive Representation Learning through
-    Alignment and Uniformity on the Hypersphere, 2020 (arXiv:2005.10242); each of
+    Alignment and Uniformity on the Hypersphere, 2020 (arXiv:2005.10242); each has
     weight 1, t = 2, and the uniformity of both views, as in their training.
   """
   anchors, positives = normalize(all_anchors), normalize(all_positives)
@@ -33,7 +33,7 @@ def alignment_uniformity(all_anchors: jax.Array, all_positives: jax.Array) -> ja
 
 
 def _uniformity(embeddings: jax.Array) -> jax.Array:
-  # |a - b|^2 = 2 - 2 cos of unit vectors.
+  # For unit vectors |a - b|^2 is 2 - 2 cos.
   distance = 2.0 - 2.0 * cosine_similarity(embeddings, embeddings)
   size = len(embeddings)
   others = jnp.where(jnp.eye(size, dtype=bool), -jnp.inf, -2.0 * distance)

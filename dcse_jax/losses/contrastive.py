@@ -20,7 +20,7 @@ def info_nce(
   temperature: float = 0.05,
   negative_weight: float = 0.0,
 ) -> jax.Array:
-  """InfoNCE with in-batch negatives and, if given, one hard negative an anchor.
+  """InfoNCE with in-batch negatives and, if given, a hard negative for each anchor.
 
   Args:
     anchors: embeddings of the first view, [b, D].

@@ -23,15 +23,15 @@ def core_tuning(
   temperature: float = 0.05,
   alpha: float = 1.0,
 ) -> jax.Array:
-  """Core-tuning's contrast: hard positives by mixup, hard pairs weigh more.
+  """Core-tuning's contrast: mixup makes hard positives, and hard pairs weigh more.
 
   An anchor has two positives: its own v_i, and the mixture h_i = l v_i + (1 - l) v_k
-  with the hardest negative, k the most alike of the others, l drawn from
+  with the hardest negative; k is the most similar of the others, and l is drawn from
   Beta(alpha, alpha). With p the softmax of a positive's cosine among all v_j and
   h_i, the loss is the mean of -(1 - p) log p over the two.
 
-  The paper's positives are of one class, and the hardest of these is mixed; here
-  there is the second view alone. Chosen: embeddings are mixed at unit length, and a
+  The paper's positives are those of a class, and it mixes the hardest of them; here
+  there is only the second view. Our choice: embeddings are mixed at unit length, and a
   mixture is in the denominator of its own anchor only.
 
   Args:
@@ -39,8 +39,8 @@ def core_tuning(
     all_positives: embeddings of the second view, v, [B, D].
     rng: a key; every row draws its own l from it, by its number.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
-    temperature: divides the cosines. The paper's 0.07 is of images.
-    alpha: of the Beta distribution; 1 draws l uniformly.
+    temperature: divides the cosines. The paper's 0.07 is for images.
+    alpha: both parameters of the Beta distribution; 1 draws l uniformly.
 
   Returns:
     The loss of each anchor, [b], in nats.

@@ -1,4 +1,4 @@
-"""Contrast whose pairs weigh by their inverse propensity."""
+"""Contrast that weighs pairs by their inverse propensity."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
-# A pair of less weight counts as one of this: its logarithm stays finite.
+# The least weight of a pair: its logarithm stays finite.
 _LEAST_WEIGHT = 1e-6
 
 
 def _overlap(ids, mask, all_ids, all_mask):
-  """Jaccard index of the sets of tokens of b sentences and B, [b, B] in [0, 1]."""
+  """Computes the Jaccard index of the token sets of b and B sentences, [b, B]."""
   mask, all_mask = mask.astype(bool), all_mask.astype(bool)
 
   def first_of_each(ids, mask):
@@ -45,36 +45,35 @@ def debcse(
   temperature: float = 0.05,
   least_propensity: float = 0.1,
 ) -> jax.Array:
-  """DebCSE: pairs weigh by the inverse of how likely their tokens made them a pair.
+  """DebCSE: weighs pairs by the inverse of how likely their tokens made them a pair.
 
   With u_ij the surface similarity of two sentences, the Jaccard index of their sets
-  of tokens, and m_ij their semantic one, a cosine in [0, 1], a positive weighs
-  m_ii / u_ii and a negative (1 - m_ij) / (1 - u_ij): what means little else though
-  it shares no words, or something else though it shares many, is rare, and counts
-  the more. With s the cosines over the temperature and w the negatives' weights over
-  their mean in the row, the loss is
+  of tokens, and m_ij their semantic similarity, a cosine in [0, 1], a positive weighs
+  m_ii / u_ii and a negative (1 - m_ij) / (1 - u_ij): a positive that shares no words,
+  or a negative that shares many, is rare and counts the more. With s the cosines over
+  the temperature and w the negatives' weights over their mean in the row, the loss is
   -(m_ii / u_ii) log(e^s_ii / (e^s_ii + sum over j != i of w_ij e^s_ij)).
 
-  After the paper, which samples pairs by such weights from candidates that it
-  retrieves. Its propensities were not at hand; chosen: the above, on the pairs of
-  the batch; special tokens count as words that all share. u_ii is 1, as a step offers
-  the tokens of the first column alone.
+  It follows the paper, which samples pairs with such weights from candidates that it
+  retrieves. The paper's propensities were not at hand. Our choice: the weights above,
+  on the pairs of the batch; special tokens count as words that all share. u_ii is 1,
+  since a step offers only the tokens of the first column.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    all_anchors: of the first view of the whole batch, [B, D].
-    all_positives: of the second view of the whole batch, [B, D].
+    all_anchors: those of the first view of the whole batch, [B, D].
+    all_positives: those of the second view of the whole batch, [B, D].
     input_ids: tokens of the anchors' sentences, [b, S].
-    all_input_ids: of the whole batch, [B, S].
+    all_input_ids: those of the whole batch, [B, S].
     attention_mask: which of the anchors' tokens are there, [b, S], boolean or 0/1.
-    all_attention_mask: of the whole batch, [B, S].
+    all_attention_mask: those of the whole batch, [B, S].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
-    teacher: of the anchors' sentences, [b, E], if there are teachers: m_ij is then
-      their cosine. Without, it is that of the two anchors, and m_ii that of an
+    teacher: the teacher's of the anchors' sentences, [b, E], if any: m_ij is then
+      their cosine. Without one, it is that of the two anchors, and m_ii that of an
       anchor and its positive.
-    all_teacher: of the whole batch, [B, E].
+    all_teacher: those of the whole batch, [B, E].
     temperature: divides the cosines.
-    least_propensity: u_ii and 1 - u_ij count as this if they are less.
+    least_propensity: u_ii and 1 - u_ij count as this where they are smaller.
 
   Returns:
     The loss of each anchor, [b], in nats. Weights get no gradient.

@@ -1,9 +1,9 @@
-"""Distillation of similarities, and the two cures for its variance.
+"""Distillation of similarities, and two ways to reduce its variance.
 
 A teacher says how alike the sentences of a batch are; the student learns the
 distribution over the other sentences that these similarities give each row.
 Group-P shuffling and averaging over teachers keep the student from learning
-what is accident in one teacher.
+what is accidental in one teacher.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from dcse_jax.losses.terms import term
 
 DIVERGENCES = ("cross_entropy", "kl", "js")
 
-# So many random bits a value, at least: two values of a group tie, and then keep to
-# the order of their columns, once in 32,768 times.
+# The fewest random bits for a value: with 15, two values of a group tie, and keep the
+# order of their columns, once in 32,768 times.
 _LEAST_NOISE_BITS = 15
 
 
@@ -44,20 +44,21 @@ def join_teachers(
   teacher_embeddings: Sequence[jax.Array],
   weights: Sequence[float] | None = None,
 ) -> jax.Array:
-  """One embedding a sentence whose cosines are the mean of all teachers' cosines.
+  """Makes embeddings whose cosines are the mean of all teachers' cosines.
 
-  It is their unit embeddings side by side, each times the root of its weight: the
-  mean of T products is one product, in place of T and T - 1 additions of [B, B].
+  It puts their unit embeddings side by side, each times the root of its weight: the
+  mean of T products is then one product, in place of T products and T - 1 additions
+  of [B, B].
 
   Args:
-    teacher_embeddings: one [B, D_t] a teacher; widths may differ.
-    weights: one a teacher, divided by their sum; all equal if None. Several
+    teacher_embeddings: [B, D_t] for each teacher; widths may differ.
+    weights: one for each teacher, divided by their sum; all equal if None. Several
       base teachers and several large ones with the published alpha = 0.33 are
       weights of 0.33 / n_base and 0.67 / n_large.
 
   Returns:
-    [B, sum of D_t] float32 of unit length. Its `cosine_similarity` with itself are
-    raw cosines, averaged before any temperature.
+    [B, sum of D_t] float32 of unit length. Its `cosine_similarity` with itself is the
+    mean of the raw cosines, before any temperature.
 
   References:
     Xu et al., DistillCSE, 2023, Eq. 7 (arXiv:2310.13499).
@@ -103,7 +104,7 @@ def _held_out(
   teacher_temperature: float,
   divergence: str,
 ) -> jax.Array:
-  """The term without shuffling."""
+  """Computes the term without shuffling."""
   return similarity_divergence(
     cosine_similarity(anchors, all_anchors),
     cosine_similarity(teacher, all_teacher),
@@ -114,19 +115,19 @@ def _held_out(
 
 
 def share_one_hot(teacher_similarity: jax.Array, temperature: float) -> jax.Array:
-  """The share of rows where the teachers' softmax leaves nothing but one sentence.
+  """Returns the share of rows where the teachers' softmax leaves one sentence only.
 
   Args:
-    teacher_similarity: raw cosines of batches of sentences, [n, B, B].
+    teacher_similarity: raw cosines within each of n batches of sentences, [n, B, B].
     temperature: divides them.
 
   Returns:
-    The share, in [0, 1], of rows of which the largest probability is 1 in float32: all
-    others together are below 6e-8, and teach nothing.
+    The share, in [0, 1], of rows whose largest probability is 1 in float32: all others
+    together are below 6e-8, and teach nothing.
   """
   logits = teacher_similarity.astype(jnp.float32) / temperature
   logits = jnp.where(jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits)
-  # The largest is left out of the sum: beside its 1 the others would be rounded away.
+  # The largest, 1, is left out of the sum: the others would be rounded away beside it.
   ranked = jnp.sort(logits, axis=-1)
   others = jnp.exp(ranked[..., :-1] - ranked[..., -1:]).sum(axis=-1)
   return jnp.mean(1.0 / (1.0 + others) == 1.0)
@@ -135,7 +136,7 @@ def share_one_hot(teacher_similarity: jax.Array, temperature: float) -> jax.Arra
 def _warnings(
   teacher: jax.Array, *, teacher_temperature: float, group_probability: float
 ) -> list[str]:
-  """Says where the teachers' softmax, or a group, holds a single sentence."""
+  """Warns where the teachers' softmax, or a group, holds a single sentence."""
   found, batch_size = [], teacher.shape[1]
   similarity = jnp.stack([cosine_similarity(batch, batch) for batch in teacher])
   share = float(share_one_hot(similarity, teacher_temperature))
@@ -180,23 +181,23 @@ def distillation(
 ) -> jax.Array:
   """DistillCSE's term: the student's similarities follow its teachers'.
 
-  The student's are of the first view with itself, after the projection, with
-  dropout, as published.
+  The student's similarities are those of the first view with itself, after the
+  projection and under dropout, as published.
 
   Args:
     anchors: the student's embeddings, [b, D].
-    all_anchors: the same of the whole batch, [B, D].
-    teacher: of the same sentences, [b, E], as `join_teachers` gives them.
-    all_teacher: the same of the whole batch, [B, E].
+    all_anchors: those of the whole batch, [B, D].
+    teacher: the teachers' of the same sentences, [b, E], joined by `join_teachers`.
+    all_teacher: those of the whole batch, [B, E].
     rng: a key, for the shuffling.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
     teacher_temperature: divides the teachers' averaged cosines.
     divergence: see `similarity_divergence`.
-    group_probability: shuffles the teachers' similarities by `group_shuffle` with
-      this rule; 0 does not. Set at most one of it, group_size and group_top.
-    group_size: another rule; 0 is none.
-    group_top: another rule; 0 is none.
+    group_probability: the `probability` of `group_shuffle`, which then shuffles the
+      teachers' similarities; 0 does not. Set at most one of it, group_size, group_top.
+    group_size: the `size` of `group_shuffle`, likewise.
+    group_top: the `top` of `group_shuffle`, likewise.
 
   Returns:
     The loss of each anchor, [b], in nats. The teachers get no gradient.
@@ -205,8 +206,8 @@ def distillation(
     Xu et al., DistillCSE, 2023, Eq. 2 to 7 (arXiv:2310.13499).
 
   Example:
-    The teacher finds the first two of three sentences alike, and the third alike to
-    none; a student that finds none alike gives each of two others a half.
+    The teacher finds the first two of three sentences alike, and the third like
+    neither; a student that finds none alike gives each of the two others a half.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -241,7 +242,7 @@ def similarity_divergence(
   teacher_temperature: float,
   divergence: str = "cross_entropy",
 ) -> jax.Array:
-  """Divergence of the student's softmax over the other sentences from the teacher's.
+  """Compares the student's softmax over the other sentences with the teacher's.
 
   With q = softmax over j != i of teacher_ij / teacher_temperature and p the same
   of the student: `cross_entropy` is -sum q log p, `kl` is sum q log(q / p), and
@@ -251,7 +252,7 @@ def similarity_divergence(
   Args:
     student_similarity: raw cosines of b sentences of a batch with all of it,
       [b, B]; those with themselves are ignored.
-    teacher_similarity: the same by the teacher. Its gradient is not stopped here.
+    teacher_similarity: those of the teacher. Its gradient is not stopped here.
     labels: which of the B columns is each row's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
     teacher_temperature: divides the teacher's cosines.
@@ -293,11 +294,13 @@ def similarity_divergence(
 
 
 def jensen_shannon(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-  """Jensen-Shannon divergence of rows: half of KL(p || m) and KL(q || m), m the mean.
+  """Computes the Jensen-Shannon divergence of rows, (KL(p || m) + KL(q || m)) / 2.
+
+  The distribution m is the mean of p and q.
 
   Args:
     log_p: logarithms of probabilities, [b, B].
-    log_q: the same of the others, [b, B].
+    log_q: those of the other distributions, [b, B].
 
   Returns:
     [b], in nats, from 0 to log 2.
@@ -323,9 +326,9 @@ def group_shuffle(
 
   * `probability` (the paper's Group-P): with c_k the cumulative softmax, without
     temperature, of the k most similar, rank k is in group floor(c_k / p); equal
-    values share the last one's. Groups hold about B p values: at B = 64 and
-    p = 0.1 some six, and none is shuffled when B p < 1.
-  * `size`: this many ranks to a group.
+    values share the last one's. Groups hold about B p values: some six at B = 64
+    and p = 0.1. Nothing is shuffled when B p < 1.
+  * `size`: a group holds this many ranks.
   * `top`: ranks start to end - 1 are one group, all others stay; a number k
     means (0, k).
 
@@ -357,7 +360,7 @@ def group_shuffle(
     raise ValueError("give exactly one of probability=, size= and top=")
   columns = teacher_similarity.shape[1]
   values = teacher_similarity.astype(jnp.float32)
-  # A row's own is masked, so it sorts to the last rank, and its column is given a
+  # A row's own value is masked, so it sorts to the last rank, and its column gets a
   # last group of its own: it cannot mix with the others.
   labels, is_own = own_columns(values, labels)
   masked = _mask_own(values, is_own)
@@ -376,11 +379,11 @@ def group_shuffle(
   return jnp.zeros_like(values).at[row, take].set(ranked, unique_indices=True)
 
 
-# XLA sorts one array of integers several times faster than one of floats or two.
+# XLA sorts an array of integers several times faster than floats or two arrays.
 
 
 def _sort_descending(values: jax.Array) -> jax.Array:
-  """Sorts float32 rows by integers of the same order."""
+  """Sorts float32 rows, the largest first, as integers that have the same order."""
   sign = jnp.uint32(1 << 31)
   bits = jax.lax.bitcast_convert_type(-values, jnp.uint32)
   keys = jax.lax.sort(jnp.where(bits >= sign, ~bits, bits | sign))
@@ -389,7 +392,7 @@ def _sort_descending(values: jax.Array) -> jax.Array:
 
 
 def _random_order(keys: jax.Array, group: jax.Array, group_bits: int) -> jax.Array:
-  """Columns [b, B] sorted by group, in each row and group at random."""
+  """Returns columns [b, B] sorted by group, at random within each row's groups."""
   columns = group.shape[1]
   column_bits = (columns - 1).bit_length()
   noise_bits = 32 - group_bits - column_bits
@@ -403,7 +406,7 @@ def _random_order(keys: jax.Array, group: jax.Array, group_bits: int) -> jax.Arr
 
 
 def _group_by_rank(masked, size, top):
-  """Each column's group by its rank, below B: [b, B] uint32."""
+  """Finds each column's group from its rank, below B: [b, B] uint32."""
   columns = masked.shape[1]
   others = columns - 1
   if size is not None and size < 1:
@@ -422,7 +425,7 @@ def _group_by_rank(masked, size, top):
 
 
 def _group_by_probability(masked, ranked, probability):
-  """Each column's group by its value, [b, B] uint32, and how many there may be."""
+  """Finds each column's group from its value, [b, B] uint32; and counts the groups."""
   if not 0.0 < probability <= 1.0:
     raise ValueError(f"probability={probability}: must be in (0, 1]")
   groups = int(1 / probability)
@@ -432,7 +435,7 @@ def _group_by_probability(masked, ranked, probability):
   # on a boundary changes group.
   thresholds = jnp.asarray([k * probability for k in range(1, groups)], jnp.float32)
   cumulative = jnp.cumsum(jax.nn.softmax(ranked, axis=1), axis=1)
-  # So few thresholds are compared with all at once: a binary search is a loop.
+  # There are few thresholds: comparing with all at once beats a binary search's loop.
   reached = cumulative[:, None] >= thresholds[None, :, None]
   first = jnp.sum(~reached, axis=-1, dtype=jnp.int32)
   # The highest value of each group after the first; none reaches a threshold that

@@ -1,4 +1,4 @@
-"""Contrast that finds sentences of a batch which mean alike: IFND."""
+"""Contrast that finds sentences of a batch with the same meaning: IFND."""
 
 import jax
 import jax.numpy as jnp
@@ -30,31 +30,31 @@ def incremental_false_negatives(
   num_clusters: tuple[int, ...] = (64, 256, 1024),
   refresh_every: int = 1000,
 ) -> jax.Array:
-  """InfoNCE without the negatives that clustering takes for the anchor's like.
+  """InfoNCE without the negatives that clustering finds like the anchor.
 
   A cluster is a sentence's pseudo-label, accepted if it is among the surest
-  `progress` of the corpus: none at the start, all at the end. Two sentences with one
-  accepted label at any granularity are false negatives of each other. "eliminate"
-  leaves them out of the denominator; "attract" takes each of them for a positive
-  too, and the loss is the mean over positives of -log of its share.
+  `progress` of the corpus: none at the start, all at the end. Two sentences with the
+  same accepted label at any granularity are false negatives of each other.
+  "eliminate" leaves them out of the denominator; "attract" takes each of them as a
+  positive too, and the loss is the mean over positives of -log of its share.
 
-  After Chen et al., whose clusters are of images and of hierarchical k-means:
-  here each granularity is a k-means of its own, of the text as the model embeds it
-  every refresh_every steps, and a pair needs one granularity alone.
+  It follows Chen et al., who cluster images by hierarchical k-means. Here each
+  granularity is a k-means of its own, on the text as the model embeds it every
+  refresh_every steps, and a pair needs only one granularity.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
     clusters: each anchor's cluster by granularity, [b, G] integers.
-    all_clusters: the same of the whole batch, [B, G].
-    confidence: the share of the corpus that is less sure of its cluster, [b, G], in
+    all_clusters: those of the whole batch, [B, G].
+    confidence: the share of the corpus with a less sure cluster, [b, G], in
       [0, 1].
-    all_confidence: the same of the whole batch, [B, G].
+    all_confidence: those of the whole batch, [B, G].
     progress: the share of the training that is done, in [0, 1].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     mode: "eliminate" or "attract".
-    num_clusters: of each granularity.
+    num_clusters: how many clusters each granularity has.
     refresh_every: steps between two clusterings.
 
   Returns:

@@ -28,28 +28,27 @@ def fraternal_twins(
 ) -> jax.Array:
   """IFTCL: InfoNCE with a queue, and a margin between identical and fraternal twins.
 
-  An anchor's identical twin is the same sentence under other dropout, none; its
-  fraternal twin is its positive, which another augmentation may have made (the
-  second column of the text, if there is one). InfoNCE takes the positives of past
-  batches as negatives, too. To it is added, over the temperature,
-  max(0, margin - (cosine with the identical twin - cosine with the fraternal one)):
-  contrast alone would make both 1, though the fraternal twin means something a
-  little different.
+  An anchor's identical twin is the same sentence without dropout; its fraternal twin
+  is its positive, which another augmentation may have made (the second column of the
+  text, if there is one). InfoNCE takes the positives of past batches as negatives,
+  too. The hinge max(0, margin - (cosine with the identical twin - cosine with the
+  fraternal one)), over the temperature, is added: contrast alone would make both 1,
+  though the fraternal twin means something a little different.
 
-  After the paper's Twins Loss and hippocampus queue. Its formula was not at hand;
-  chosen: this hinge, its margin and the queue's size.
+  It follows the paper's Twins Loss and hippocampus queue. The formula was not at hand.
+  Our choice: this hinge, its margin and the queue's size.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    positives: of the second view, [b, D].
-    all_positives: of the second view of the whole batch, [B, D].
-    undropped: of the first view without dropout, [b, D].
-    queue: of the second view in past batches, [Q, D]; no gradient.
-    is_queued: which of these are there yet, [Q] boolean.
+    positives: those of the second view, [b, D].
+    all_positives: those of the second view of the whole batch, [B, D].
+    undropped: those of the first view without dropout, [b, D].
+    queue: those of the second view in past batches, [Q, D]; no gradient.
+    is_queued: which of these are filled yet, [Q] boolean.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
-    margin: by how much the identical twin is to be nearer, a difference of cosines.
-    queue_size: Q.
+    margin: how much nearer the identical twin shall be, a difference of cosines.
+    queue_size: Q, how many positives of past batches there are.
 
   Returns:
     The loss of each anchor, [b], in nats.

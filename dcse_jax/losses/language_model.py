@@ -22,7 +22,7 @@ def masked_language_model(
     masked_logits: scores over the vocabulary, [b, K, V].
     masked_labels: true token ids, [b, K]; read only where `is_masked` is true.
     is_masked: which positions count, [b, K], boolean or 0/1.
-    masked_views: how many of the sentence's views a step masks, each at random: 1 is
+    masked_views: how many of a sentence's views a step masks, each at random: 1 is
       enough for pretraining; SimCSE's code masks both, side by side in K.
 
   Returns:
@@ -33,7 +33,7 @@ def masked_language_model(
   References:
     Devlin et al., BERT, 2019, Sec. 3.1 (arXiv:1810.04805).
   """
-  del masked_views  # The objective reads it, which masks the tokens.
+  del masked_views  # The objective, which masks the tokens, reads it.
   mask = is_masked.astype(jnp.float32)
   labels = jnp.where(mask > 0, masked_labels, 0)
   loss = optax.losses.softmax_cross_entropy_with_integer_labels(

@@ -12,11 +12,11 @@ from dcse_jax.losses.terms import term
 
 
 def _mean_teacher(all_teacher, width):
-  """[B, D] whose products with unit rows are the mean of the teachers' cosines."""
+  """Returns [B, D] whose products with unit rows are the teachers' mean cosines."""
   if all_teacher.shape[1] % width:
     raise ValueError(f"all_teacher must be of teachers {width} wide each")
   each = all_teacher.reshape(len(all_teacher), -1, width).astype(jnp.float32)
-  # Each has the root of its teacher's weight as its length.
+  # The length of each embedding is the root of its teacher's weight.
   return jnp.sum(each * jnp.linalg.norm(each, axis=-1, keepdims=True), axis=1)
 
 
@@ -33,26 +33,25 @@ def pnr(
   """PNR: the embeddings of the round before are negatives, and are predicted.
 
   With z the anchors, v the positives, f the previous round's embeddings, g(z) their
-  predictions by a small trained network and s the cosines over the temperature, the
-  sum of two cross entropies: of s(z_i, v_i) among all s(z_i, v_j) and the
+  predictions by a small trained network and s the cosines over the temperature, it is
+  the sum of two cross entropies: of s(z_i, v_i) among all s(z_i, v_j) and the
   pseudo-negatives s(z_i, f_j), and of s(g(z_i), f_i) among all s(g(z_i), f_j) and the
-  pseudo-negatives s(g(z_i), v_j), j other than i for both kinds of pseudo-negatives.
+  pseudo-negatives s(g(z_i), v_j), where j is not i for both kinds of pseudo-negatives.
 
-  After the paper's form for MoCo, with the batch in place of queues. It differs from
-  the published code in this: v are of the model itself, and not of a momentum encoder;
-  anchors are of one view alone, where the code adds the loss with the views exchanged;
-  the predictor is as wide as the model and has no batch normalisation, where the code's
-  has 2,048 hidden units with it. f is without dropout, and the teacher before any
-  projection. Chosen for several teachers: the mean of the cosines with each, by their
-  weights.
+  It follows the paper's form for MoCo, with the batch in place of queues. It differs
+  from the published code: v come from the model itself, not from a momentum encoder;
+  anchors are one view only, where the code adds the loss with the views exchanged; the
+  predictor is as wide as the model and has no batch normalisation, where the code's has
+  it, and 2,048 hidden units. f has no dropout, and teachers no projection. Our choice
+  for several teachers: the mean of the cosines with each, weighted by their weights.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    predictions: the predictor's of these, [b, D].
+    predictions: what the predictor makes of the anchors, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    all_teacher: of every sentence, [B, E], E = D times the number of teachers.
+    all_teacher: the teachers' of every sentence, [B, E], E = D times their number.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
-    temperature: divides the cosines. The paper's 0.2 is of images.
+    temperature: divides the cosines. The paper's 0.2 is for images.
 
   Returns:
     The loss of each anchor, [b], in nats. The teacher gets no gradient.

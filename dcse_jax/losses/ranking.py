@@ -24,15 +24,15 @@ def list_net(
 ) -> jax.Array:
   """ListNet: the student gives each sentence the teacher's chance to be ranked first.
 
-  The cross entropy of the student's softmax over the other sentences, of the cosines
-  of its first view with their second, from the teacher's. Chosen: a sentence is not
-  in its own list, where every ranking has it first.
+  It is the cross entropy between the teacher's softmax over the other sentences and the
+  student's, which compares its first view with their second. Our choice: a sentence is
+  not in its own list, where every ranking has it first.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    all_positives: of the second view of the whole batch, [B, D].
-    teacher: of the anchors' sentences, [b, E].
-    all_teacher: of the whole batch, [B, E].
+    all_positives: those of the second view of the whole batch, [B, D].
+    teacher: the teacher's embeddings of the anchors' sentences, [b, E].
+    all_teacher: those of the whole batch, [B, E].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines, the paper's tau_2.
     teacher_temperature: divides the teacher's, the paper's tau_3 = tau_2 / 2.
@@ -65,19 +65,19 @@ def list_mle(
 ) -> jax.Array:
   """ListMLE: the likelihood of the teacher's ranking by the student's similarities.
 
-  With r_1, ..., r_N the other sentences from most to least similar by the teacher and
-  s the student's cosines of its first view with their second over the temperature,
-  -1/N times the sum over k of log(e^s(r_k) / sum over l >= k of e^s(r_l)). Chosen: a
-  sentence is not in its own list; the mean over ranks and not their sum, so that a
-  batch of another size needs no other weight; ties go by the order of the batch. The
+  With r_1, ..., r_N the other sentences from most to least similar to the teacher and
+  s the student's cosines of its first view with their second over the temperature, it
+  is -1/N times the sum over k of log(e^s(r_k) / sum over l >= k of e^s(r_l)). Our
+  choice: a sentence is not in its own list; the mean over ranks and not their sum, so
+  that another batch size needs no other weight; ties go by the order of the batch. The
   public reproduction sums over the ranks of a list that the sentence itself heads:
   that is InfoNCE plus N times this.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    all_positives: of the second view of the whole batch, [B, D].
-    teacher: of the anchors' sentences, [b, E].
-    all_teacher: of the whole batch, [B, E].
+    all_positives: those of the second view of the whole batch, [B, D].
+    teacher: the teacher's embeddings of the anchors' sentences, [b, E].
+    all_teacher: those of the whole batch, [B, E].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     student_temperature: divides the student's cosines.
 
@@ -91,7 +91,7 @@ def list_mle(
   logits = cosine_similarity(anchors, all_positives) / student_temperature
   _, is_own = own_columns(logits, labels)
   target = jax.lax.stop_gradient(cosine_similarity(teacher, all_teacher))
-  # Masked, a row's own comes last, and is cut off.
+  # A row's own sentence is masked, so it comes last, and is cut off.
   order = jnp.argsort(-jnp.where(is_own, MASKED, target), axis=1)[:, :-1]
   ranked = jnp.take_along_axis(logits, order, axis=1)
   remaining = jax.lax.cumlogsumexp(ranked, axis=1, reverse=True)
@@ -109,14 +109,15 @@ def rank_consistency(
 ) -> jax.Array:
   """RankCSE's ranking consistency: both views of a sentence rank the batch alike.
 
-  The Jensen-Shannon divergence of two softmaxes over the batch: of the cosines of a
-  sentence's first view with all second ones, and of its second with all first ones.
+  It is the Jensen-Shannon divergence of two softmaxes over the batch: that of the
+  cosines of a sentence's first view with all second ones, and that of its second with
+  all first ones.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    positives: of the second view, [b, D].
-    all_anchors: of the first view of the whole batch, [B, D].
-    all_positives: of the second view of the whole batch, [B, D].
+    positives: those of the second view, [b, D].
+    all_anchors: those of the first view of the whole batch, [B, D].
+    all_positives: those of the second view of the whole batch, [B, D].
     temperature: divides the cosines.
 
   Returns:

@@ -1,4 +1,4 @@
-"""A penalty on pairs of one meaning that are too alike."""
+"""A penalty on pairs with the same meaning whose embeddings are too alike."""
 
 import jax
 import jax.numpy as jnp
@@ -28,27 +28,27 @@ def relaxed_contrastive(
   teacher_threshold: float = 0.9,
   pairs: str = "all",
 ) -> jax.Array:
-  """FedRCL's divergence penalty: pairs of one meaning must not collapse into one.
+  """FedRCL's divergence penalty: pairs with one meaning must not collapse into one.
 
-  log(1 + sum over j of e^((s_ij - 1) / temperature)), s the cosines, over the pairs
-  of one meaning with s_ij above the threshold. A penalty alone: it wants a
-  contrastive term beside it, as in "info_nce + relaxed_contrastive".
+  It is log(1 + sum over j of e^((s_ij - 1) / temperature)), with s the cosines, over
+  the pairs with one meaning and s_ij above the threshold. It is only a penalty, and
+  wants a contrastive term beside it, as in "info_nce + relaxed_contrastive".
 
-  The paper's pairs are those of one class. Here there are no classes: an anchor and
-  its own positive are one, and so are sentences that a teacher finds alike.
+  The paper's pairs share a class. Here there are no classes: an anchor and its own
+  positive are such a pair, and so are sentences that a teacher finds alike.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
-    teacher: of the anchors' sentences, [b, E], if there are teachers.
-    all_teacher: of the whole batch, [B, E].
+    teacher: the teacher's of the anchors' sentences, [b, E], if there are teachers.
+    all_teacher: those of the whole batch, [B, E].
     temperature: divides the cosines.
-    similarity_threshold: the paper's lambda; pairs below it are free.
-    teacher_threshold: two sentences whose cosine by the teacher is above it are of
-      one meaning; chosen, not the paper's.
+    similarity_threshold: the paper's lambda; pairs below it get no penalty.
+    teacher_threshold: two sentences whose teacher's cosine is above it have one
+      meaning; our choice, not the paper's.
     pairs: "all" sums over all of them, as the paper's formula does; "least_alike"
-      takes the anchor's pair of the lowest cosine alone, as the published code does.
+      takes only the anchor's pair with the lowest cosine, as the published code does.
 
   Returns:
     The penalty of each anchor, [b], in nats; 0 where no pair is above the threshold.

@@ -21,25 +21,25 @@ def replaced_token_detection(
   mask_probability: float = 0.3,
   edits: str = "masked",
 ) -> jax.Array:
-  """Which tokens of an edited sentence differ, told by the original's embedding.
+  """DiffCSE: detects an edited sentence's replaced tokens by the original's embedding.
 
-  Some words are masked and filled in by a frozen language model, the one that
-  training starts from; a second encoder, trained along and then dropped, reads the
-  edited sentence with the original's embedding, projected, in the place of [CLS], and
-  says of each token whether it was replaced.
+  Some words are masked, and a frozen language model fills them in; a second encoder,
+  which is trained along and then dropped, reads the edited sentence with the original's
+  projected embedding in place of [CLS], and says for each token whether it was
+  replaced.
 
-  There are two ways to edit. "masked" is the cheaper one: of the first view, masked
-  words alone are filled in, without dropout. "published" does as the authors' code: of
-  both views, with 80 % of the chosen words masked, 10 % replaced and 10 % left, the
-  language model under dropout fills in every token but the first, and padding counts
-  as not replaced. Either way the language model is the one that training starts from;
-  published is a smaller one than the model, and a weight of 0.005.
+  There are two ways to edit. "masked" is the cheaper one: only the masked words of the
+  first view are filled in, without dropout. "published" does what the authors' code
+  does: in both views 80 % of the chosen words are masked, 10 % replaced and 10 % left,
+  the language model fills in every token but the first under dropout, and padding
+  counts as not replaced. Either way the language model is the one that training starts
+  from; the paper has a smaller one than the model, and a weight of 0.005.
 
   Args:
-    replaced_logits: of each token's being replaced, [b, S]; of both views side by
-      side where both are edited.
+    replaced_logits: the logit that each token was replaced, [b, S]; those of both
+      views side by side where both are edited.
     is_replaced: whether it was, [b, S] boolean.
-    is_token: which of them count, [b, S] boolean.
+    is_token: which tokens count, [b, S] boolean.
     mask_probability: the share of words that are chosen.
     edits: "masked" or "published".
 
@@ -49,7 +49,7 @@ def replaced_token_detection(
   References:
     Chuang et al., DiffCSE, 2022, Eq. 3 (arXiv:2204.10298).
   """
-  del mask_probability, edits  # The objective reads them, which edits the sentences.
+  del mask_probability, edits  # The objective, which edits sentences, reads them.
   loss = optax.losses.sigmoid_binary_cross_entropy(
     replaced_logits.astype(jnp.float32), is_replaced
   )

@@ -24,26 +24,26 @@ def retrieved_negatives(
   num_neighbours: int = 8,
   search_pooling: str = "model",
 ) -> jax.Array:
-  """InfoNCE with a near neighbour of each anchor as one more negative of all.
+  """InfoNCE with a near neighbour of each anchor as one more negative for all.
 
-  For each sentence one of its nearest neighbours in the corpus, by the model that
-  training starts from, is drawn at each step and encoded; all anchors share these
-  negatives, but for those that are the anchor's own sentence.
+  At each step one of a sentence's nearest neighbours in the corpus, in the eyes of the
+  model that training starts from, is drawn and encoded; all anchors share these
+  negatives, except where one is the anchor's own sentence.
 
-  As Wang et al. publish it, one sentence is drawn of num_neighbours.
+  As in the published code, one of num_neighbours sentences is drawn.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    sentence_id: of each anchor's sentence in the corpus, [b]; equal sentences have
-      equal ones.
+    sentence_id: the number of each anchor's sentence in the corpus, [b]; equal
+      sentences have equal numbers.
     all_retrieved: embeddings of what was retrieved, [B, D].
-    all_retrieved_id: of these sentences in the corpus, [B].
+    all_retrieved_id: the numbers of these sentences in the corpus, [B].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     num_neighbours: how many nearest sentences there are to draw from.
-    search_pooling: what neighbours are near by: "model", the model's own pooling, or
-      "mean", the mean over tokens, as published.
+    search_pooling: how the search embeds: "model" takes the model's own pooling, and
+      "mean" the mean over tokens, as published.
 
   Returns:
     The loss of each anchor, [b], in nats.

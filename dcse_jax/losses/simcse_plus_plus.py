@@ -27,19 +27,19 @@ def undropped_negatives(
 ) -> jax.Array:
   """InfoNCE whose positive pair has dropout and whose negative pairs have none.
 
-  -log(e^p_i / (e^p_i + sum over j != i of e^s(x_i, x_j))) with p_i = r s(z_i, v_i),
+  It is -log(e^p_i / (e^p_i + sum over j != i of e^s(x_i, x_j))), p_i = r s(z_i, v_i),
   z and v the two views, x the first without dropout, s the cosines over the
   temperature and r the positive ratio.
 
   Args:
     anchors: embeddings of the first view, [b, D].
-    positives: of the second view, [b, D].
-    undropped: of the first view without dropout, [b, D].
-    all_undropped: the same of the whole batch, [B, D].
+    positives: those of the second view, [b, D].
+    undropped: those of the first view without dropout, [b, D].
+    all_undropped: those of the whole batch, [B, D].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.
     positive_ratio: r; below 1 no pair can be so alike that it has no gradient. The
-      paper has none of it, and the published run takes 0.9.
+      paper has no such factor; the published run takes 0.9.
 
   Returns:
     The loss of each anchor, [b], in nats.
@@ -62,16 +62,16 @@ def dimension_contrast(
   """Dimension-wise contrast: a dimension agrees with itself, and with no other.
 
   With a and b the two views, each dimension normalised to mean 0 and variance 1 over
-  the batch, and c_de = (1 / B) sum over i of a_id b_ie / temperature, the mean over d
-  of -log(e^c_dd / sum over e of e^c_de).
+  the batch, and c_de = (1 / B) sum over i of a_id b_ie / temperature, it is the mean
+  over d of -log(e^c_dd / sum over e of e^c_de).
 
   Args:
     all_anchors: embeddings of the first view of the whole batch, [B, D].
-    all_positives: of the second view, [B, D].
+    all_positives: those of the second view, [B, D].
     temperature: divides the correlations.
 
   Returns:
-    [B] times the same loss, in nats: it is of the batch, not of its rows.
+    The same loss for each row, [B], in nats: it belongs to the batch, not to its rows.
 
   References:
     Xu et al., SimCSE++: Improving Contrastive Learning for Sentence Embeddings from

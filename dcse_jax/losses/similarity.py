@@ -7,7 +7,7 @@ import jax.numpy as jnp
 # gradient of an all-zero embedding finite.
 _SMALLEST_NORM = 1e-8
 
-# Stands in for minus infinity among logits: its softmax is exactly 0 in float32, and
+# This stands for minus infinity among logits: its softmax is exactly 0 in float32, and
 # unlike infinity it does not turn 0 * log 0 and log-add-exp gradients into NaN.
 MASKED = -1e9
 
@@ -27,7 +27,7 @@ def normalize(embeddings: jax.Array) -> jax.Array:
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Cosine of every row of one batch with every row of another.
+  """Computes the cosine of every row of one batch with every row of another.
 
   Args:
     a: embeddings, [B, D].
@@ -42,7 +42,7 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def pair_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Cosine of every row of one batch with the same row of another.
+  """Computes the cosine of every row of one batch with the same row of another.
 
   Args:
     a: embeddings, [B, D].
@@ -60,11 +60,11 @@ def own_columns(
   """Finds which column of [b, B] similarities is each row's own sentence.
 
   Args:
-    similarity: of b rows of a batch of B with all of it.
+    similarity: cosines of b rows of a batch with all its B rows.
     labels: the rows' numbers in the batch, [b]; None if they are its first.
 
   Returns:
-    `labels`, and where it is, [b, B] boolean.
+    `labels`, and which columns they are, [b, B] boolean.
   """
   rows, columns = similarity.shape
   if labels is None:
@@ -73,5 +73,5 @@ def own_columns(
 
 
 def row_keys(rng: jax.Array, labels: jax.Array) -> jax.Array:
-  """A key for each row of a batch, by its number: the same in whatever block it is."""
+  """Makes a key for each row from its number, so that chunks do not change it."""
   return jax.vmap(lambda number: jax.random.fold_in(rng, number))(labels)

@@ -20,17 +20,17 @@ def sscl(
   temperature: float = 0.05,
   layers: tuple[int, ...] = (11,),
 ) -> jax.Array:
-  """SSCL: InfoNCE, half of it with intermediate layers' embeddings as negatives.
+  """SSCL: InfoNCE, half of it with intermediate layers' embeddings as negatives too.
 
-  With s the cosines over the temperature, half of the cross entropy of each anchor's
-  positive among all positives, and half of it among all positives and the
+  With cosines over the temperature as logits, it is half the cross entropy of each
+  anchor's positive among all positives, and half of that among all positives and the
   embeddings of these layers of every sentence of the batch. The anchor's own layers
   are among these, as the formula has it: the last layer is to differ from them.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    all_layers: embeddings of the first view by each of `layers`, [B, L, D]. (The
+    all_layers: embeddings of the first view from each of `layers`, [B, L, D]. (The
       published code takes the second view's as well.)
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
     temperature: divides the cosines.

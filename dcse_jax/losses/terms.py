@@ -1,12 +1,12 @@
-"""Terms: pure functions that an objective is a weighted sum of.
+"""Terms: the pure functions whose weighted sum is an objective.
 
-A term says by its parameters what it needs, and a training step computes only
-that. Those before the `*` are what a step offers (`objective.inputs` lists it):
-`x` is an array with a row for each anchor that the term is asked for, [b, ...],
-`all_x` the same of the whole batch, [B, ...]; a default of None means that it may be
-missing. Those after it are settings, with their defaults, and fields of a config
-under the name of the term. It returns one loss an anchor, [b]. Row by row is all
-that a term may know of `x`: so a batch can be taken in blocks of rows.
+A term's parameters say what it needs, and a training step computes only that. Those
+before the `*` are inputs that a step offers (`objective.inputs` lists them): `x` is an
+array with a row for each anchor that the term is asked for, [b, ...], and `all_x` the
+same array for the whole batch, [B, ...]; a default of None means that it may be
+missing. Those after the `*` are settings, with their defaults, and become fields of a
+config under the name of the term. A term returns one loss an anchor, [b]. It must
+treat each row of `x` alone, so that a batch can be computed in chunks of rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,15 +22,15 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """The numbers that a setting may be; the defaults allow every finite one.
+  """A range of numbers that a setting may have; by default every finite one.
 
   Attributes:
-    low: the least.
+    low: the smallest.
     high: the largest.
     above: leaves `low` itself out.
     below: leaves `high` itself out.
     whole: allows integers alone.
-    several: the setting is a sequence of one number or more, each once.
+    several: the setting is a sequence of one or more numbers, none of them twice.
   """
 
   low: float = -math.inf
@@ -41,7 +41,7 @@ class Range:
   several: bool = False
 
   def validate(self, value: Any) -> str:
-    """Says what a value must be; "" if it is that."""
+    """Says what is wrong with a value; "" if nothing is."""
     values = [value]
     if self.several:
       values = value if isinstance(value, (tuple, list)) else []
@@ -50,7 +50,7 @@ class Range:
     return "" if all(map(self._holds, values)) else f"must be {self}"
 
   def _holds(self, value: Any) -> bool:
-    # Python's True is a number, too, and an infinite value is none that a run can use.
+    # Python's True is a number too, and a run cannot use an infinite value.
     kind = numbers.Integral if self.whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
       return False
@@ -78,20 +78,20 @@ SHARE = Range(0, 1)
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """The words that a setting may be."""
+  """A set of words, one of which a setting must be."""
 
   words: tuple[str, ...]
 
   def validate(self, value: Any) -> str:
-    """Says what a value must be; "" if it is that."""
+    """Says what is wrong with a value; "" if nothing is."""
     return "" if value in self.words else f"use one of {', '.join(self.words)}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measure:
-  """A pure function of arrays and settings, which its parameters name as a term's do.
+  """A pure function of arrays and settings that its parameters name, like a term's.
 
-  Its arrays are some of `HELD_OUT`, of sentences that no step trains on just then.
+  Its arrays are some of `HELD_OUT`, for sentences that no step trains on just then.
   """
 
   fn: Callable[..., Any]
@@ -99,7 +99,7 @@ class Measure:
   settings: tuple[str, ...]
 
   def __call__(self, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """What the function gives; more arrays and settings than it takes may be given."""
+    """Calls the function with those of the arrays and settings that it takes."""
     return self.fn(
       **{name: arrays[name] for name in self.inputs},
       **{name: settings[name] for name in self.settings},
@@ -111,16 +111,17 @@ class Term:
   """A registered term.
 
   Attributes:
-    fn: offered arrays and settings, by name, to the loss of each row, [b].
+    fn: takes offered arrays and settings, by name, and returns each row's loss, [b].
     required: names of parameters that a step must offer.
-    optional: names of parameters that are None where a step has no such.
+    optional: names of parameters that are None where a step lacks them.
     settings: defaults by name.
-    ranges: what each setting may be, by its name.
-    check: settings by name, and the batch size, to what is wrong with them
-      together, or to "".
-    held_out: the loss of each sentence without dropout and chance, [B]; None where
-      none is measured while a model trains.
-    warnings: what is likely not meant, each a sentence; None where nothing can be.
+    ranges: the values that each setting may have, by its name.
+    check: takes settings by name and the batch size, and says what is wrong with them
+      together, or "".
+    held_out: computes the loss of each sentence without dropout or randomness, [B];
+      None where it is not measured while a model trains.
+    warnings: lists what was probably not meant, a sentence each; None if nothing is
+      checked.
   """
 
   name: str
@@ -135,7 +136,7 @@ class Term:
 
   @property
   def inputs(self) -> tuple[str, ...]:
-    """Every offered parameter."""
+    """The names of all inputs, required and optional."""
     return self.required + self.optional
 
   def validate(self, settings: Mapping[str, Any], batch_size: int) -> str:
@@ -147,19 +148,19 @@ class Term:
 
   @property
   def summary(self) -> str:
-    """The first line of its docstring."""
+    """The first line of the term's docstring."""
     return inspect.getdoc(self.fn).partition("\n")[0].rstrip(".")
 
   @property
   def papers(self) -> list[str]:
-    """Numbers, in arXiv, of the papers that its docstring names."""
+    """The arXiv numbers of the papers that the term's docstring names."""
     return re.findall(r"arXiv:(\d{4}\.\d{4,5})", self.fn.__doc__)
 
 
 TERMS: dict[str, Term] = {}
 
-# What a held-out measure and warnings may ask for: embeddings of a batch of sentences
-# without dropout, by the model after its projection and by the teachers.
+# The inputs of held-out measures and warnings: embeddings of a batch of sentences
+# without dropout, the model's after its projection and the teachers'.
 HELD_OUT = ("anchors", "all_anchors", "teacher", "all_teacher")
 
 # The sign of an exponent, as in 1e+0, adds no terms.
@@ -176,13 +177,13 @@ def term(
   """Registers a function as the term of its name.
 
   Args:
-    check: as `Term.check`.
-    held_out: the term without dropout and chance, of arrays of `HELD_OUT` and settings,
-      to the loss of each sentence, [B].
-    warnings: of the first batches of the training text, [n, B, ...], and settings, to
-      what is likely not meant.
-    **ranges: what each setting may be; every one needs its own but temperatures,
-      which are above 0.
+    check: see `Term.check`.
+    held_out: computes the term without dropout or randomness, from arrays of `HELD_OUT`
+      and settings: the loss of each sentence, [B].
+    warnings: takes such arrays for the first batches of the training text, [n, B, ...],
+      and settings, and lists what was probably not meant.
+    **ranges: the values that each setting may have; only temperatures, which are above
+      0, need none.
   """
 
   def register(fn):
@@ -208,7 +209,7 @@ def term(
 
 
 def _parameters(fn) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-  """Names of the arrays that a function needs and welcomes, and its settings."""
+  """Returns a function's required and optional arrays by name, and its settings."""
   required, optional, settings = [], [], {}
   for name, parameter in inspect.signature(fn).parameters.items():
     if parameter.kind == inspect.Parameter.KEYWORD_ONLY:
@@ -242,7 +243,7 @@ class Weighted:
 
 
 def inputs_of(terms: Iterable[Weighted]) -> tuple[str, ...]:
-  """What an objective asks for, each name once and without "all_", sorted."""
+  """Returns what an objective asks for, each name once and without "all_", sorted."""
   names = (name for each in terms for name in each.term.inputs)
   return tuple(sorted({name.removeprefix("all_") for name in names}))
 
@@ -250,11 +251,11 @@ def inputs_of(terms: Iterable[Weighted]) -> tuple[str, ...]:
 def parse(
   objective: str, settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> tuple[Weighted, ...]:
-  """The terms of a sum such as "info_nce + 0.1 * masked_language_model".
+  """Parses a sum of terms such as "info_nce + 0.1 * masked_language_model".
 
   Args:
     objective: names of `TERMS`, with their weights.
-    settings: by the name of a term, those that differ from its defaults.
+    settings: for each term, by its name, those that differ from its defaults.
 
   Raises:
     ValueError: it is not a sum of known terms, each once.
@@ -276,7 +277,7 @@ def parse(
       raise ValueError(f"{name} weighs {weight:g}: weights are above 0")
     known = dict(TERMS[name].settings)
     for key, value in dict((settings or {}).get(name, {})).items():
-      # Written in a file or come from one.
+      # JSON turns tuples into lists.
       known[key] = tuple(value) if isinstance(value, list) else value
     found.append(Weighted(weight, TERMS[name], known))
   names = [each.term.name for each in found]

@@ -2,6 +2,6 @@
 
 Doors: `encoder` (the entry points, for every family), `bert` (a family's modules),
 `pooling` and `heads` (what comes after), `model` (an encoder with its tokenizer and all
-that turns text into embeddings), `inference` (many sentences), `packing` (batches without
-their padding), `chunks` (batches part by part).
+that turns text into embeddings), `inference` (many sentences), `packing` (batches
+without their padding), `chunks` (batches part by part).
 """

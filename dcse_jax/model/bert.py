@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dcse_jax.model import attention
+from dcse_jax.model import attention_kernel
 from dcse_jax.model import family
 from dcse_jax.model import layers as layers_lib
 from dcse_jax.model import stack
@@ -103,7 +104,7 @@ class EncoderConfig:
 
 
 def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
-  """The shape of a new BERT for sentences of max_tokens, of `EncoderConfig`'s fields."""
+  """Makes the shape of a new BERT for sentences of max_tokens, from its fields."""
   return EncoderConfig(
     model_type="bert",
     max_positions=max(512, max_tokens),
@@ -164,17 +165,23 @@ class Layer(nnx.Module):
     self.norm = layers_lib.layer_norm(config, dtype, rngs)
 
   def __call__(self, x, layout, keys, bias=None):
-    """Every token's next state, laid out as x; scores get a bias [heads, S, S]."""
+    """Computes every token's next state, laid out as x; scores get a bias [h, S, S]."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
-    query, key, value = jnp.split(qkv, 3, axis=-1)
-    attended = self._attend(
-      query, key, value, layout.mask, layout.grid_rows, keys[0], bias
-    )
+    config, mask, rows = self.config, layout.mask, layout.grid_rows
+    width = config.hidden_size // config.num_heads
+    if bias is None and attention_kernel.is_for(qkv.shape[1], width, qkv.dtype):
+      rate = config.attention_dropout
+      attended = attention_kernel.self_attend(
+        qkv, mask, rows, heads=config.num_heads, rate=rate, key=keys[0]
+      )
+    else:
+      query, key, value = jnp.split(qkv, 3, axis=-1)
+      attended = self._attend(query, key, value, mask, rows, keys[0], bias)
     return self._rest(x, layout.flat(attended), layout.rows, keys)
 
   def at(self, x, positions, layout, keys, bias=None):
-    """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
+    """Computes the next states of the tokens at positions [N, K] alone, [N, K, D]."""
     pair = mesh_lib.by_row(layers_lib.fused((self.key, self.value), x))
     key, value = jnp.split(layout.grid(pair), 2, axis=-1)
     x, rows = layout.select(x, positions), layout.rows_at(positions)
@@ -187,14 +194,15 @@ class Layer(nnx.Module):
   def _rest(self, x, attended, rows, keys):
     config = self.config
     attended = self.attention_output(mesh_lib.by_row(attended))
-    x = self.attention_norm(x + dropout(attended, config.dropout, keys[1], rows))
+    add_and_norm = layers_lib.add_and_norm
+    x = add_and_norm(self.attention_norm, x, attended, config.dropout, keys[1], rows)
     up = mesh_lib.by_row(self.up(mesh_lib.by_row(x)))
     forward = self.down(layers_lib.ACTIVATIONS[config.activation](up))
-    x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+    x = add_and_norm(self.norm, x, forward, config.dropout, keys[2], rows)
     return mesh_lib.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):
-    """Queries [N, Q, D] over keys and values [N, S, D]: [N, Q, D]."""
+    """Attends from queries [N, Q, D] to keys and values [N, S, D]: [N, Q, D]."""
     heads, shape = self.config.num_heads, query.shape
     split = lambda y: y.reshape(*y.shape[:2], heads, -1)
     query, key, value = map(split, (query, key, value))
@@ -208,7 +216,7 @@ class Layer(nnx.Module):
 class Encoder(nnx.Module):
   """Embeddings and a stack of layers; `config.has_pooler` adds an unused pooler.
 
-  It is called as `family.Encoder` is.
+  Its call has the arguments of `family.Encoder`.
   """
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
@@ -223,7 +231,7 @@ class Encoder(nnx.Module):
       )
 
   def bias(self, length):
-    """What every layer adds to its scores, [heads, S, S] float32; None for nothing."""
+    """Returns what every layer adds to its scores, [heads, S, S] float32, or None."""
     return None
 
   def __call__(

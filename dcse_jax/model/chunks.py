@@ -21,9 +21,9 @@ class Chunks:
   """How a batch is divided.
 
   Attributes:
-    number: of chunks, one after the other.
-    groups: equal parts of the batch, one for each device: every chunk has as many
-      rows of each, so that none leaves its device.
+    number: how many chunks there are, one after the other.
+    groups: equal parts of the batch, one for each device: every chunk has the same
+      number of rows of each, so that no row leaves its device.
   """
 
   number: int = 1
@@ -33,24 +33,24 @@ class Chunks:
     """Calls a function chunk by chunk.
 
     Args:
-      fn: from a tree of rows [n, ...], and their numbers in the batch [n] or None
-        if they are all of it, to another tree of rows.
+      fn: takes a tree of rows [n, ...], and their numbers in the batch [n] or None
+        if they are the whole batch, and returns another tree of rows.
       rows: the batch, [B, ...] each; B is a multiple of number times groups.
 
     Returns:
-      What fn gives for all rows, [B, ...], in their order.
+      The results of fn for all rows, [B, ...], in their order.
     """
     if self.number == 1:
       return fn(rows, None)
     row_ids = jnp.arange(len(jax.tree.leaves(rows)[0]), dtype=jnp.int32)
     chunks = jax.tree.map(self._split, (rows, row_ids))
-    # The loop keeps what is computed twice apart, so that XLA need not.
+    # The loop already keeps the two computations apart: XLA need not prevent CSE.
     once_more = jax.checkpoint(fn, prevent_cse=False)
     results = jax.lax.map(lambda chunk: once_more(*chunk), chunks)
     return jax.tree.map(self._join, results)
 
   def packing_of_chunk(self, packing: Packing | None) -> Packing | None:
-    """Returns, of a batch with a group for each device and chunk, the packing of a chunk."""
+    """Returns a chunk's packing; that of the batch has a group a device and chunk."""
     return packing and dataclasses.replace(
       packing, groups=packing.groups // self.number
     )

@@ -1,8 +1,8 @@
 """Encoders and heads as pure functions, from token ids to states and embeddings.
 
-Modules are Flax NNX; they are split once into a plain pytree of arrays, and all here
-are functions of that pytree. They know families by `family` alone, and find an
-encoder's module by the class of its shape.
+Modules are Flax NNX; they are split once into a plain pytree of arrays, and everything
+here is a function of that pytree. A family is known only through `family`, and its
+module is found by the class of the encoder's shape.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from dcse_jax.model.heads import TokenHead
 from dcse_jax.model.packing import Layout
 from dcse_jax.model.packing import Packing
 
-# The module of each family's shapes.
+# The module of each family, by the class of its shape.
 _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   bert.EncoderConfig: bert.Encoder,
   mpnet.EncoderConfig: mpnet.Encoder,
@@ -53,16 +53,16 @@ NEW: dict[str, Callable[..., EncoderConfig]] = {
 
 
 class Options(TypedDict, total=False):
-  """How the functions here run an encoder, by name.
+  """Keyword arguments that say how the functions here run an encoder.
 
   Attributes:
     rng: draws the dropout masks; None, the default, turns dropout off.
-    dtype: of the matrix products, float32 by default; LayerNorm statistics and
-      attention probabilities are float32 always.
+    dtype: that of the matrix products, float32 by default; LayerNorm statistics and
+      attention probabilities are always float32.
     packing: leaves padding out; None, the default, computes it too. The result is
       the same, dropout included.
-    row_ids: of the sentences in a batch of which these are a part, [B]: their
-      dropout is what it is there.
+    row_ids: where the sentences stand in a larger batch that these are part of, [B]:
+      they get the dropout that they would have there.
   """
 
   rng: jax.Array | None
@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
 
 @functools.cache
 def _graph(module: type[nnx.Module], config: EncoderConfig, dtype) -> Any:
-  """The static half of a module; the same for every set of parameters."""
+  """Returns a module's static half, which is the same for all parameters."""
   abstract = nnx.eval_shape(lambda: module(config, dtype, nnx.Rngs(0)))
   return nnx.split(abstract)
 
@@ -85,7 +85,7 @@ def _bind(module, config, dtype, params):
 def abstract_params(
   config: EncoderConfig, module: type[nnx.Module] | None = None
 ) -> Params:
-  """Shapes and dtypes of a module's parameters, as a plain nested dict.
+  """Returns shapes and dtypes of a module's parameters, as a plain nested dict.
 
   Args:
     config: the encoder's shape.
@@ -98,7 +98,7 @@ def abstract_params(
 def init_params(
   config: EncoderConfig, rng: jax.Array, module: type[nnx.Module] | None = None
 ) -> Params:
-  """Random float32 parameters of a module, as `abstract_params` describes them."""
+  """Draws float32 parameters of a module, as `abstract_params` describes them."""
   module = module or _ENCODERS[type(config)]
   built = module(config, jnp.dtype(jnp.float32), nnx.Rngs(params=rng))
   return nnx.to_pure_dict(nnx.split(built)[1])
@@ -117,7 +117,7 @@ def _run(
   token=None,
   **arguments,
 ):
-  """The layout of a batch, and what `family.Encoder` returns of it."""
+  """Returns the layout of a batch, and what `family.Encoder` returns for it."""
   layout = Layout(attention_mask.astype(bool), packing, row_ids)
   encoder = _bind(_ENCODERS[type(config)], config, dtype, params)
   input_ids = input_ids.astype(jnp.int32)
@@ -144,7 +144,7 @@ def hidden_states(
 
   Returns:
     Three [B, S, D]: after the embeddings, before the last layer, after it.
-    Padding has states too, of no meaning.
+    Padding has states too, which mean nothing.
   """
   layout, found = _run(params, config, input_ids, attention_mask, **options)
   *states, _ = found
@@ -161,8 +161,8 @@ def states_at(
 ) -> jax.Array:
   """Computes the last hidden states of a few tokens of each sentence.
 
-  The last layer computes nothing else: the states are those of `hidden_states`, and
-  so are the arguments but positions, those of the tokens, [B, K] int32.
+  The last layer computes nothing else. The states and the arguments are those of
+  `hidden_states`; in addition, positions has the places of the tokens, [B, K] int32.
 
   Returns:
     [B, K, D].
@@ -184,8 +184,8 @@ def encode(
 ) -> jax.Array:
   """Computes sentence embeddings, [B, D] float32.
 
-  The arguments are those of `hidden_states`, and the name of a pooling, as
-  `pooling.get` takes it.
+  The arguments are those of `hidden_states` and the name of a pooling that
+  `pooling.get` knows.
   """
   return _encode(params, config, input_ids, attention_mask, (), pooling, options)[0]
 
@@ -200,14 +200,14 @@ def encode_with_layers(
   pooling: str,
   **options: Unpack[Options],
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes embeddings, with those of earlier layers by the same forward pass.
+  """Computes embeddings, and those of earlier layers in the same forward pass.
 
-  The arguments are those of `encode`, and layers, counted from 1, all before the
-  last. An earlier layer's state is pooled as the last one's; by its mean over tokens,
-  for the poolings of two layers.
+  The arguments are those of `encode` and the layers, counted from 1, all before the
+  last. An earlier layer's state is pooled as the last one's is; the poolings of two
+  layers take its mean over tokens.
 
   Returns:
-    What `encode` gives, [B, D], and of each layer in order, [B, L, D]; float32.
+    The result of `encode`, [B, D], and that of each layer in order, [B, L, D]; float32.
   """
   embeddings, between = _encode(
     params, config, input_ids, attention_mask, layers, pooling, options
@@ -216,10 +216,10 @@ def encode_with_layers(
 
 
 def _encode(params, config, input_ids, attention_mask, layers, pooling, options):
-  """Embeddings [B, D], and a list of those after `layers`."""
+  """Computes embeddings [B, D], and a list of those after `layers`."""
   pooling = pooling_lib.get(pooling)
   beside = pooling.beside
-  # What the encoder returns always; one layer is the first and the last.
+  # The encoder always returns these; a single layer is both the first and the last.
   is_asked = beside not in (None, 0, -2, config.num_layers)
   layout, (embedded, previous, last, between) = _run(
     params,
@@ -252,14 +252,14 @@ def detect_replaced(
   embeddings: jax.Array,
   **options: Unpack[Options],
 ) -> jax.Array:
-  """Computes logits of each token's being replaced, [B, S] float32.
+  """Computes the logit that each token was replaced, [B, S] float32.
 
   Args:
     params: `encoder` and `head`, a `TokenHead`.
     config: their shape.
-    input_ids: of edited sentences, [B, S].
+    input_ids: token ids of edited sentences, [B, S].
     attention_mask: true for tokens, [B, S].
-    embeddings: of the sentences before they were edited, [B, D]; they stand in for
+    embeddings: those of the sentences before editing, [B, D]; they stand in for
       [CLS].
     **options: see `Options`; there is no packing.
   """
@@ -277,12 +277,12 @@ def detect_replaced(
 
 
 def project(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
-  """The training-only projection of [B, D] embeddings, [B, D] float32."""
+  """Applies the training-only projection to embeddings [B, D]: [B, D] float32."""
   return _bind(Projection, config, jnp.float32, params)(embeddings)
 
 
 def predict(params: Params, config: EncoderConfig, embeddings: jax.Array) -> jax.Array:
-  """What a `Predictor` makes of [B, D] embeddings, [B, D] float32."""
+  """Applies a `Predictor` to embeddings [B, D]: [B, D] float32."""
   return _bind(Predictor, config, jnp.float32, params)(embeddings)
 
 
@@ -294,7 +294,7 @@ def score_tokens(
   *,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
-  """Language-model logits of hidden states [..., D]: [..., V]."""
+  """Computes language-model logits of hidden states [..., D]: [..., V]."""
   module = _bind(LanguageModelHead, config, dtype, head)
   return module(hidden, encoder["embeddings"]["word"]["embedding"])
 
@@ -302,7 +302,7 @@ def score_tokens(
 def keep_layers(
   params: Params, config: EncoderConfig, num_layers: int
 ) -> tuple[Params, EncoderConfig]:
-  """The encoder cut to its first layers, 1 to all: a cheap student."""
+  """Cuts an encoder to its first num_layers layers, 1 to all: a cheap student."""
   layers = jax.tree.map(lambda x: x[:num_layers], params["layers"])
   return (
     {**params, "layers": layers},

@@ -1,8 +1,8 @@
-"""What a family of encoders is: a file like `bert`, with a shape and a module.
+"""A family of encoders: a file like `bert`, with a shape and a module.
 
-The rest of the tree knows families by what is here alone. The next one is a file with
-an `EncoderConfig` and an `Encoder` of its own and a line in `encoder`; and for its
-folders a file and a line in `hub`.
+The rest of the code knows a family only through what is here. A new family is a file
+with its own `EncoderConfig` and `Encoder` and a line in `encoder`; its folders need a
+file and a line in `hub`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class LanguageModel:
     dense_bias: whether its linear layer has a bias.
     norm_bias: whether its LayerNorm has one.
     bias: whether the scores have one.
-    width: numbers in what the scores are of, as in the embedding of a token; None: as
+    width: the width of what is scored, like that of a token's embedding; None: as
       in a state.
   """
 
@@ -43,9 +43,9 @@ class Work:
   """The matrix products of an encoder: a multiplication and an addition each.
 
   Attributes:
-    token: FLOPs of a layer's linear layers, a token.
-    key_value: of these, for keys and values.
-    pair: FLOPs of a query and a key, scores and weighted values.
+    token: FLOPs of a layer's linear layers for each token.
+    key_value: the part of these for keys and values.
+    pair: FLOPs of a query and a key: scores and weighted values.
     reaches: which keys a query meets, for each layer.
     before: FLOPs of a token before the first layer.
   """
@@ -58,14 +58,14 @@ class Work:
 
 
 class EncoderConfig(Protocol):
-  """The shape of an encoder: a frozen dataclass, named so in each family.
+  """The shape of an encoder: a frozen dataclass with this name in each family.
 
   Digests of models hold its `repr`: a family's fields, their order and their defaults
   stay as they are once models are made with them.
 
   Attributes:
     model_type: the architecture, as config.json names it.
-    pad_token_id: the id that stands where a sentence has no token.
+    pad_token_id: the id that fills places where a sentence has no token.
     activation: a key of `layers.ACTIVATIONS`, e.g. "gelu" (exact).
     initializer_range: standard deviation of new weights.
   """
@@ -91,11 +91,11 @@ class EncoderConfig(Protocol):
 
   @property
   def work(self) -> Work:
-    """What a layer computes."""
+    """The matrix products of the encoder."""
 
 
 def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
-  """The shape with a pooler or without, of a family that may have one.
+  """Returns the shape with a pooler or without, in a family that may have one.
 
   It takes no part here; it is kept so that an exported folder is complete.
   """
@@ -105,7 +105,7 @@ def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
 
 
 def has_dropout(config: EncoderConfig) -> bool:
-  """Whether two passes over a sentence differ in training."""
+  """Returns whether two passes over a sentence differ in training."""
   fields = (field.name for field in dataclasses.fields(config))
   return any(getattr(config, name) > 0 for name in fields if "dropout" in name)
 
@@ -118,7 +118,7 @@ class Encoder(Protocol):
   """
 
   def __init__(self, config: EncoderConfig, dtype: Any, rngs: nnx.Rngs):
-    """Makes new parameters; dtype is that of the matrix products."""
+    """Draws new parameters; dtype is that of the matrix products."""
 
   def __call__(
     self,
@@ -129,15 +129,15 @@ class Encoder(Protocol):
     layers: Sequence[int] = (),
     first_states: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """Computes states, laid out as the layout has it.
+    """Computes states, arranged as the layout says.
 
     Args:
       input_ids: [N, S] int32.
-      layout: of the tokens.
+      layout: where the tokens stand.
       rng: draws the dropout masks; None turns dropout off.
-      positions: [N, K]; the last states are of these tokens alone, [N, K, D].
+      positions: [N, K]; only these tokens get last states, [N, K, D].
       layers: counted from 1, all before the last.
-      first_states: [N, D] in place of the first tokens' embeddings, in a layout with
+      first_states: [N, D]; they replace first tokens' embeddings, in a layout with
         its padding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Model FLOPs of an encoder: matrix products, a multiplication and an addition each."""
+"""Counts model FLOPs of an encoder: matrix products, at 2 FLOPs a multiply-add."""
 
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
@@ -12,18 +12,18 @@ def encoder_flops(
   squared_length: float,
   positions: int = 0,
 ) -> float:
-  """Counts one forward pass over sentences of n tokens each.
+  """Counts FLOPs of a forward pass over sentences of n tokens each.
 
   What a layer has for each token, and for each pair of a query and a key, is the
   config's `work`. Where only some positions of the last layer are read, it has for each
   token only keys and values, and the rest for these positions alone.
 
   Args:
-    config: of the encoder.
-    sentences: how many.
+    config: the encoder's.
+    sentences: how many there are.
     length: the mean of n.
     squared_length: the mean of n^2.
-    positions: of each sentence that are read of the last layer; 0: all.
+    positions: how many of each sentence the last layer computes; 0 for all.
   """
   work = config.work
   *layers, last = [
@@ -38,7 +38,7 @@ def encoder_flops(
 
 
 def score_flops(config: encoder_lib.EncoderConfig) -> float:
-  """Counts the scores of one state over the vocabulary."""
+  """Counts FLOPs of one state's scores over the vocabulary."""
   width = config.language_model.width or config.hidden_size
   return 2 * width * (config.hidden_size + config.vocab_size)
 
@@ -51,7 +51,7 @@ def encode_flops(
   length: float,
   squared_length: float,
 ) -> float:
-  """Counts one forward pass from tokens to embeddings; see `encoder_flops`."""
+  """Counts FLOPs from tokens to embeddings; see `encoder_flops`."""
   # The poolings that read more than one token need all of them.
   positions = int(pooling_lib.get(pooling).token is not None)
   return encoder_flops(

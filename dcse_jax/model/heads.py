@@ -1,9 +1,9 @@
 """Heads: what stands behind an encoder's states and embeddings.
 
-The modules are of training; a `Head` is of evaluation and of exported folders.
+Training uses the modules; evaluation and exported folders use `Head`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 
 from flax import nnx
@@ -17,7 +17,7 @@ from dcse_jax.model.family import Params
 
 
 class Projection(nnx.Module):
-  """Linear and tanh on the embedding while training; dropped at evaluation."""
+  """A linear layer and tanh on the embedding while training; dropped at evaluation."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.dense = layers_lib.linear(
@@ -26,6 +26,11 @@ class Projection(nnx.Module):
 
   def __call__(self, embeddings):
     return jnp.tanh(self.dense(embeddings))
+
+
+def make_linear(d_in: int, d_out: int) -> Callable[..., nnx.Linear]:
+  """Makes a builder, like the modules here, of a linear map from d_in to d_out."""
+  return lambda config, dtype, rngs: layers_lib.linear(config, d_in, d_out, dtype, rngs)
 
 
 class Predictor(nnx.Module):
@@ -41,7 +46,7 @@ class Predictor(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """One logit a token."""
+  """A linear layer that gives each token one logit."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.dense = layers_lib.linear(config, config.hidden_size, 1, dtype, rngs)
@@ -96,7 +101,7 @@ class Head:
   then: "Head | None" = None
 
   def __call__(self, embeddings: np.ndarray) -> np.ndarray:
-    """[n, D] to [n, D_out] of the last layer."""
+    """Maps embeddings [n, D] to those of the last layer, [n, D_out]."""
     for layer in self.layers():
       activate = self.ACTIVATIONS[layer.activation]
       embeddings = activate(embeddings @ layer.kernel + layer.bias)
@@ -111,17 +116,21 @@ class Head:
 
   @property
   def size(self) -> int:
-    """Numbers in what the last layer gives."""
+    """The width of the last layer's output."""
     return [len(layer.bias) for layer in self.layers()][-1]
 
 
-def projection_head(params: Params) -> Head | None:
-  """The training-only projection as a head that a folder keeps.
+def trained_head(params: Params) -> Head | None:
+  """Returns the heads that were trained along, as one that a folder keeps.
 
   Args:
-    params: trained, with `projection`; None is returned where there is none.
+    params: trained parameters, perhaps with `projection`, and with `teacher_map`, which
+      comes after it; without either, None is returned.
   """
-  if "projection" not in params:
-    return None
-  dense = params["projection"]["dense"]
-  return Head(np.asarray(dense["kernel"]), np.asarray(dense["bias"]))
+  head = None
+  for name, activation in (("teacher_map", "Identity"), ("projection", "Tanh")):
+    if name in params:
+      dense = params[name].get("dense", params[name])
+      kernel, bias = (np.asarray(dense[part]) for part in ("kernel", "bias"))
+      head = Head(kernel, bias, activation, then=head)
+  return head

@@ -1,4 +1,4 @@
-"""From token ids to embeddings, in batches of like length."""
+"""Embeddings of token ids, in batches of sentences of similar length."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -44,7 +44,7 @@ class _Shape:
   Attributes:
     rows: sentences at most.
     length: tokens of the longest, rounded up.
-    tokens: of all its sentences at most.
+    tokens: those of all its sentences together, at most.
   """
 
   rows: int
@@ -53,10 +53,10 @@ class _Shape:
 
 
 def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """Sizes a batch of sentences of like length, the longest first, of about `rows`.
+  """Sizes a batch of about `rows` sentences of similar length, the longest first.
 
-  One shape serves all lengths between two of `_LENGTHS`: there are as many tokens in
-  fewer long sentences or in more short ones, and no padding but in attention.
+  One shape serves all lengths between two of `_LENGTHS`: the same tokens make up
+  fewer long sentences or more short ones, and only attention sees padding.
   """
   rounded = -(-longest // _LENGTHS[-1]) * _LENGTHS[-1]
   length = min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
@@ -66,7 +66,7 @@ def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
 
 
 def _padded_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """For a few sentences of any length but long ones."""
+  """Sizes a batch of `rows` sentences of any length, of fewer if they are long."""
   shape = _packed_shape(longest, rows, limit)
   if shape.length > _LONG:
     return shape
@@ -83,18 +83,19 @@ def encode_tokens(
   dtype: Any = jnp.float32,
   mesh: Mesh | None = None,
 ) -> np.ndarray:
-  """Embeddings of tokenised sentences, without dropout or projection.
+  """Computes embeddings of tokenised sentences, without dropout or projection.
 
   Args:
     params: the encoder's parameters.
     config: their shape.
-    token_ids: of each sentence, special tokens included.
-    pooling: as `pooling.get` takes it.
-    batch_size: sentences in a compiled batch, more or less: as many tokens as so
-      many sentences of like length have, or of 512 tokens if they are longer.
-    dtype: of the matrix products.
-    mesh: divides each batch among its devices, all of this host; the parameters
-      are on each. None leaves the arrays to jax.
+    token_ids: those of each sentence, special tokens included.
+    pooling: a name that `pooling.get` knows.
+    batch_size: about how many sentences a compiled batch has: it holds as many
+      tokens as this number of sentences of similar length, or of 512 tokens if they
+      are longer.
+    dtype: that of the matrix products.
+    mesh: divides each batch among its devices, all on this host; each has the
+      parameters. None leaves the placing of arrays to jax.
 
   Returns:
     [n, D] float32, in the order given.
@@ -105,13 +106,13 @@ def encode_tokens(
     put = functools.partial(jax.device_put, device=mesh_lib.over_batch(mesh))
   make_shape, rows = _packed_shape, -(-batch_size // groups)
   if len(token_ids) <= batch_size:
-    # A few sentences need not be computed as many.
+    # A few sentences need not fill a whole batch.
     few = -(-len(token_ids) // groups)
     make_shape, rows = _padded_shape, 1 << max(few - 1, 0).bit_length()
   width = pooling_lib.embedding_size(config, pooling)
   embeddings = np.zeros((len(token_ids), width), np.float32)
   lengths = np.asarray([len(ids) for ids in token_ids])
-  # Longest first, so that too large a batch fails at once.
+  # The longest come first, so that a batch that is too large fails at once.
   order = np.argsort(-lengths, kind="stable")
   done, waiting = 0, []
 
@@ -143,7 +144,7 @@ def encode_tokens(
       packing=Packing(shape.tokens, groups),
     )
     waiting.append((order[first:done], places, out))
-    # Fetched one batch late: the device never waits for the host.
+    # Results are fetched one batch late, so that the device never waits for the host.
     if len(waiting) > 1:
       fetch()
   while waiting:

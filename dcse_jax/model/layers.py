@@ -1,6 +1,6 @@
-"""What encoders and heads are made of: linear layers, norms, activations.
+"""The parts of encoders and heads: linear layers, LayerNorm, activations.
 
-The modules have Flax's parameters and the backward passes of `ops`.
+Modules have Flax's parameters, and the backward passes that `ops` defines.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
+from dcse_jax.model.dropout import dropout
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.runtime import backend
 
 
 def _exact_gelu(x):
-  # As PyTorch has it. jax.nn.gelu takes erfc, twice as slow on a CPU.
+  # PyTorch's formula. jax.nn.gelu uses erfc, which is twice as slow on a CPU.
   gelu = lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
   if backend.current() == "cpu":
     return gelu(x)
-  # Elsewhere memory is dear and its arithmetic free: the backward pass computes it
-  # again from x, in place of reading three float32 arrays of the widest kind.
+  # Elsewhere memory is scarce and arithmetic nearly free: the backward pass computes
+  # this again from x, and need not read three of the widest float32 arrays.
   return jax.checkpoint(gelu, prevent_cse=False)(x).astype(x.dtype)
 
 
@@ -33,7 +35,7 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
-  # Other names of transformers for the same, and the rest of its smooth ones.
+  # transformers' other names for these, and the rest of its smooth activations.
   "swish": jax.nn.silu,
   "gelu_python": _exact_gelu,
   "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
@@ -45,7 +47,7 @@ ACTIVATIONS = {
 
 
 def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
-  """Linear layers of one input in one matrix product, side by side."""
+  """Applies several linear layers to one input as one product; outputs side by side."""
   join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
   kernel = join([linear.kernel[...] for linear in linears])
   dtype = linears[0].dtype
@@ -57,7 +59,7 @@ def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
 
 
 class _LayerNorm(nnx.LayerNorm):
-  """Flax's parameters, our backward pass."""
+  """Flax's layer with our backward pass."""
 
   def __call__(self, x):
     scale = self.scale[...]
@@ -78,10 +80,47 @@ class _RmsNorm(nnx.Module):
 
 
 class _Linear(nnx.Linear):
-  """Flax's parameters, our backward pass."""
+  """Flax's layer with our backward pass."""
 
   def __call__(self, x):
     return fused((self,), x)
+
+
+def add_and_norm(
+  norm: nnx.LayerNorm,
+  x: jax.Array,
+  branch: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  rows: jax.Array,
+) -> jax.Array:
+  """Adds a branch to states [..., D] after dropout, and normalises them.
+
+  Args:
+    norm: as `layer_norm` makes it.
+    x: the states.
+    branch: like them.
+    rate: of dropout.
+    key: of dropout; None: none.
+    rows: as `dropout` takes them.
+  """
+  width = x.shape[-1]
+  same = x.dtype == branch.dtype == norm.dtype
+  if not (same and norm_kernel.is_for(x.size // width, width, x.dtype)):
+    return norm(x + dropout(branch, rate, key, rows))
+  if key is None:
+    key, rate = jnp.zeros(2, jnp.uint32), 0.0
+  return norm_kernel.add_and_norm(
+    x.reshape(-1, width),
+    branch.reshape(-1, width),
+    norm.scale[...],
+    norm.bias[...],
+    jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1),
+    key,
+    rate,
+    norm.epsilon,
+    False,
+  ).reshape(x.shape)
 
 
 def linear(
@@ -92,7 +131,7 @@ def linear(
   rngs: nnx.Rngs,
   use_bias: bool = True,
 ) -> nnx.Linear:
-  """A new linear layer, from [..., d_in] to [..., d_out] in a dtype."""
+  """Makes a linear layer, from [..., d_in] to [..., d_out], that computes in dtype."""
   init = nnx.initializers.normal(config.initializer_range)
   return _Linear(
     d_in, d_out, kernel_init=init, use_bias=use_bias, dtype=dtype, rngs=rngs
@@ -100,7 +139,7 @@ def linear(
 
 
 def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
-  """A new table of as many embeddings, [rows, D]."""
+  """Makes a table of embeddings, [rows, D]."""
   init = nnx.initializers.normal(config.initializer_range)
   return nnx.Embed(
     rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
@@ -110,7 +149,7 @@ def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.E
 def layer_norm(
   config: EncoderConfig, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True
 ) -> nnx.LayerNorm:
-  """A new LayerNorm of states [..., D]."""
+  """Makes a LayerNorm for states [..., D]."""
   return _LayerNorm(
     config.hidden_size,
     epsilon=config.layer_norm_eps,
@@ -123,12 +162,12 @@ def layer_norm(
 def rms_norm(
   config: EncoderConfig, dtype: Any, size: int | None = None, *, offset: float = 0.0
 ) -> nnx.Module:
-  """A new RMSNorm, after Zhang and Sennrich, 2019 (arXiv:1910.07467).
+  """Makes an RMSNorm, Zhang and Sennrich, 2019 (arXiv:1910.07467).
 
   Args:
-    config: of the encoder.
-    dtype: of what it gives.
-    size: numbers that are normed together; the width of states by default.
-    offset: added to the weights, as Gemma has it: 1 leaves them near 0.
+    config: the encoder's.
+    dtype: that of what it returns.
+    size: how many numbers are normed together; by default the width of states.
+    offset: is added to the weights, as in Gemma: 1 leaves them near 0.
   """
   return _RmsNorm(size or config.hidden_size, config.layer_norm_eps, offset, dtype)

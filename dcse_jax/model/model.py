@@ -1,4 +1,4 @@
-"""A model: an encoder with all that turns text into embeddings."""
+"""A model: an encoder with everything that turns text into embeddings."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -16,38 +16,39 @@ from dcse_jax.model.heads import Head
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
-# How embeddings may be compared, by sentence-transformers' names.
+# The ways to compare embeddings, named as in sentence-transformers.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
-# The tokenizer first sees as many characters of a text, and twice as many as long as
-# they may be too few tokens; as many tokens more than are kept are enough.
+# The tokenizer first sees this many characters of a text, then twice as many for as
+# long as they might hold too few tokens. This many spare tokens beyond those that are
+# kept are enough.
 _FIRST_CUT, _SPARE_TOKENS = 10_000, 64
 
-# Where a text may be cut: what comes before has the tokens that it has in the whole.
+# Where a text may be cut: the part before has the same tokens as in the whole text.
 _BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
 
-# The tokenizer holds all tokens of a call, also those that it then cuts.
+# The tokenizer keeps all tokens of a call in memory, also those that it then cuts.
 _TOKENIZED_AT_ONCE = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """An encoder with all that turns text into embeddings.
+  """An encoder with everything that turns text into embeddings.
 
   Attributes:
-    params: None where only the rest is known.
+    params: the encoder's parameters; None where only the rest is known.
     tokenizer: a transformers tokenizer.
-    pooling: as `pooling.get` takes it.
+    pooling: a name that `pooling.get` knows.
     normalize: whether the folder L2-normalises its embeddings.
     max_length: the longest sentence, in tokens; longer ones are cut.
-    head: of the embeddings, before they are normalised; most have none.
-    language_model: the masked-language model's head, of which embeddings know
-      nothing; None if there is none.
+    head: dense layers applied before embeddings are normalised; most have none.
+    language_model: the masked-language model's head, which embeddings do not use;
+      None if there is none.
     prompts: texts to put before a sentence, by name.
-    default_prompt: the name of the one that stands before every sentence; or None.
+    default_prompt: the name of the prompt put before every sentence, or None.
     lower_case: whether text is lower-cased even if the tokenizer's files do not.
     similarity: how embeddings are compared, one of `SIMILARITIES`.
-    truncate_dim: leading numbers of an embedding that are kept; None keeps all.
+    truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
   """
 
   config: encoder_lib.EncoderConfig
@@ -66,27 +67,27 @@ class Model:
 
   @property
   def pooled_size(self) -> int:
-    """Numbers in what the pooling gives."""
+    """The width of what the pooling gives."""
     return pooling_lib.embedding_size(self.config, self.pooling)
 
   @property
   def embedding_size(self) -> int:
-    """Numbers in an embedding."""
+    """The width of an embedding."""
     size = self.pooled_size if self.head is None else self.head.size
     return min(size, self.truncate_dim or size)
 
   @property
   def dense_layers(self) -> list[Head]:
-    """The layers of the head, in order; none without one."""
+    """The layers of the head, in order; empty without a head."""
     return list(self.head.layers()) if self.head else []
 
   @property
   def prompt(self) -> str:
-    """What stands before every sentence; "" for nothing."""
+    """The text put before every sentence; "" for none."""
     return self.prompts.get(self.default_prompt, "")
 
   def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each sentence after the prompt, as `tokenize` gives them.
+    """Returns token ids of each sentence after the prompt, as `tokenize` does.
 
     Raises:
       UserError: a sentence spells a token that the encoder has no row for.
@@ -95,29 +96,29 @@ class Model:
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
     ids = tokenize(self.tokenizer, sentences, max_length)
-    if len(self.tokenizer) > self.config.vocab_size:
-      _check_rows(self, sentences, ids)
+    _check_rows(self, sentences, ids)
     return ids
 
   def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
-    """Makes embeddings of what the pooling gives, [n, D] to [n, D_out].
+    """Turns pooled states [n, D] into embeddings [n, D_out].
 
     Args:
-      embeddings: as pooled.
-      normalize: to unit length or not; None as the folder says.
+      embeddings: what the pooling gives.
+      normalize: whether to scale to unit length; None does as the folder says.
     """
     if self.head:
       embeddings = self.head(embeddings)
     if self.normalize and normalize is not False:
       embeddings = unit_length(embeddings)
     embeddings = embeddings[:, : self.truncate_dim]
-    # A folder that cuts does so after its own normalising.
+    # A folder that cuts embeddings does so after its own normalising.
     return unit_length(embeddings) if normalize else embeddings
 
 
 def _check_rows(
   model: Model, sentences: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> None:
+  """Refuses tokens that are not among the encoder's, which some added ones are not."""
   size = model.config.vocab_size
   for sentence, ids in zip(sentences, token_ids):
     if (last := max(ids, default=0)) >= size:
@@ -131,10 +132,10 @@ def _check_rows(
 def tokenize(
   tokenizer: Any, sentences: Sequence[str], max_length: int
 ) -> list[list[int]]:
-  """Token ids of each sentence, special tokens included, cut to max_length.
+  """Returns token ids of each sentence, special tokens included, cut to max_length.
 
-  Of very long sentences the tokenizer sees only as much of the beginning as is kept:
-  it takes seconds and gigabytes for what is cut away.
+  The tokenizer sees only as much of a very long sentence as will be kept: it would
+  take seconds and gigabytes for what is cut away.
   """
   ids = []
   for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
@@ -150,13 +151,13 @@ def tokenize(
 
 
 def _beginning(tokenizer: Any, sentence: str, max_length: int) -> str:
-  """As much of a sentence as the first max_length tokens are made of, or more.
+  """Cuts a sentence to a beginning that has its first max_length tokens, or more.
 
-  Characters do not tell: a run of blanks has no token, a word of any length may have
-  one. It is cut between two words only, where no token reaches across.
+  Its number of characters does not tell: a run of blanks has no token, and a word of
+  any length may have one. The cut is between two words, which no token spans.
   """
   if tokenizer.truncation_side != "right":
-    return sentence  # Its end is what is kept.
+    return sentence  # The end of the sentence is what is kept.
   length = _FIRST_CUT
   while between := _BETWEEN_WORDS.search(sentence, length):
     beginning = sentence[: between.start()]
@@ -168,14 +169,14 @@ def _beginning(tokenizer: Any, sentence: str, max_length: int) -> str:
 
 
 def tokenizer_state(tokenizer: Any) -> str:
-  """All that token ids depend on but the length at which they are cut."""
+  """Returns all that token ids depend on but the length at which they are cut."""
   state = json.loads(tokenizer.backend_tokenizer.to_str())
   # A tokenizer remembers how it was last called.
   return json.dumps({**state, "truncation": None, "padding": None})
 
 
 def text_state(model: Model) -> str:
-  """All that the token ids of a text depend on but the length at which they are cut."""
+  """Returns all that a text's token ids depend on but the length at which it is cut."""
   state = tokenizer_state(model.tokenizer)
   return state + (f" after {model.prompt!r}" if model.prompt else "")
 
@@ -185,6 +186,8 @@ def digest(model: Model) -> str:
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
+  if model.truncate_dim is not None:
+    state.update(f"{model.truncate_dim}".encode())
   arrays = [model.params]
   for layer in model.dense_layers:
     state.update(layer.activation.encode())
@@ -196,13 +199,11 @@ def digest(model: Model) -> str:
 
 
 def identity(model: Model) -> str:
-  """A digest of all that the embedding of a text depends on."""
+  """Returns a digest of all that the embedding of a text depends on."""
   about = [
     digest(model),
     text_state(model),
     model.max_length,
     model.normalize,
   ]
-  if model.truncate_dim is not None:
-    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""MPNet: BERT's layers with a bias of scores by distance, one table for all of them.
+"""MPNet: BERT's layers with a bias of scores by distance, from one table for all.
 
 Song et al., MPNet, 2020 (arXiv:2004.09297); the distances' buckets are those of Raffel
 et al., T5, 2020 (arXiv:1910.10683).
@@ -12,8 +12,8 @@ import numpy as np
 
 from dcse_jax.model import bert
 
-# How many buckets distances fall into, whatever the table has rows for; from how many
-# tokens on they share the last one.
+# How many buckets distances fall into, however many rows the table has; and the
+# distance in tokens from which on they share the last one.
 NUM_BUCKETS, _FARTHEST = 32, 128
 
 
@@ -33,16 +33,16 @@ class EncoderConfig(bert.EncoderConfig):
 
 
 def buckets(length: int) -> np.ndarray:
-  """The bucket of each key's distance from each query, [S, S] in [0, 32).
+  """Returns the bucket of each key's distance from each query, [S, S] in [0, 32).
 
-  Half of the buckets are for keys after the query. Of each half the first half are for
-  single distances, and the rest grow by a constant factor up to `_FARTHEST`.
+  Half of the buckets are for keys after the query. The first half of each is for
+  single distances; the rest grow by a constant factor up to `_FARTHEST`.
   """
   place = np.arange(length)
   distance = place[:, None] - place
   half, single = NUM_BUCKETS // 2, NUM_BUCKETS // 4
   far = np.maximum(np.abs(distance), 1).astype(np.float32)
-  # In float32, as PyTorch: it decides on which side of a bound a distance falls.
+  # In float32, like PyTorch: rounding decides on which side of a bound a distance is.
   far = np.log(far / np.float32(single)) / np.float32(np.log(_FARTHEST / single))
   far = single + (far * np.float32(half - single)).astype(np.int32)
   near = np.abs(distance)
@@ -51,7 +51,7 @@ def buckets(length: int) -> np.ndarray:
 
 
 class Encoder(bert.Encoder):
-  """BERT's encoder with a table of biases; it is called as `family.Encoder` is."""
+  """BERT's encoder with a table of biases; its call is that of `family.Encoder`."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     super().__init__(config, dtype, rngs)

@@ -1,6 +1,6 @@
 """Linear layers, attention scores and norms with backward passes of their own.
 
-The mathematics is autodiff's. What differs is what XLA's CPU backend makes of
+They compute what autodiff would. What differs is what XLA's CPU backend makes of
 it: an array that several products read is computed once and kept, where XLA
 would compute it anew in each of them, dropout and all, at the stride of a
 transposed copy. That took a sixth of a training step (benchmarks/README.md).
@@ -19,10 +19,10 @@ def _identity(x):
 
 
 def _keep(x):
-  """The same array, computed once.
+  """Returns the same array, and keeps XLA from computing it more than once.
 
-  XLA takes optimization barriers away before it fuses; a call that it may not
-  inline stays. Other backends fuse well without.
+  XLA removes optimization barriers before it fuses; a call that it may not inline
+  stays. Other backends fuse well without this.
   """
   if backend.current() != "cpu":
     return x
@@ -45,8 +45,8 @@ def _linear_bwd(residuals, g):
   x, kernel = residuals
   g = _keep(g)
   rows = tuple(range(g.ndim - 1))
-  # The narrower operand is transposed, by a copy of its own: at the stride of a
-  # wide one nearly every read misses the cache.
+  # The narrower operand is transposed, in a copy of its own: at the stride of a
+  # wide one nearly every read would miss the cache.
   flat = lambda y: y.reshape(-1, y.shape[-1])
   product = lambda a, b: _keep(flat(a).T) @ flat(b)
   narrow = kernel.shape[0] <= kernel.shape[1]
@@ -59,7 +59,7 @@ linear.defvjp(_linear_fwd, _linear_bwd)
 
 @jax.custom_vjp
 def attention_scores(query: jax.Array, key: jax.Array) -> jax.Array:
-  """Products of queries [N, Q, h, d] and keys [N, K, h, d], [N, h, Q, K]."""
+  """Multiplies queries [N, Q, h, d] by keys [N, K, h, d], to [N, h, Q, K]."""
   return jnp.einsum("nqhd,nkhd->nhqk", query, key)
 
 
@@ -70,7 +70,7 @@ def _attention_scores_fwd(query, key):
 def _attention_scores_bwd(residuals, g):
   query, key = residuals
   d_query = jnp.einsum("nhqk,nkhd->nqhd", g, key)
-  # Transposed first: XLA's CPU backend has no fast product over rows.
+  # g is transposed first: XLA's CPU backend has no fast product over rows.
   d_key = jnp.einsum("nhkq,nqhd->nkhd", _keep(g.swapaxes(2, 3)), query)
   return d_query, d_key
 
@@ -80,7 +80,7 @@ attention_scores.defvjp(_attention_scores_fwd, _attention_scores_bwd)
 
 def _normalize(x, eps):
   mean = x.mean(axis=-1, keepdims=True)
-  # E[x^2] - E[x]^2 cancels badly in float32; PyTorch takes the two passes too.
+  # E[x^2] - E[x]^2 cancels badly in float32; PyTorch makes two passes too.
   variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
   scale = jax.lax.rsqrt(variance + eps)
   return (x - mean) * scale, scale
@@ -88,7 +88,7 @@ def _normalize(x, eps):
 
 @jax.custom_vjp
 def layer_norm(x, weight, bias, eps):
-  """LayerNorm of x [..., D], in its dtype; the statistics are float32."""
+  """Computes LayerNorm of x [..., D], in its dtype; the statistics are float32."""
   return _layer_norm_fwd(x, weight, bias, eps)[0]
 
 
@@ -106,8 +106,8 @@ def _layer_norm_bwd(residuals, g):
   rows = tuple(range(g.ndim - 1))
   scaled = g * weight
   mean = lambda y: y.mean(axis=-1, keepdims=True)
-  # Products are kept before they are summed: XLA's CPU backend takes ten times
-  # as long where it does both in one.
+  # The product is kept before it is summed: XLA's CPU backend takes ten times as long
+  # where it does both at once.
   aligned = _keep(scaled * normal)
   d_x = scale * (scaled - mean(scaled) - normal * mean(aligned))
   return d_x.astype(dtype), (g * normal).sum(rows), g.sum(rows), None
@@ -123,7 +123,7 @@ def _rms(x, eps):
 
 @jax.custom_vjp
 def rms_norm(x, weight, eps):
-  """RMSNorm of x [..., D], in its dtype; the statistics are float32."""
+  """Computes RMSNorm of x [..., D], in its dtype; the statistics are float32."""
   return _rms_norm_fwd(x, weight, eps)[0]
 
 
@@ -138,7 +138,7 @@ def _rms_norm_bwd(residuals, g):
   normal, scale = _keep(_rms(x.astype(jnp.float32), eps))
   g = _keep(g).astype(jnp.float32)
   scaled = g * weight
-  # Kept before it is summed, as in LayerNorm.
+  # The product is kept before it is summed, as in LayerNorm.
   aligned = _keep(scaled * normal).mean(axis=-1, keepdims=True)
   d_x = scale * (scaled - normal * aligned)
   return d_x.astype(x.dtype), (g * normal).sum(tuple(range(g.ndim - 1))), None
@@ -152,8 +152,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
   Args:
     x: queries or keys, [N, S, h, d]; feature i is paired with i + d / 2.
-    cos: of the angles, [N or 1, S, 1, d / 2] float32.
-    sin: as cos.
+    cos: cosines of the angles, [N or 1, S, 1, d / 2] float32.
+    sin: their sines, likewise.
 
   References:
     arXiv:2104.09864, Eq. 34, with the pairs as GPT-NeoX and transformers have them.

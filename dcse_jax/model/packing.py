@@ -1,7 +1,7 @@
 """Where tokens stand: in a padded grid, or side by side without the padding.
 
 Layers that see one token at a time run on the packed tokens; attention alone
-needs them by sentence, and gets them so by a gather whose backward pass is the
+needs them by sentence, and gets them by a gather whose backward pass is the
 inverse gather.
 """
 
@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Shares of the batches that a packing is to hold, by how many steps there must be
-# for it: each is compiled, which costs as much time as packing saves in dozens of
-# steps. What fits none keeps its padding.
+# The share of batches that each packing shall hold, and the number of steps from which
+# it pays: each is compiled, which costs as much time as packing saves in dozens of
+# steps. A batch that fits none keeps its padding.
 _SHARES = ((0.999, 100), (0.67, 1000))
 _SAMPLED_BATCHES = 1000
-# Sizes are multiples of this, and this share of the padded batch at most.
+# Sizes are multiples of the first, and at most this share of the padded batch.
 _MULTIPLE, _WORTH = 32, 0.97
 
 
@@ -26,9 +26,9 @@ class Packing:
   """The static shape of a packed batch.
 
   Attributes:
-    tokens: how many each group holds; sentences of a group must not have more
-      in all, or tokens are lost.
-    groups: equal parts of the batch, in order, packed each by itself: one for
+    tokens: how many each group holds; if the sentences of a group have more in all,
+      tokens are lost.
+    groups: equal parts of the batch, in order, each packed by itself: one for
       each device, so that no token leaves its device.
   """
 
@@ -36,7 +36,7 @@ class Packing:
   groups: int = 1
 
   def times(self, number: int) -> "Packing":
-    """Scales the packing for a batch `number` times as large, copies in their groups."""
+    """Scales the packing for a batch `number` times as large; groups stay."""
     return dataclasses.replace(self, tokens=number * self.tokens)
 
 
@@ -48,24 +48,24 @@ def make_packings(
   num_steps: int,
   groups: int = 1,
 ) -> tuple[Packing, ...]:
-  """Packings for random batches of a corpus, the tightest first.
+  """Finds packings for random batches of a corpus, the tightest first.
 
   Args:
-    num_tokens: of each row, [rows].
+    num_tokens: the tokens of each row, [rows].
     batch_size: rows of a batch.
     padded: tokens of a row with its padding.
-    num_steps: of the training.
+    num_steps: how many steps the training has.
     groups: see `Packing`.
 
   Returns:
-    One that fits nearly all batches, for a long training also one that fits two
-    of three, as far as they are smaller than the padded batch.
+    One that fits nearly all batches and, for a long training, one that fits two of
+    three; only those that are smaller than the padded batch.
   """
   rng = np.random.default_rng(0)
   rows = rng.integers(len(num_tokens), size=(_SAMPLED_BATCHES, batch_size))
   fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
   sizes = {
-    int(-(-np.quantile(fullest, share) // _MULTIPLE) * _MULTIPLE)
+    rounded(np.quantile(fullest, share))
     for share, least_steps in _SHARES
     if num_steps >= least_steps
   }
@@ -73,19 +73,24 @@ def make_packings(
   return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)
 
 
+def rounded(tokens: float) -> int:
+  """Returns the smallest size of a group that holds as many tokens."""
+  return int(-(-tokens // _MULTIPLE) * _MULTIPLE)
+
+
 def count_tokens(num_tokens: np.ndarray, groups: int) -> int:
-  """Tokens of the fullest group of a batch, of the tokens of its rows [B]."""
+  """Counts the tokens of a batch's fullest group, given those of its rows, [B]."""
   return int(num_tokens.reshape(groups, -1).sum(axis=1).max())
 
 
 def choose_packing(packings: Sequence[Packing], num_tokens: int) -> Packing | None:
-  """Returns the tightest that holds as many tokens a group; None if none does."""
+  """Returns the tightest that holds num_tokens tokens a group; None if none does."""
   return next((p for p in packings if p.tokens >= num_tokens), None)
 
 
 @jax.custom_vjp
 def _rearrange(x, to, back):
-  """Rows x[g, to[g, i]]; where `to` is out of range any row. `back` undoes it."""
+  """Returns x[g, to[g, i]], any row where `to` is out of range; `back` undoes it."""
   return jax.vmap(lambda rows, i: rows.at[i].get(mode="clip"))(x, to)
 
 
@@ -96,7 +101,7 @@ def _rearrange_fwd(x, to, back):
 def _rearrange_bwd(residuals, g):
   to, back = residuals
   zeros = lambda i: np.zeros(i.shape, jax.dtypes.float0)
-  # What was not read has no gradient, and must not lend another's.
+  # A row that was not read has no gradient, and must not get another row's.
   take = lambda rows, i: rows.at[i].get(mode="fill", fill_value=0)
   return jax.vmap(take)(g, back), zeros(to), zeros(back)
 
@@ -110,8 +115,8 @@ class Layout:
   Args:
     mask: true for tokens, [N, S].
     packing: None leaves them in the grid.
-    row_ids: of the sentences in a batch of which these are a part, [N]; by
-      default their places here.
+    row_ids: where the sentences stand in a larger batch that these are part of, [N];
+      by default their places here.
 
   Attributes:
     mask: as given.
@@ -140,7 +145,7 @@ class Layout:
     groups, size = packing.groups, mask.size // packing.groups
     mask = mask.reshape(groups, size)
     place = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
-    # Both are out of range where there is no token.
+    # Both indices are out of range where there is no token.
     self._to_flat = jax.vmap(
       lambda m: jnp.nonzero(m, size=packing.tokens, fill_value=size)[0]
     )(mask).astype(jnp.int32)
@@ -152,7 +157,7 @@ class Layout:
       self.rows = jax.vmap(take)(self.grid_rows.reshape(groups, size), self._to_flat)
 
   def flat(self, x: jax.Array) -> jax.Array:
-    """[N, S, ...] by sentence to [groups, tokens, ...], or as it is.
+    """Packs [N, S, ...] into [groups, tokens, ...]; without a packing returns x.
 
     Beyond the last token the result holds anything finite.
     """
@@ -162,14 +167,14 @@ class Layout:
     return _rearrange(grouped, self._to_flat, self._to_grid)
 
   def grid(self, x: jax.Array) -> jax.Array:
-    """[groups, tokens, ...] to [N, S, ...]; padding holds anything finite."""
+    """Unpacks [groups, tokens, ...] to [N, S, ...]; padding holds anything finite."""
     if self._packing is None:
       return x
     rows = _rearrange(x, self._to_grid, self._to_flat)
     return rows.reshape(*self.mask.shape, *x.shape[2:])
 
   def select(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-    """The tokens at positions [N, K] of their sentences, [N, K, ...]."""
+    """Returns the tokens at positions [N, K] of their sentences, [N, K, ...]."""
     if self._packing is None:
       return jnp.take_along_axis(x, positions[..., None], axis=1)
     groups = self._packing.groups
@@ -180,5 +185,5 @@ class Layout:
     return rows.reshape(*positions.shape, *x.shape[2:])
 
   def rows_at(self, positions: jax.Array) -> jax.Array:
-    """`rows` of what `select` gives, [N, K]."""
+    """Returns `rows` for the tokens that `select` gives, [N, K]."""
     return self._first_rows[:, None] + positions

@@ -1,7 +1,7 @@
 """Poolings: from the states of a sentence's tokens to its embedding.
 
-One table has all that anybody must know of each; `get` also reads names that join
-several by "+", whose embeddings stand side by side.
+One table has all that anybody must know about each; `get` also reads names that join
+several by "+", which puts their embeddings side by side.
 """
 
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from dcse_jax.model.family import EncoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-  """How an embedding is made of states.
+  """A way to make an embedding from states.
 
   Attributes:
     summary: what the embedding is, in words for a model card.
-    reduce: from states [B, S, D] and the mask [B, S], with padding on either side, to
-      embeddings [B, width * D] float32.
+    reduce: turns states [B, S, D] and the mask [B, S], with padding on either side,
+      into embeddings [B, width * D] float32.
     beside: the layer whose states are averaged with the last ones before, 0 for the
       embedding layer, negative from the end; None for the last states alone.
-    token: from the mask [B, S] to the place of the one token that is read, [B]; None
-      where more are.
+    token: finds in the mask [B, S] the place of the one token that is read, [B]; None
+      where there are more.
     projected: whether embeddings pass through a projection in training, which
       evaluation and export drop.
-    same_as: the pooling that it is in evaluation, where only training tells them
-      apart; folders have that one's name.
-    recorded: what digests and workdirs say in place of a name that changed its
-      meaning: what was written before must not pass for what the name means now.
-    width: numbers in an embedding for each of a state.
+    same_as: the pooling that it equals in evaluation, where only training tells them
+      apart; folders hold that one's name.
+    recorded: what digests and workdirs hold in place of a name that changed its
+      meaning: what was written before the change must not be taken for the new one.
+    width: numbers in an embedding for each number in a state.
   """
 
   summary: str
@@ -46,7 +46,7 @@ class Pooling:
 
   @property
   def joins(self) -> bool:
-    """Whether a name may join it with others."""
+    """Whether a name may join this pooling with others."""
     return self.beside is None and self.same_as is None
 
 
@@ -59,7 +59,7 @@ def _last(attention_mask):
 
 
 def _state_of(token, state, attention_mask):
-  """The state of one token of each sentence."""
+  """Returns the state of one token of each sentence."""
   place = token(attention_mask)[:, None, None]
   return jnp.take_along_axis(state, place, axis=1)[:, 0].astype(jnp.float32)
 
@@ -72,7 +72,7 @@ def _largest(state, attention_mask):
 
 
 def _mean(state, attention_mask, *, by_position=False, by_root=False):
-  """The mean over tokens, weighted by position from 1; or the sum by a root."""
+  """Means over tokens, weighted by position from 1 if asked, or the sum by a root."""
   state = state.astype(jnp.float32)
   mask = attention_mask.astype(jnp.float32)
   if by_position:
@@ -119,7 +119,7 @@ POOLINGS = {
 
 
 def is_pooling(name: str) -> bool:
-  """Whether a text names a pooling, or several that may be joined by "+"."""
+  """Returns whether a text names a pooling, or several that "+" may join."""
   modes = name.split("+")
   return name in POOLINGS or all(
     mode in POOLINGS and POOLINGS[mode].joins for mode in modes
@@ -127,7 +127,7 @@ def is_pooling(name: str) -> bool:
 
 
 def get(name: str) -> Pooling:
-  """The pooling of a name that `is_pooling` knows."""
+  """Returns the pooling of a name that `is_pooling` knows."""
   if name in POOLINGS:
     return POOLINGS[name]
   parts = [POOLINGS[mode] for mode in name.split("+")]
@@ -142,17 +142,28 @@ def get(name: str) -> Pooling:
 
 
 def unprojected(name: str) -> str:
-  """The pooling that is the same in evaluation and has no projection in training."""
+  """Returns the pooling that evaluates alike and trains without a projection."""
   if not get(name).projected:
     return name
   return next(twin for twin, each in POOLINGS.items() if each.same_as == name)
 
 
 def recorded(name: str) -> str:
-  """The name of a pooling that digests and workdirs hold."""
+  """Returns the name that digests and workdirs hold for a pooling."""
   return get(name).recorded or name
 
 
+def fault(config: EncoderConfig, name: str) -> str:
+  """Says why embeddings of an encoder would mean nothing by a pooling, or ""."""
+  sees_others = any(reach.after != 0 for reach in config.work.reaches)
+  if sees_others or get(name).token is not _first:
+    return ""
+  return (
+    f"{name} pools the first token, which in a decoder such as {config.model_type} sees "
+    "no other: use lasttoken or mean"
+  )
+
+
 def embedding_size(config: EncoderConfig, name: str) -> int:
-  """Numbers in an embedding."""
+  """Returns the width of an embedding."""
   return config.hidden_size * get(name).width

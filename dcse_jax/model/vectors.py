@@ -4,15 +4,15 @@ import numpy as np
 
 
 def unit_length(embeddings: np.ndarray) -> np.ndarray:
-  """Embeddings [..., D] divided by their L2 norms; zeros stay zeros.
+  """Divides embeddings [..., D] by their L2 norms; zeros stay zeros.
 
-  No finite row is too long or too short for this, and any other becomes NaN. Types
+  It works for finite rows of any length; rows that are not finite become NaN. Types
   below float32 become float32.
   """
   embeddings = np.asarray(embeddings)
   embeddings = embeddings.astype(np.promote_types(embeddings.dtype, np.float32))
   largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)
-  # A power of two brings the largest number near 1 and rounds none, so that no square
+  # A power of two brings the largest number near 1 without rounding, so that no square
   # overflows or vanishes.
   limit = np.finfo(embeddings.dtype).maxexp - 2
   exponent = np.clip(np.frexp(largest)[1], -limit, limit)
@@ -23,5 +23,5 @@ def unit_length(embeddings: np.ndarray) -> np.ndarray:
 
 
 def is_finite(embeddings: np.ndarray) -> np.ndarray:
-  """Whether each row of embeddings [n, D] holds finite numbers alone, [n] bools."""
+  """Returns whether each row of embeddings [n, D] is finite throughout, [n] bools."""
   return np.isfinite(embeddings).all(axis=1)

@@ -1,4 +1,4 @@
-"""What a round trains on: the weighted sum of terms, and what the step offers to them.
+"""The objective of a round: a weighted sum of terms, and the inputs offered to them.
 
-Doors: `objective` (the sum), `corpus` (what a run knows of its whole text).
+Doors: `objective` (the sum), `corpus` (clusters and neighbours within the whole text).
 """

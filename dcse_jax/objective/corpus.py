@@ -1,8 +1,8 @@
-"""What a run knows of its whole text: clusters and neighbours of its sentences.
+"""Clusters and neighbours of sentences within the whole text of a run.
 
-Some terms ask for more of a sentence than its tokens. What they ask for is computed
-for the whole corpus by the model in training, kept in ROUND/SEED/corpus-KIND-STEP-*.npz
-so that a run that goes on has the same, and joined to batches by example id.
+Some terms ask for more than a sentence's tokens. What they ask for is computed for the
+whole corpus with the model in training, kept in ROUND/SEED/corpus-KIND-STEP-*.npz so
+that a resumed run has the same, and joined to batches by example id.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ from dcse_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
-# k-means learns from as many sentences a centre, as faiss does.
+# k-means learns from this many sentences for each centre, as faiss does.
 _SAMPLE = 256
 _ITERATIONS = 20
-# The softmax over centres that says how sure a cluster is: cosines over this.
+# Divides cosines in the softmax over centres that says how sure a cluster is.
 _TEMPERATURE = 0.1
 _BLOCK = 65_536
 
@@ -42,8 +42,8 @@ def cluster(
 
   Args:
     embeddings: [n, D].
-    num_clusters: of each granularity; more than sentences are as many as these.
-    seed: of the sample and of the first centres.
+    num_clusters: one number for each granularity, cut to the number of sentences.
+    seed: draws the sample and the first centres.
 
   Returns:
     `clusters`, [n, G] int32, and `confidence`, [n, G] float32: the share of
@@ -58,7 +58,7 @@ def cluster(
     size = min(wanted, len(unit))
     k_means = KMeans(size, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
-      # Equal sentences leave centres without any, and it warns of that.
+      # Equal sentences leave centres empty, and scikit-learn warns of that.
       warnings.simplefilter("ignore")
       k_means.fit(unit[np.sort(order[: _SAMPLE * size])])
     centres = unit_length(k_means.cluster_centers_)
@@ -79,7 +79,7 @@ def cluster(
 
 
 def neighbours(embeddings: np.ndarray, number: int) -> dict[str, np.ndarray]:
-  """The nearest other sentences of each, by cosine.
+  """Finds the nearest other sentences of each sentence, by cosine.
 
   Args:
     embeddings: [n, D].
@@ -93,7 +93,7 @@ def neighbours(embeddings: np.ndarray, number: int) -> dict[str, np.ndarray]:
   for start in range(0, len(embeddings), 1024):
     rows = np.arange(start, min(start + 1024, len(embeddings)))
     _, near = index.search(embeddings[rows], number + 1)
-    # A sentence is its own nearest, or ties with one of the same embedding.
+    # A sentence is its own nearest, or ties with another of the same embedding.
     is_itself = near == rows[:, None]
     is_itself[~is_itself.any(axis=1), -1] = True
     found.append(near[~is_itself].reshape(len(rows), number))
@@ -102,16 +102,17 @@ def neighbours(embeddings: np.ndarray, number: int) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class Corpus:
-  """Joins to batches what the terms of a run ask for.
+  """Joins what the terms of a run ask for to its batches.
 
   Attributes:
-    folder: of the run.
+    folder: the run's.
     tokens: the corpus.
-    embed: encoder parameters, and a pooling or None for the model's own, to embeddings
-      of the whole corpus, [n, D].
-    settings: of the terms that ask, by what is asked for: `clusters`, `retrieved`.
+    embed: takes encoder parameters, and a pooling or None for the model's own, and
+      returns embeddings of the whole corpus, [n, D].
+    settings: those of the terms that ask, by what they ask for: `clusters`,
+      `retrieved`.
     share: brings what the first process wrote in the folder to all.
-    seed: of what is drawn.
+    seed: seeds all that is drawn.
   """
 
   folder: pathlib.Path
@@ -127,12 +128,12 @@ class Corpus:
   def join(
     self, batch: dict[str, np.ndarray], step: int, params: Callable[[], Any]
   ) -> dict[str, np.ndarray]:
-    """A batch with what its sentences' terms ask for.
+    """Returns a batch with what the terms ask for about its sentences.
 
     Args:
-      batch: with `example_id`.
-      step: how many were done before.
-      params: gives the encoder's parameters as they are now.
+      batch: columns by name, among them `example_id`.
+      step: how many steps were done before.
+      params: returns the encoder's parameters as they are now.
     """
     rows, joined = batch["example_id"], dict(batch)
     if "clusters" in self.settings:
@@ -160,13 +161,13 @@ class Corpus:
   def _at(
     self, kind, step: int, now: int, params, pooling, make
   ) -> dict[str, np.ndarray]:
-    """What was made at a step, or is made now."""
+    """Reads what was made at a step, or makes it now."""
     if kind in self._known and self._known[kind][0] == step:
       return self._known[kind][1]
     about = json.dumps([self.tokens.key, dict(self.settings[kind])], sort_keys=True)
     key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
     path = self.folder / f"corpus-{kind}-{step}-{key}.npz"
-    # Not what each process sees: they do what follows together or not at all.
+    # The processes must agree: they do what follows together or not at all.
     if not processes.agree(_read(path) is not None):
       if now != step or path.exists():
         _log.warning(

@@ -1,9 +1,9 @@
-"""What a round trains on: a weighted sum of the terms of `losses`.
+"""The objective of a round: a weighted sum of the terms of `losses`.
 
 An objective computes what its terms ask for and nothing else, by asking each of
-`inputs.PROVIDERS` in turn. In the order of the data: sentences are encoded, microbatch by
-microbatch, and what concerns single tokens is lost and forgotten there; the embeddings
-of the whole batch are then compared, chunk of rows by chunk of rows.
+`inputs.PROVIDERS` in turn. First sentences are encoded, microbatch by microbatch, and
+terms of single tokens are computed there, whose arrays are then forgotten; after that
+the embeddings of the whole batch are compared, chunk of rows by chunk of rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,19 @@ from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
 
-# Their places are part of the seed of each head.
-_HEADS = ("projection", "language_model", "discriminator", "predictor")
+# The place of a head is part of its seed.
+_HEADS = (
+  "projection",
+  "language_model",
+  "discriminator",
+  "predictor",
+  "teacher_map",
+)
 _OF_TOKENS = tuple(n for p in PROVIDERS if p.of_tokens for n in p.offers)
-# Rows have their own numbers.
+# Each row has its own labels.
 _OF_STEP = tuple(n for p in PROVIDERS for n in p.of_step if n != "labels")
-# What providers of the whole batch make something of, whether a term asks for it or not.
-_BUILT_UPON = ("anchors", "positives")
+# Providers of the whole batch build on these, whether a term asks for them or not.
+_BUILT_UPON = ("anchors", "positives", "served")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,16 +50,17 @@ class Objective:
   """A loss function for `step.make_train_step`, and what it trains.
 
   Attributes:
-    terms: weights and settings.
-    config: of the student.
-    pooling: of the student.
-    dtype: of the matrix products.
+    terms: with their weights and settings.
+    config: the student's.
+    pooling: the student's.
+    dtype: that of the matrix products.
     stacks: the teachers.
-    mask_token_id: of [MASK]; needed for masked tokens alone.
-    special_token_ids: never masked, [CLS], [SEP] and the like.
-    microbatches: how sentences are encoded; loss and gradient are the same. The
-      step's packing then has a group for each of them on each device.
-    row_chunks: how similarities are compared; loss and gradient are the same.
+    mask_token_id: the id of [MASK]; only needed for masked tokens.
+    special_token_ids: [CLS], [SEP] and the like, which are never masked.
+    microbatches: how the encoding is divided; loss and gradient are the same. The
+      step's packing then has a group for each microbatch on each device.
+    row_chunks: how the comparing is divided; loss and gradient are the same.
+    keep_head: whether heads that are trained along are evaluated and exported.
     text: the sum as it was written, for errors.
   """
 
@@ -66,17 +73,18 @@ class Objective:
   special_token_ids: tuple[int, ...] = ()
   microbatches: Chunks = Chunks()
   row_chunks: Chunks = Chunks()
+  keep_head: bool = False
   text: str = ""
 
-  # What providers ask.
+  # What providers ask for.
 
   @functools.cached_property
   def inputs(self) -> tuple[str, ...]:
-    """Every name that a term asks for, without "all_"."""
+    """The names that the terms ask for, without "all_"."""
     return losses.inputs_of(self.terms)
 
   def asks_for(self, names: Sequence[str]) -> bool:
-    """Whether a term asks for one of these names."""
+    """Returns whether a term asks for one of these names."""
     return any(name in self.inputs for name in names)
 
   @property
@@ -84,8 +92,13 @@ class Objective:
     """Whether anything needs embeddings of the batch's sentences."""
     return any(p.needs_views and self.asks_for(p.offers) for p in PROVIDERS)
 
+  @property
+  def teacher_size(self) -> int:
+    """The width of the teachers' joint embedding."""
+    return sum(stack.size for stack in self.stacks)
+
   def setting(self, name: str) -> Any:
-    """Returns the value of a setting that exactly one term has, or all alike."""
+    """Returns the value of a setting that one term has, or several with one value."""
     values = [each.settings[name] for each in self.terms if name in each.settings]
     if any(value != values[0] for value in values):
       raise UserError(f"terms of one objective must have one {name}, not {values}")
@@ -97,7 +110,7 @@ class Objective:
     return next(each.settings for each in self.terms if asks(each))
 
   def project(self, params: Any, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sends embeddings through the training-only projection, where there is one."""
+    """Applies the training-only projection to embeddings, where there is one."""
     if "projection" not in params:
       return arrays
     project = functools.partial(encoder_lib.project, params["projection"], self.config)
@@ -112,7 +125,7 @@ class Objective:
     }
 
   def validate_width(self, name: str, start: Start) -> str:
-    """Says that an embedding is not as wide as the encoder's states, or ""."""
+    """Says what is wrong if embeddings are not as wide as states; else ""."""
     if start.pooled_size == self.config.hidden_size:
       return ""
     return (
@@ -121,13 +134,13 @@ class Objective:
     )
 
   def embedding_flops(self, size: Size, sentences: int) -> float:
-    """Counts one forward pass of sentences to their embeddings, projection included."""
+    """Counts FLOPs from sentences to their embeddings, projection included."""
     flops = encode_flops(self.config, self.pooling, sentences=sentences, **size.lengths)
     if pooling_lib.get(self.pooling).projected:
       flops += 2 * sentences * self.config.hidden_size**2
     return flops
 
-  # Before a training.
+  # Before training.
 
   @property
   def _asked(self) -> list[Provider]:
@@ -144,11 +157,11 @@ class Objective:
     rng: jax.Array,
     language_model: encoder_lib.Params | None = None,
   ) -> Any:
-    """Makes what is trained: the encoder, and the heads that the terms need.
+    """Makes the parameters to train: the encoder, and the heads that the terms need.
 
     Args:
-      encoder: to start from.
-      rng: of the heads.
+      encoder: the one to start from.
+      rng: draws the heads.
       language_model: a head to start from, if there is one.
     """
     init = lambda name, module: encoder_lib.init_params(
@@ -160,10 +173,10 @@ class Objective:
   def frozen_params(
     self, encoder: encoder_lib.Params, language_model: encoder_lib.Params | None
   ) -> dict[str, Any]:
-    """Gives what is read but not trained, by name, beside teachers.
+    """Returns parameters that are read but not trained, by name, without teachers.
 
     Args:
-      encoder: that training starts from.
+      encoder: the one that training starts from.
       language_model: its head.
     """
     return _join(
@@ -171,29 +184,28 @@ class Objective:
     )
 
   def init_carry(self) -> dict[str, Any]:
-    """Makes what the first step is handed, beside what is trained."""
+    """Makes what is handed to the first step besides the parameters."""
     return _join({}, (provider.init_carry(self) for provider in self._asked))
 
   @property
   def corpus_settings(self) -> dict[str, Mapping[str, Any]]:
-    """The settings of terms that ask for what `corpus.Corpus` knows, by its name there."""
+    """The settings of what `corpus.Corpus` joins to batches, by its name there."""
     return _join({}, (provider.corpus_settings(self) for provider in self._asked))
 
   def abstract_batch(self, batch: int, length: int) -> dict[str, Any]:
-    """Gives the shapes of what `corpus.Corpus` joins to a batch of rows."""
+    """Returns the shapes of what `corpus.Corpus` joins to a batch of rows."""
     parts = (provider.abstract_batch(self, batch, length) for provider in self._asked)
     return _join({}, parts)
 
   def flops(self, size: Size) -> float:
-    """Counts the model FLOPs of one training step of one model, on all devices together.
+    """Counts the model FLOPs of a training step of one model, on all devices together.
 
-    Counted are matrix products, a multiplication and an addition each: of what is
-    trained three times (forward, and the gradients of inputs and of weights), and of
-    what is frozen once; with them the products of [B, D] embeddings, 2 B^2 D each, one
-    for each `all_...` embedding that a term takes. What a program does beyond is not
-    counted: dropout, normalisation, padding where the lengths are known, microbatches'
-    second forward pass, and the small change of some terms: products with a queue or
-    with other layers, a predictor.
+    It counts matrix products, a multiplication and an addition each: three times for
+    what is trained (forward, and the gradients of inputs and of weights), and once for
+    what is frozen; and the products of [B, D] embeddings, 2 B^2 D each, one for each
+    `all_...` embedding that a term takes. It does not count dropout, normalisation,
+    padding where the lengths are known, microbatches' second forward pass, and small
+    parts of some terms: products with a queue or with other layers, a predictor.
     """
     trained, frozen = map(sum, zip(*(p.flops(self, size) for p in self._asked)))
     compared = [f"all_{name}" for p in PROVIDERS for name in p.compared]
@@ -211,13 +223,13 @@ class Objective:
     """Computes the objective of a batch.
 
     Args:
-      params: as `init_params` makes them.
-      inputs: all else.
+      params: made by `init_params`.
+      inputs: everything else.
 
     Returns:
-      The loss, and by name the mean of each term over the batch and what providers
-      count (with masked tokens `accuracy`, the share of them whose best guess is right);
-      scalars. With something to carry also `carry`, for the next step.
+      The loss, a scalar, and scalars by name: each term's mean over the batch, and what
+      providers count (for masked tokens `accuracy`, the share that is guessed right).
+      If anything is to be handed to the next step, `carry` holds it.
     """
     rows = {name: inputs.batch[name] for name in ("input_ids", "attention_mask")}
     rows = _join(rows, (provider.prepare(self, inputs) for provider in self._asked))
@@ -249,7 +261,7 @@ class Objective:
     return loss, parts
 
   def _embed(self, sentences: Sentences):
-    """Computes arrays of a microbatch, and the terms and counts of single tokens."""
+    """Computes a microbatch's arrays, and the terms and counts of single tokens."""
     offered, values, counts = {}, {}, {}
     for provider in self._asked:
       arrays = provider.embed(self, sentences, offered)
@@ -264,7 +276,7 @@ class Objective:
 
 
 def _join(first: dict[str, Any], parts) -> dict[str, Any]:
-  """One dictionary of several, in their order."""
+  """Joins dictionaries into one, in their order."""
   joined = dict(first)
   for part in parts:
     joined |= part
@@ -272,7 +284,7 @@ def _join(first: dict[str, Any], parts) -> dict[str, Any]:
 
 
 def _is_whole(term: losses.Term) -> bool:
-  """Whether a term sees the whole batch only, and at once."""
+  """Returns whether a term takes only inputs of the whole batch."""
   return all(name.startswith("all_") or name in _OF_STEP for name in term.inputs)
 
 
@@ -292,17 +304,17 @@ def compare(
   """Computes the terms that compare the sentences of a batch.
 
   Args:
-    terms: those of single tokens are left out.
-    offered: with a row for each sentence, [B, ...].
+    terms: terms of single tokens among them are left out.
+    offered: arrays with a row for each sentence, [B, ...].
     rng: a key.
-    of_step: what else a step offers.
-    row_chunks: as many rows at a time; the values are the same.
+    of_step: the other inputs that a step offers.
+    row_chunks: how the rows are divided; the values are the same.
 
   Returns:
-    By name the values of each term, [B].
+    The values of each term, [B], by name.
   """
   rngs = jax.random.split(rng, len(terms))
-  # Once, and not in every turn of the loop over chunks.
+  # This gathers once, and not in every turn of the loop over chunks.
   gather = mesh_lib.whole if row_chunks.number > 1 else lambda x: x
   every = {f"all_{name}": gather(value) for name, value in offered.items()}
   every |= of_step or {}

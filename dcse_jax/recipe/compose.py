@@ -1,4 +1,4 @@
-"""From the config of a round to its objective."""
+"""Makes a round's objective from its config."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +21,10 @@ def make_objective(
   """Makes the objective of a round.
 
   Args:
-    config: of the round.
+    config: the round's.
     start: the model that it starts from.
     stacks: its teachers.
-    groups: devices that share a batch.
+    groups: how many devices share a batch.
   """
   tokenizer = start.tokenizer
   return Objective(
@@ -37,5 +37,6 @@ def make_objective(
     special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
     microbatches=Chunks(config.microbatches, groups),
     row_chunks=Chunks(config.row_blocks, groups),
+    keep_head=config.keep_head,
     text=config.objective,
   )

@@ -1,4 +1,4 @@
-"""The models of a workdir: WORKDIR/ROUND/SEED, finished or under way."""
+"""The models of a workdir, WORKDIR/ROUND/SEED, finished or under way."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,17 +18,17 @@ from dcse_jax.train import checkpoint
 
 
 def find(source: pathlib.Path) -> tuple[pathlib.Path, int | None] | None:
-  """The folder of a trained model, WORKDIR/ROUND/SEED, and a checkpoint's step.
+  """Finds the folder of a trained model, WORKDIR/ROUND/SEED, and a checkpoint's step.
 
   Args:
     source: a workdir, one of its rounds or seeds, or a checkpoint.
 
   Returns:
-    The folder and the step, None unless source names one; None in place of both
-    if source is nothing of that kind.
+    The folder and the step, which is None unless source names one; None in place of
+    both if source is none of these.
 
   Raises:
-    UserError: a workdir or round without a finished model.
+    UserError: the workdir or round has no finished model.
   """
   if source.parent.name == "checkpoints" and source.name.isdigit():
     return source.parent.parent, int(source.name)
@@ -58,17 +58,17 @@ def best_seed(results: Mapping[int, Mapping[str, Any]]) -> int:
   """Chooses the model that stands for a round: the best on dev.
 
   Args:
-    results: by seed what `result.json` holds, in the order of the config.
+    results: what `result.json` holds for each seed, in the order of the config.
 
   Returns:
-    Its seed; the first one among equal scores, and where there are no dev sets.
+    Its seed; the first one among equal scores, or if there are no dev sets.
   """
   dev = {seed: result["dev"] for seed, result in results.items()}
   return max(dev, key=lambda seed: -math.inf if dev[seed] is None else dev[seed])
 
 
 def _seeds(round_folder: pathlib.Path) -> list[int]:
-  """The seeds of a round in the order of the workdir's config, or as they lie there."""
+  """Lists a round's seeds in the order of the workdir's config, or ascending."""
   path = round_folder.parent / "config.json"
   rounds = read_json(path)["config"]["rounds"] if path.exists() else {}
   if round_folder.name in rounds:
@@ -84,12 +84,13 @@ def load(
 
   Args:
     seed_folder: WORKDIR/ROUND/SEED.
-    step: of the checkpoint; None takes the finished model or, before, the best.
-    keep_head: makes the training-only projection a head of the model, as
-      `config.keep_head` does.
+    step: the checkpoint's; None takes the finished model or else the best checkpoint.
+    keep_head: whether to make what was trained after the pooling (the training-only
+      projection, the map to the teachers) a head of the model, as `config.keep_head`
+      does.
 
   Raises:
-    UserError: there is no such checkpoint, or no projection to keep.
+    UserError: there is no such checkpoint, or no head to keep.
   """
   config = read_json(seed_folder.parent / "origin.json")["config"]
   result, progress = seed_folder / "result.json", {}
@@ -104,10 +105,11 @@ def load(
     model = dataclasses.replace(model, config=shape, params=params["encoder"])
   # A finished model has what its config keeps already.
   if keep_head or (config.get("keep_head") and not is_finished):
-    if (head := heads.projection_head(params)) is None:
+    head = heads.trained_head(params)
+    if head is None and keep_head:
       raise UserError(
-        f"{seed_folder} was trained without a projection (config.pooling is not "
-        '"cls"): leave out --keep_head'
+        f"{seed_folder} was trained without a head to keep (a projection, which "
+        'config.pooling="cls" has, or a map to its teachers): leave out --keep_head'
       )
     model = dataclasses.replace(model, head=head)
   scores = read_json(result)["sets"] if is_finished and not keep_head else {}

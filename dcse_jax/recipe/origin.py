@@ -1,4 +1,4 @@
-"""What the models of a round come from, and whether another command would differ."""
+"""What a round's models come from, and whether another command would differ."""
 
 from collections.abc import Mapping
 import hashlib
@@ -18,11 +18,11 @@ from dcse_jax.runtime.files import read_json
 _log = logging.getLogger(__name__)
 
 Rounds = Mapping[str, config_lib.ConfigDict]
-# What each round comes from, by its name.
+# What each round comes from, by the round's name.
 Origins = dict[str, dict[str, Any]]
 
-# Fields without an influence on the models, or of which the content has it: see
-# `add_content`.
+# Fields that have no influence on the models, or whose influence is in the content:
+# see `add_content`.
 _IMMATERIAL = (
   "log_every",
   "max_skipped_steps",
@@ -40,14 +40,14 @@ _IMMATERIAL = (
 
 
 def members(rounds: Rounds, config: config_lib.ConfigDict) -> list[list[Any]]:
-  """Lists, for each name in a round's teachers, its models' (round, seed) or itself."""
+  """Lists for each name in a round's teachers its models' (round, seed), or itself."""
   return [config_lib.members(rounds, name) or [name] for name in config.teachers]
 
 
 def of_rounds(rounds: Rounds) -> Origins:
-  """What the models of each round come from, but for their seeds, JSON.
+  """Returns what the models of each round come from, except for their seeds, JSON.
 
-  `config` is for people, `material` decides whether another command would make
+  `config` is for people; `material` decides whether another command would make
   the same models.
   """
   origins: Origins = {}
@@ -57,7 +57,7 @@ def of_rounds(rounds: Rounds) -> Origins:
 
 
 def add_content(origins: Origins, rounds: Rounds, inputs: inputs_lib.Inputs) -> None:
-  """Adds `content`: digests of what each round reads, so that it may lie elsewhere."""
+  """Adds `content`: digests of what each round reads, wherever the files are."""
   digests = _digests(rounds, inputs)
   for name, config in rounds.items():
     origins[name]["content"] = _content(rounds, config, inputs, digests)
@@ -66,18 +66,18 @@ def add_content(origins: Origins, rounds: Rounds, inputs: inputs_lib.Inputs) -> 
 def check(
   workdir: pathlib.Path, origins: Origins, part: str, accept_changes: bool
 ) -> None:
-  """Refuses a workdir where something else made a round, or says so.
+  """Refuses a workdir where a round comes from something else, or warns.
 
   A field that is newer than the workdir had its default there.
 
   Args:
-    workdir: of the run.
-    origins: of the rounds to run.
+    workdir: the run's.
+    origins: those of the rounds to run.
     part: `material` or `content`.
-    accept_changes: says what differs, and goes on.
+    accept_changes: whether to warn of what differs, and continue.
 
   Raises:
-    UserError: naming what differs.
+    UserError: something differs; the error names it.
   """
   defaults = config_lib.defaults()
   for name, origin in origins.items():
@@ -107,9 +107,9 @@ def check(
 def _parents(
   workdir: pathlib.Path, origins: Origins, material: dict[str, Any]
 ) -> dict[str, str]:
-  """The digests of parents in a material that an earlier version wrote, as now.
+  """Renews the digests of parents in a material that an earlier version wrote.
 
-  They were of all fields, and so of those alone that there were.
+  Those were digests of all fields that there were then.
   """
   renewed = {}
   for name in origins:
@@ -125,7 +125,7 @@ def _parents(
 def _origin(
   rounds: Rounds, config: config_lib.ConfigDict, origins: Origins
 ) -> dict[str, Any]:
-  """What one round's models come from; origins has the rounds before."""
+  """Returns what one round's models come from; origins has the rounds before."""
   fields = config_lib.used(config)
   fields["teachers"] = members(rounds, config)
   material = {key: fields[key] for key in fields if key not in _IMMATERIAL}
@@ -139,17 +139,22 @@ def _origin(
   for parent, _ in models:
     material[f"round {parent}"] = _digest(origins[parent]["material"])
   del fields["recipe"], fields["seeds"]
-  # Tuples are lists when they come back from the file.
+  # JSON turns tuples into lists, as they are when read from the file.
   return json.loads(
     json.dumps({"config": fields, "material": material}, sort_keys=True)
   )
 
 
 def _digests(rounds: Rounds, inputs: inputs_lib.Inputs) -> dict[str, str]:
-  """Digests the models from elsewhere, by name; that of the start is empty."""
+  """Digests the models from elsewhere, by name; the start's name is empty."""
   each = (itertools.chain(*members(rounds, c)) for c in rounds.values())
   names = {m for m in itertools.chain(*each) if isinstance(m, str)}
-  digests = {name: model_lib.digest(inputs.outside(name)) for name in names}
+  digests = {
+    name: inputs.embeddings[name].digest
+    if name in inputs.embeddings
+    else model_lib.digest(inputs.outside[name])
+    for name in names
+  }
   return {**digests, "": model_lib.digest(inputs.start)}
 
 
@@ -159,7 +164,7 @@ def _content(
   inputs: inputs_lib.Inputs,
   digests: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Digests of what one round reads, JSON."""
+  """Returns digests of what one round reads, JSON."""
   teachers = itertools.chain(*members(rounds, config))
   content = {
     "text or tokenizer": inputs.tokens(config).key,
@@ -175,14 +180,14 @@ def _content(
 
 
 def _digest(material: dict[str, Any]) -> str:
-  """A name for what a round comes from: fields at their defaults have no part in it."""
+  """Digests what a round comes from; fields at their defaults have no part in it."""
   defaults = config_lib.defaults()
   changed = {k: v for k, v in material.items() if k not in defaults or v != defaults[k]}
   return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
 
 
 def _change(field: str, before: Any, now: Any) -> str:
-  """One difference, for people; of digests only what they are of."""
+  """Describes a difference for people; digests themselves are not shown."""
   plain = (str, int, float, bool)
   is_digest = field in ("model", "text or tokenizer") or field.startswith("round ")
   if is_digest or not isinstance(before, plain) or not isinstance(now, plain):

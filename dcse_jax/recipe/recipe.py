@@ -2,7 +2,7 @@
 
 Everything that a run reads is read and checked before training is compiled. A
 finished model leaves `WORKDIR/ROUND/SEED/result.json`, written last; the same
-command run again goes on where it was.
+command, run again, continues where it was.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import trainer as trainer_lib
+from dcse_jax.recipe import validate
 from dcse_jax.runtime import compilation
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import mesh as mesh_lib
@@ -48,23 +50,23 @@ def run(
   """Runs the recipe, or what is left of it.
 
   Args:
-    config: as `config.default` describes.
-    workdir: holds all that the run writes, a folder or gs://BUCKET/PATH; of one run
-      at a time.
-    accept_changes: goes on in a workdir whose rounds come from another config,
-      text, model, teachers or sets. What is finished stays as it is.
+    config: see `config.default`.
+    workdir: holds all that the run writes, a folder or gs://BUCKET/PATH; only one run
+      may use it at a time.
+    accept_changes: whether to continue in a workdir whose rounds come from another
+      config, text, model, teachers or sets. What is finished stays as it is.
 
   Returns:
-    A row a model in order of training: name, round, seed, dev, test; the last
-    two mean Spearman in percent, None without such sets.
+    A row for each model in order of training: name, round, seed, dev, test; the last
+    two are mean Spearman in percent, None without such sets.
 
   Raises:
-    UserError: bad input, found before any training is compiled; another run in
-      the workdir; or something that cannot be read or written.
+    UserError: there is bad input, found before any training is compiled; another run
+      is in the workdir; or something cannot be read or written.
   """
-  config_lib.check(config)
+  validate.check(config)
   place = workdir_lib.Workdir(workdir)
-  # Where there are several processes the first one locks for all.
+  # If there are several processes the first one locks for all.
   with locked(place.folder) if processes.is_first() else contextlib.nullcontext():
     if place.is_shared and len(processes.sharing(place.folder)) < jax.process_count():
       raise UserError(
@@ -77,14 +79,14 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """One config in one workdir, with its inputs read and checked: see `read`.
+  """A config in a workdir, with its inputs read and checked: see `read`.
 
   Attributes:
-    config: of the recipe.
+    config: the recipe's.
     place: the workdir.
     rounds: the config of each round, in order.
     origins: what each round's models come from.
-    inputs: text, sets and models.
+    inputs: its text, sets and models.
     mesh: the devices.
   """
 
@@ -110,29 +112,29 @@ def read(
   """Reads and checks all that a recipe needs, before anything long begins.
 
   Args:
-    config: checked.
+    config: has been checked.
     place: the workdir.
-    accept_changes: as in `run`.
+    accept_changes: see `run`.
 
   Raises:
-    UserError: bad input, or the workdir comes from something else.
+    UserError: there is bad input, or the workdir comes from something else.
   """
   config = config.copy_and_resolve_references()
   rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
   mesh = mesh_lib.make_mesh(**config.mesh)
   compilation.use_cache(place.cache / "compiled")
-  # A recipe may grow or shrink: rounds that are there must only be the same.
+  # A recipe may grow or shrink; only the rounds that are there must be the same.
   origins = origin.of_rounds(rounds)
   origin.check(place.folder, origins, "material", accept_changes)
   for name, round_config in rounds.items():
-    round_lib.check_batch(round_config, name, mesh)
+    trainer_lib.check_batch(round_config, name, mesh)
   as_given = json.loads(config.to_json_best_effort())
-  inputs = inputs_lib.Inputs(config, rounds, place.folder)
+  inputs = inputs_lib.read(config, rounds, place.folder)
   origin.add_content(origins, rounds, inputs)
   origin.check(place.folder, origins, "content", accept_changes)
   recipe = Recipe(config, place, rounds, origins, inputs, mesh)
   _check_disk(recipe)
-  # Not before the inputs are known to be good: a command that was refused
+  # It is only written once the inputs are known to be good: a command that is refused
   # must not bind the workdir to its mistake.
   if processes.is_first():
     write_json(place.folder / "config.json", {"config": as_given})
@@ -143,7 +145,7 @@ def train(recipe: Recipe) -> list[dict[str, Any]]:
   """Trains what is not trained yet; writes results.json and export/.
 
   Returns:
-    A row a model: see `run`.
+    A row for each model: see `run`.
   """
   for name in recipe.rounds:
     signals.check()
@@ -169,7 +171,7 @@ def train(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _todo(recipe: Recipe, name: str) -> list[int]:
-  """The seeds of a round that are not trained yet."""
+  """Lists the seeds of a round that are not trained yet."""
   return [seed for seed in recipe.rounds[name].seeds if not _result(recipe, name, seed)]
 
 
@@ -183,7 +185,7 @@ def _result(recipe: Recipe, name: str, seed: int) -> dict[str, Any] | None:
 
 
 def _best(recipe: Recipe, name: str) -> pathlib.Path:
-  """The folder of a finished round's best model on dev."""
+  """Returns the folder of a finished round's best model on dev."""
   results = {seed: _result(recipe, name, seed) for seed in recipe.rounds[name].seeds}
   return _folder(recipe, name, finished.best_seed(results))
 
@@ -210,26 +212,31 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
   ).train()
 
 
-def _teachers(recipe: Recipe, config: config_lib.ConfigDict) -> list[teaching.Teacher]:
-  """Every teacher of a round, loaded."""
+def _teachers(
+  recipe: Recipe, config: config_lib.ConfigDict
+) -> list[teaching.Teacher | teaching.EmbeddedTeacher]:
+  """Loads every teacher of a round."""
   teachers = []
   members = origin.members(recipe.rounds, config)
   shares = config.teacher_weights or [len(each) for each in members]
   for each, share in zip(members, shares):
     for member in each:
+      if member in recipe.inputs.embeddings:
+        rows = recipe.inputs.example_rows(member, config)
+        teachers.append(teaching.EmbeddedTeacher(member, share / len(each), rows))
+        continue
       if member in config.teachers:
-        name, model = member, recipe.inputs.outside(member)
-        tokens = recipe.inputs.teacher_tokens(model, config)
+        name, model = member, recipe.inputs.outside[member]
       else:
         name = round_lib.model_name(*member, recipe.rounds[member[0]].seeds)
         model = folder.load(str(_folder(recipe, *member) / "model"))
-        tokens = recipe.inputs.tokens(config)
+      tokens = recipe.inputs.teacher_tokens(member, config)
       teachers.append(teaching.Teacher(name, model, share / len(each), tokens))
   return teachers
 
 
 def _export(recipe: Recipe, best: pathlib.Path) -> None:
-  """Writes a model of a round, with a card, unless it is there."""
+  """Writes a model of a round, with a card, to export/, unless it is there."""
   path = recipe.workdir / "export"
   if digests_lib.are_alike(path, best / "model") and not digests_lib.find_damage(path):
     return
@@ -249,17 +256,16 @@ def _check_disk(recipe: Recipe) -> None:
   if not any(_todo(recipe, name) for name in cached):
     return
   need = {}
-  # Finished rounds, too: their files are among those that are there.
+  # Finished rounds count too: their files are among those that are there.
   for config in cached.values():
-    for member in itertools.chain(*origin.members(recipe.rounds, config)):
-      model, tokens = recipe.inputs.start, recipe.inputs.tokens(config)
-      if member in config.teachers:
-        model = recipe.inputs.outside(member)
-        tokens = recipe.inputs.teacher_tokens(model, config)
+    members = itertools.chain(*origin.members(recipe.rounds, config))
+    for member in (each for each in members if each not in recipe.inputs.embeddings):
+      model = recipe.inputs.outside.get(member, recipe.inputs.start)
+      tokens = recipe.inputs.teacher_tokens(member, config)
       # Rounds share the files of a teacher that they have in common.
       key = (member, tokens.key, config.teacher_cache, config.dtype)
       need[key] = teacher_cache.cache_bytes(
-        len(tokens), model.pooled_size, config.teacher_cache
+        len(tokens), model.embedding_size, config.teacher_cache
       )
   cache, total = recipe.place.cache, sum(need.values())
   _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)
@@ -268,7 +274,7 @@ def _check_disk(recipe: Recipe) -> None:
 
 
 def _format_results(rows: Sequence[dict], config: config_lib.ConfigDict) -> str:
-  """The closing table: dev, each test set if there are several, their mean."""
+  """Lays out the closing table: dev, each test set if there are several, their mean."""
   tests = config.test if len(config.test) > 1 else ()
   header = ["model", "dev", *tests, "test"]
   body = [

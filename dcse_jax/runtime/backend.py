@@ -1,4 +1,4 @@
-"""The backend that programs are traced for: this process's own or, ahead, another."""
+"""The backend that programs are traced for: this process's own, or another's ahead."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,13 +10,13 @@ _ahead = contextvars.ContextVar("backend", default="")
 
 
 def current() -> str:
-  """What a program that is traced now will run on: "cpu", "gpu" or "tpu"."""
+  """Returns what a program that is traced now will run on: "cpu", "gpu" or "tpu"."""
   return _ahead.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def traced_for(name: str) -> Iterator[None]:
-  """Programs first traced in this block are for that backend, wherever that is.
+  """Makes programs that are first traced in this block be for that backend.
 
   A function that was traced before is not traced again.
   """

@@ -1,4 +1,4 @@
-"""How every command starts and how it ends: bad input with one line and status 2."""
+"""How every command starts and ends; bad input ends it with one line and status 2."""
 
 import ast
 from collections.abc import Callable
@@ -25,15 +25,15 @@ from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.errors import UserError
 
-# Nobody reads any more: a pipe whose other end closed, a terminal that is gone.
+# Nobody reads any more: the other end of a pipe was closed, or a terminal is gone.
 _UNREAD = (errno.EPIPE, errno.EIO)
 _UNREAD_STATUS = 128 + signal.SIGPIPE
 
 
 def printable(content: str) -> str:
-  """Text as a terminal may show it: what would steer that is spelled out.
+  """Spells out the characters of a text that would control a terminal.
 
-  Names and words from files of strangers come into errors and logs.
+  Errors and logs may hold names and words from files that strangers wrote.
   """
   return "".join(
     c if c.isprintable() else c.encode("unicode_escape").decode() for c in content
@@ -45,14 +45,14 @@ def _one_line(error: BaseException) -> str:
 
 
 class _Output(io.FileIO):
-  """Standard output or error; a failure to write is kept, and ends nothing.
+  """Standard output or error; it remembers a failure to write instead of raising it.
 
   Args:
-    number: of the descriptor.
+    number: the descriptor's.
     ends: whether the first failure is raised, once; may be changed.
 
   Attributes:
-    failure: the first.
+    failure: the first failure.
   """
 
   def __init__(self, number: int, *, ends: bool):
@@ -71,22 +71,22 @@ class _Output(io.FileIO):
 
 
 def _open_outputs(*, ends: bool) -> _Output:
-  """Makes sys.stdout and sys.stderr such as never fail in the middle of something.
+  """Replaces sys.stdout and sys.stderr by streams that never fail halfway.
 
   Args:
     ends: whether a failure of stdout ends the command at once.
 
   Returns:
-    What stdout writes to.
+    The stream under sys.stdout.
 
   Raises:
-    UserError: stdout is closed, and the command has nothing else to give.
+    UserError: stdout is closed, and the command has nothing but its output to give.
   """
-  logging.raiseExceptions = False  # Of the handlers of others.
+  logging.raiseExceptions = False  # Other libraries' handlers may fail too.
   is_closed = [_is_closed(number) for number in range(3)]
   for number in range(3):
     if is_closed[number]:
-      # The next file that anything opens would get the number, and what is printed.
+      # The next file to be opened would get this number, and all that is printed.
       os.dup2(os.open(os.devnull, os.O_RDWR), number)
   outputs = []
   for name, number in (("stdout", 1), ("stderr", 2)):
@@ -98,7 +98,7 @@ def _open_outputs(*, ends: bool) -> _Output:
     new = io.TextIOWrapper(
       io.BufferedWriter(output),
       encoding=getattr(old, "encoding", None) or "utf-8",
-      # What the terminal cannot show is spelled out.
+      # Characters that the terminal cannot show are spelled out.
       errors="backslashreplace",
       line_buffering=number == 2 or output.isatty(),
       write_through=getattr(old, "write_through", False),
@@ -119,7 +119,7 @@ def _is_closed(number: int) -> bool:
 
 
 def _without_repr(message: str) -> str:
-  """A message in one line, though it may be what a KeyError prints: Python's repr."""
+  """Puts a message in one line, and undoes the repr that a KeyError prints."""
   with contextlib.suppress(SyntaxError, ValueError):
     message = str(ast.literal_eval(message))
   return " ".join(message.split())
@@ -144,14 +144,14 @@ def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
 
 
 class _Formatter(logging.Formatter):
-  """The bare message, printable."""
+  """A formatter that gives the bare message, printable."""
 
   def formatMessage(self, record: logging.LogRecord) -> str:
     return printable(super().formatMessage(record))
 
 
 def _start_logging() -> None:
-  # A run's own messages, bare, on stdout; of other libraries only warnings.
+  # stdout shows a run's own messages, bare; other libraries may only warn.
   absl.logging.set_verbosity(absl.logging.WARNING)
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(_Formatter("%(message)s"))
@@ -162,10 +162,10 @@ def _start_logging() -> None:
 
 
 def _hush_writers() -> None:
-  """Keeps a page of tracebacks from standing before the one line of a failed save.
+  """Keeps a page of tracebacks from hiding the one line that a failed save prints.
 
-  What Orbax and gcsfs raise they log as well, Orbax's threads print it, and TensorStore's
-  and futures say that nobody waits for them any more.
+  Orbax and gcsfs also log what they raise, Orbax's threads print it, and TensorStore's
+  threads and futures complain that nobody waits for them any more.
   """
   absl.logging.get_absl_logger().addFilter(lambda r: "orbax" not in r.pathname)
   for name in ("asyncio", "gcsfs"):
@@ -184,10 +184,10 @@ def _hush_writers() -> None:
 
 
 def check_config_file() -> None:
-  """Refuses a --config, by ml_collections, whose file is not there.
+  """Refuses a --config, a flag of ml_collections, whose file is not there.
 
   Raises:
-    UserError: naming it.
+    UserError: there is no such file; the error names it.
   """
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   if not pathlib.Path(path.partition(":")[0]).is_file():
@@ -212,11 +212,11 @@ def run(
 
   Args:
     main: takes the arguments that are not flags.
-    define_flags: by absl, before they are parsed.
-    max_arguments: how many of these there may be.
-    goes_on: whether the command, run again, goes on where it was interrupted.
-    gives_lines: whether what it prints is all that it gives: then it ends where that
-      cannot be printed. Any other does its work first.
+    define_flags: defines absl flags, before they are parsed.
+    max_arguments: how many arguments there may be that are not flags.
+    goes_on: whether the command, run again, continues where it was interrupted.
+    gives_lines: whether the command's only result is what it prints: then it ends when
+      it cannot print. Any other command does its work first.
   """
   stdout = None
 
@@ -247,10 +247,10 @@ def run(
       done = "" if gives_lines else "; all else is done"
       _end(2, f"error: cannot print ({error.strerror}){done}")
     if processes.are_several():
-      # An error of ours, or what a collective says when another process has died.
+      # It is our error, or what a collective says when another process has died.
       traceback.print_exc()
       _end(1, f"error: ended by what is above; {processes.AGAIN}")
     raise
   finally:
     if stdout:
-      stdout.ends = False  # What is left to print fails in silence.
+      stdout.ends = False  # What is left to print may fail silently.

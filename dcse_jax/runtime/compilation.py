@@ -1,4 +1,4 @@
-"""What is compiled once is not compiled again, in this run or the next."""
+"""A cache of compiled programs, for this run and the next."""
 
 import logging
 import os
@@ -6,24 +6,24 @@ import pathlib
 
 import jax
 
-# Nothing public reads what is kept.
+# No public function reads the cached programs.
 from jax._src import compilation_cache
 
 _log = logging.getLogger(__name__)
 
 
 def use_cache(folder: pathlib.Path) -> None:
-  """Keeps compiled programs in a folder, and takes them from there.
+  """Keeps compiled programs in a folder, and reads them from there.
 
   A program's name says what it was compiled from, for what machine and by which
-  versions. JAX_COMPILATION_CACHE_DIR in the environment goes before the folder. What is
-  damaged in the folder is removed, and so compiled anew.
+  versions. JAX_COMPILATION_CACHE_DIR in the environment takes precedence over the
+  folder. Damaged programs in the folder are removed, and so compiled anew.
   """
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    # JAX would fail to read it in every run: it never writes over what is there.
+    # JAX never overwrites a program: it would fail to read a damaged one in every run.
     _remove_damaged(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-  # Small ones too: a run starts dozens.
+  # Small programs are kept too: a run starts dozens.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -32,8 +32,8 @@ def _remove_damaged(folder: pathlib.Path) -> None:
   damaged = 0
   for path in folder.glob("*-cache"):
     try:
-      compilation_cache.decompress_executable(path.read_bytes())  # It has a checksum.
-    except Exception:  # Two libraries may unpack it.
+      compilation_cache.decompress_executable(path.read_bytes())  # Checks a checksum.
+    except Exception:  # Either of two libraries may unpack it.
       path.unlink(missing_ok=True)
       damaged += 1
   if damaged:

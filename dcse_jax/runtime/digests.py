@@ -1,8 +1,8 @@
-"""Digests of a folder's files, so that no damage passes for data.
+"""Digests of a folder's files, so that damage is noticed.
 
-The file is what `sha256sum -c SHA256SUMS` reads; its last line, a comment to that
-program, is the digest of those before it. Before it may stand, as comments too, the
-digests of files that people may change.
+`sha256sum -c SHA256SUMS` reads the file. Its last line, a comment to that program, is
+the digest of the lines before it, some of which may be comments too: the digests of
+files that people may change.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -27,7 +27,7 @@ def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
 
   Args:
     folder: gets the file `NAME`.
-    names: relative to the folder; None takes all that is there.
+    names: files, relative to the folder; None takes all that are there.
   """
   if names is None:
     names = names_in(folder)
@@ -35,7 +35,7 @@ def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
 
 
 def names_in(folder: pathlib.Path) -> list[str]:
-  """All files of a folder, relative to it."""
+  """Lists all files of a folder, relative to it."""
   names = []
   for path in folder.iterdir():
     inner = names_in(path) if path.is_dir() else [""]
@@ -44,12 +44,12 @@ def names_in(folder: pathlib.Path) -> list[str]:
 
 
 def listed(folder: pathlib.Path) -> list[str]:
-  """The files that the digests are of; none where there are no digests."""
+  """Lists the files that have digests, without those that people may change."""
   return [_parse(line)[1] for line in _fixed_lines(folder)]
 
 
 def are_alike(one: pathlib.Path, other: pathlib.Path) -> bool:
-  """Whether two folders list the same files with the same digests."""
+  """Returns whether two folders list the same files with the same digests."""
   lines = _fixed_lines(one)
   return bool(lines) and lines == _fixed_lines(other)
 
@@ -62,7 +62,7 @@ def extend(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-  """What is wrong with a folder's files, for people; None if nothing is.
+  """Says what is wrong with a folder's files; None if nothing is.
 
   Files that are not listed may be there.
   """
@@ -96,21 +96,21 @@ def find_damage(folder: pathlib.Path) -> str | None:
 def replacing(
   folder: pathlib.Path, *, free: Collection[str] = (), overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-  """Gives a folder beside, and puts its files in the place of an earlier one's.
+  """Yields a folder beside, and puts its files in the place of an earlier one's.
 
-  File by file: those that the earlier one's digests name, and still fit, go; all else
-  that people put there stays. Whatever ends it before, the folder is as it was, as it
-  will be, or its digests do not hold.
+  It works file by file: those that the earlier digests name, and that still fit, are
+  removed; whatever else people put there stays. If it is interrupted, the folder is as
+  it was, as it will be, or its digests do not hold.
 
   Args:
-    folder: to be made or replaced.
-    free: files that people may change: one that they did stays as it is.
-    overwrite: takes a folder that has no digests, too, and files that were changed,
-      but for those that people may change in a folder with digests.
+    folder: the one to make or replace.
+    free: files that people may change: one that they changed stays as it is.
+    overwrite: also replaces in a folder without digests, and files that were changed,
+      except for those that people may change in a folder with digests.
 
   Raises:
     UserError: it cannot be written, is being written by another process, or holds
-      what must not be replaced.
+      something that must not be replaced.
   """
   folder = pathlib.Path(folder).resolve()
   with locks.output_locked(folder):
@@ -125,15 +125,15 @@ def replacing(
       if folder.is_dir() and any(folder.iterdir()):
         _put(new, folder, lines, free=free, overwrite=overwrite)
       else:
-        new.replace(folder)  # Also of an empty folder the place.
+        new.replace(folder)  # This also replaces an empty folder.
       files.to_disk(folder.parent)
 
 
 def check_replaceable(folder: pathlib.Path, *, overwrite: bool = False) -> None:
-  """Refuses to write where something stands that has no digests.
+  """Refuses a path where there is something without digests.
 
   Raises:
-    UserError: a file, or a folder with other content.
+    UserError: it is a file, or a folder with other content.
   """
   if not folder.is_dir():
     if folder.exists() or folder.is_symlink():
@@ -161,7 +161,7 @@ def _put(
   free: Collection[str],
   overwrite: bool,
 ) -> None:
-  """Moves files into a folder that holds some; nothing yet if one was changed."""
+  """Moves files into a folder that holds some; moves none if one was changed."""
   is_ours = _is_ours(folder)
   before = _read_lines(folder) if is_ours else []
   old: dict[str, set[str]] = {}
@@ -187,7 +187,7 @@ def _put(
     )
   for name in kept:
     _log.warning("%s was changed by hand and stays as it is", folder / name)
-  # First both lists: until the last move they do not hold, unless all is alike.
+  # First write both lists: they hold only after the last move, or if all is alike.
   _write_lines(folder, [line for line in before if line not in lines] + lines)
   for name in names:
     if name not in kept:
@@ -196,7 +196,7 @@ def _put(
   for name in old.keys() - wanted.keys():
     if fits(name):
       (folder / name).unlink()
-      with contextlib.suppress(OSError):  # Others have something in it.
+      with contextlib.suppress(OSError):  # The folder may hold files of others.
         (folder / name).parent.rmdir()
   for part in {(folder / name).parent for name in names}:
     files.to_disk(part)
@@ -205,7 +205,7 @@ def _put(
 
 
 def _is_inside(name: str) -> bool:
-  """Whether a listed name is of a file in the folder: others may have written it."""
+  """Returns whether a listed name stays in the folder: others may have written it."""
   parts = pathlib.PurePosixPath(name).parts
   return bool(parts) and "\0" not in name and parts[0] != "/" and ".." not in parts
 
@@ -216,7 +216,7 @@ def _parse(line: str) -> tuple[str, str]:
 
 
 def _parse_any(line: str) -> tuple[str, str]:
-  """As `_parse`, of a file that people may change, too."""
+  """Parses a line, also that of a file that people may change."""
   return _parse(line.removeprefix(_FREE))
 
 
@@ -233,7 +233,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _fixed_lines(folder: pathlib.Path) -> list[str]:
-  """The lines but those of files that people may change."""
+  """Returns all lines except those of files that people may change."""
   return [line for line in _read_lines(folder) if not line.startswith(_FREE)]
 
 

@@ -1,8 +1,8 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception that means "the user can mend this"."""
 
 
 class UserError(Exception):
-  """Bad input: one line that says what is wrong and how to mend it.
+  """Bad input; its message is one line that says what is wrong and how to mend it.
 
   The command-line tools print it without a traceback and exit with status 2.
   """

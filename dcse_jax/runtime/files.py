@@ -1,4 +1,4 @@
-"""Reading and writing files: whole, or with an error of one line."""
+"""Reads and writes files: whole, or with an error of one line."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,7 +14,7 @@ from dcse_jax.runtime.errors import UserError
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file; UserError where it cannot be."""
+  """Reads a JSON file, or raises a UserError."""
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError) as error:
@@ -24,12 +24,12 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def user_path(name: str | os.PathLike[str]) -> pathlib.Path:
-  """The path that a user names in a flag or a field, with ~ expanded.
+  """Returns the path that a user names in a flag or a field, with ~ expanded.
 
-  Every such name comes here, and none is taken for a pattern.
+  Every such name comes through here; none is taken as a pattern.
 
   Raises:
-    UserError: no system has such a path, or there is no such user.
+    UserError: no system can have such a path, or there is no such user.
   """
   try:
     path = pathlib.Path(name).expanduser()
@@ -40,7 +40,7 @@ def user_path(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder if there is none; UserError where it cannot be."""
+  """Makes a folder if there is none, or raises a UserError."""
   try:
     _make_folder(path)
   except OSError as error:
@@ -57,11 +57,11 @@ def _make_folder(path: pathlib.Path) -> None:
   for path in reversed(missing):
     path.mkdir(exist_ok=True)
     to_disk(path.parent)
-  path.mkdir(exist_ok=True)  # Refuses what is no folder.
+  path.mkdir(exist_ok=True)  # Fails if the path is not a folder.
 
 
 def cannot_write(path: str | os.PathLike[str], reason: object) -> UserError:
-  """The error of a full disk, a missing permission and the like."""
+  """Makes the error for a full disk, a missing permission and the like."""
   if isinstance(reason, OSError):
     reason = reason.strerror or reason
   return UserError(
@@ -72,14 +72,14 @@ def cannot_write(path: str | os.PathLike[str], reason: object) -> UserError:
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Gives a name beside, for a file or a folder, and renames what is there after.
+  """Yields a name beside a path, and renames what was written there to the path.
 
-  Whatever ends the process or the machine before, the path holds what it held; an
-  error removes what stands beside. Missing parents are made. A folder that is there
-  already goes: `digests.replacing` is for those that may hold what is not ours.
+  If the process or the machine ends before, the path still holds what it held; an
+  error removes what stands beside. Missing parents are made. A folder at the path is
+  replaced: `digests.replacing` is for those that may hold files that are not ours.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: the path cannot be written.
   """
   path = pathlib.Path(path)
   with beside(path) as new:
@@ -87,7 +87,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     finish(new)
     old = path.with_name(f".{path.name}.old")
     if path.is_dir():
-      # No system replaces a folder that holds something in one move.
+      # No system can replace a folder that holds something in one move.
       remove(old)
       path.rename(old)
     new.replace(path)
@@ -97,15 +97,15 @@ def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a free name beside a path; what is there when it ends is removed.
+  """Yields a free name beside a path; what is there when the block ends is removed.
 
   Raises:
-    UserError: in place of each OSError.
+    UserError: the block raised an OSError.
   """
   new = path.with_name(f".{path.name}.tmp")
   try:
     _make_folder(path.parent)
-    remove(new)  # A process that was killed left it.
+    remove(new)  # A process that was killed may have left it.
     try:
       yield new
     finally:
@@ -116,13 +116,12 @@ def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def finish(path: pathlib.Path) -> None:
-  """Brings a file, or a folder with all in it, to the disk, readable as the umask says.
+  """Brings a file, or a folder with all in it, to the disk, with the umask's mode.
 
-  What others write into a folder may come from a temporary file, which only its owner
-  may read.
+  Other libraries may write by way of a temporary file, which only its owner may read.
   """
   if path.is_dir():
-    # The folder was made just now, so it shows what the umask lets through.
+    # The folder was just made, so its mode shows what the umask lets through.
     mode = path.stat().st_mode & 0o666
     for each in path.rglob("*"):
       if each.is_file():
@@ -158,12 +157,12 @@ def foreign_errors() -> Iterator[None]:
 
 
 def is_in_bucket(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is of a bucket: its files come whole, and nothing is renamed."""
+  """Returns whether a path is in a bucket: files appear whole, and are not renamed."""
   return os.fspath(path).startswith("gs://")
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-  """Writes a UTF-8 file, `whole`; one that holds just that is left alone."""
+  """Writes a UTF-8 file, `whole`, unless it already has this content."""
   if is_in_bucket(path):
     epath.Path(path).write_text(content)
     return

@@ -17,13 +17,13 @@ from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# An owner says so often that it lives, and is dead after as long without a word.
+# How often an owner says that it lives, and how long a silent one counts as alive.
 _REFRESH_SECONDS, _DEAD_SECONDS = 20, 180
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes out of a folder while it lasts; it has the lock in itself.
+  """Keeps other processes out of a folder during the block; the lock is inside it.
 
   Raises:
     UserError: another process has it.
@@ -48,8 +48,8 @@ def output_locked(path: pathlib.Path) -> Iterator[None]:
 def _held(lock: pathlib.Path, what: pathlib.Path, other: str) -> Iterator[None]:
   """Holds a lock file.
 
-  The operating system drops the lock with its process, however that ends: a file
-  left behind locks nothing. Where it has no locks, as on some network file systems,
+  The operating system drops the lock when its process ends, in whatever way: a file
+  left behind locks nothing. Where there are no locks, as on some network file systems,
   an owner file takes their place.
   """
   busy = lambda owner: UserError(
@@ -70,13 +70,13 @@ def _held(lock: pathlib.Path, what: pathlib.Path, other: str) -> Iterator[None]:
       except OSError as error:
         stack.enter_context(_owned(lock, error, busy))
         break
-      # The one before may have removed the file after it was opened here.
+      # The previous holder may have removed the file after it was opened here.
       if _is_open_at(file.fileno(), lock):
         break
-    with contextlib.suppress(OSError):  # A full disk: it is held without a name.
+    with contextlib.suppress(OSError):  # With a full disk it is held without a name.
       file.truncate(0)
       os.pwrite(file.fileno(), _name().encode(), 0)
-    # While it is held still, so that no other process can hold the same name.
+    # It is removed while still held, so that no other process can hold the same name.
     stack.callback(_unlink, lock)
     yield
 
@@ -99,7 +99,7 @@ def _name() -> str:
 
 @contextlib.contextmanager
 def _owned(lock: pathlib.Path, reason: OSError, busy) -> Iterator[None]:
-  """Holds a lock by a file that only one process can make, and keeps fresh."""
+  """Holds a lock by a file that only one process can make, and keeps it fresh."""
   owner = lock.with_name(f"{lock.name}-owner")
   _log.warning(
     "%s: no file locks here (%s); %s, kept fresh, holds other processes off instead",
@@ -132,7 +132,7 @@ def _owned(lock: pathlib.Path, reason: OSError, busy) -> Iterator[None]:
 
 
 def _where() -> str:
-  """Names the system whose process ids these are: hosts and containers have theirs."""
+  """Names the system that gives process ids: each host and container has its own."""
   parts = [socket.gethostname()]
   with contextlib.suppress(OSError):
     parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -141,7 +141,7 @@ def _where() -> str:
 
 
 def _make(owner: pathlib.Path, content: dict) -> bool:
-  """Makes the file whole in one move, if it is not there."""
+  """Makes the file, whole, if it is not there; returns whether it did."""
   new = owner.with_name(f"{owner.name}-{content['id']}")
   try:
     new.write_text(json.dumps(content), encoding="utf-8")
@@ -152,7 +152,7 @@ def _make(owner: pathlib.Path, content: dict) -> bool:
     except OSError as error:
       if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
         raise
-      # Without links: a reader may meet it empty, and takes it for a fresh one's.
+      # There are no links: a reader may find it still empty, and counts it as fresh.
       try:
         with owner.open("x", encoding="utf-8") as file:
           file.write(json.dumps(content))
@@ -164,7 +164,7 @@ def _make(owner: pathlib.Path, content: dict) -> bool:
 
 
 def _read(owner: pathlib.Path) -> dict | None:
-  """What an owner wrote; empty where that cannot be read, None where there is none."""
+  """Reads what an owner wrote; {} if it cannot be read, None if there is no file."""
   try:
     content = json.loads(owner.read_bytes())
   except FileNotFoundError:
@@ -181,9 +181,9 @@ def _is_dead(owner: pathlib.Path, theirs: dict) -> bool:
     except ProcessLookupError:
       return True
     except OSError:
-      pass  # It lives, and is another user's.
+      pass  # It lives, but belongs to another user.
     return False
-  # The clock is the file system's own: hosts may differ.
+  # The file system's own clock is used: those of hosts may differ.
   now = owner.with_name(f"{owner.name}-{uuid.uuid4().hex}")
   now.touch()
   try:
@@ -196,13 +196,13 @@ def _is_dead(owner: pathlib.Path, theirs: dict) -> bool:
 
 
 def _remove(owner: pathlib.Path, theirs: dict) -> None:
-  """Removes the file of one who is dead, unless another has done so."""
+  """Removes the file of a dead owner, unless another process has done so."""
   aside = owner.with_name(f"{owner.name}-{uuid.uuid4().hex}")
   try:
     owner.rename(aside)
   except FileNotFoundError:
     return
-  # Between reading and renaming a third may have removed that, and made its own.
+  # Between reading and renaming, a third may have removed it and made its own.
   if _read(aside) != theirs:
     with contextlib.suppress(OSError):
       os.link(aside, owner)

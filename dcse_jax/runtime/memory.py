@@ -1,4 +1,4 @@
-"""How a process on a CPU keeps its memory between steps."""
+"""Keeps a process's memory between steps on a CPU."""
 
 import ctypes
 import sys
@@ -8,11 +8,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-  """Has the C library keep what is freed, for whatever is allocated next.
+  """Makes the C library keep freed memory for whatever is allocated next.
 
-  XLA's CPU backend takes its temporaries anew at every step, and each page given
+  XLA's CPU backend allocates its temporaries anew at every step, and each page given
   back to the system must be faulted in and zeroed again: 8 to 10 % of a step.
-  The process stays as large as it once was. Does nothing but on Linux with glibc.
+  The process never shrinks. This works only on Linux with glibc, and does nothing
+  elsewhere.
   """
   if not sys.platform.startswith("linux"):
     return

@@ -1,8 +1,8 @@
-"""Which device holds what.
+"""The mesh of devices, and which device holds what.
 
-Batches lie over both axes of the mesh. Parameters, the optimizer's moments and
-teachers lie whole on every device of "data", and in parts over "fsdp" by `RULES`:
-memory falls with its size, and each matrix is gathered where it is needed.
+Batches are divided over both axes of the mesh. Parameters, the optimizer's moments and
+teachers are repeated along "data", and divided along "fsdp" by `RULES`: memory falls
+with the size of that axis, and each matrix is gathered where it is needed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ from jax.sharding import PartitionSpec
 from dcse_jax.runtime.errors import UserError
 
 # The end of an array's path, and which of its axes "fsdp" divides, counted from the
-# last: stacks of layers, teachers or models come before. What no rule names, or does
-# not divide, is everywhere.
+# last, because stacks of layers, teachers or models add axes at the front. An array
+# that no rule names, or whose axis does not divide evenly, is on every device.
 RULES = (
   ("kernel", -2),  # [..., in, out]
-  ("embedding", -1),  # [rows, H]: vocabularies seldom divide, H does.
+  ("embedding", -1),  # [rows, H]: vocabularies seldom divide evenly, H does.
 )
 
 
 def make_mesh(
   devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
 ) -> Mesh:
-  """A mesh with the axes "data" and "fsdp".
+  """Makes a mesh with the axes "data" and "fsdp".
 
   Args:
-    devices: these, or all of every host.
+    devices: the devices of the mesh; None takes all of every host.
     data: size of that axis; -1 takes what "fsdp" leaves.
     fsdp: size of the axis that parameters are divided over.
 
@@ -55,20 +55,20 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what is everywhere."""
+  """Returns the sharding that puts a whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """The sharding of an array of which this axis is the global batch."""
+  """Returns the sharding of an array whose given axis is the global batch."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
 def by_rules(tree: Any, mesh: Mesh) -> Any:
-  """The sharding of each array of a tree of parameters, by `RULES`.
+  """Returns the sharding of each array of a tree of parameters, by `RULES`.
 
   Args:
-    tree: of arrays or of their shapes; or of all that a training keeps.
+    tree: arrays or their shapes; parameters, or everything that training keeps.
     mesh: with an axis "fsdp".
   """
   size = mesh.shape["fsdp"]
@@ -90,7 +90,7 @@ _mesh = contextvars.ContextVar("mesh", default=None)
 
 @contextlib.contextmanager
 def traced_over(mesh: Mesh) -> Iterator[None]:
-  """Programs that are traced in this block know the mesh that they are for."""
+  """Makes the mesh known to programs that are traced in this block."""
   token = _mesh.set(mesh)
   try:
     yield
@@ -98,11 +98,17 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
     _mesh.reset(token)
 
 
+def is_one_device() -> bool:
+  """Returns whether a program is traced for a single device."""
+  mesh = _mesh.get()
+  return mesh is None or mesh.size == 1
+
+
 def by_row(x: jax.Array) -> jax.Array:
   """Keeps an array [rows of the batch or groups of them, ...] divided by rows.
 
-  Where parameters are in parts, XLA may else move activations about, which are
-  larger, in place of parameters.
+  Otherwise, where parameters are divided, XLA may move activations between devices
+  instead of parameters, though they are larger.
   """
   mesh = _mesh.get()
   if mesh is None or mesh.shape["fsdp"] == 1 or len(x) % mesh.size:
@@ -117,14 +123,14 @@ def whole(x: jax.Array) -> jax.Array:
 
 
 def put_batch(batch: Any, sharding: NamedSharding) -> Any:
-  """Makes the global batch, a tree of arrays, of each host's part."""
+  """Makes the global batch, a tree of arrays, from each host's part."""
   return jax.tree.map(
     lambda value: jax.make_array_from_process_local_data(sharding, value), batch
   )
 
 
 def put_params(tree: Any, mesh: Mesh) -> Any:
-  """Copies a tree of host arrays, on every host the same, to the devices by `RULES`."""
+  """Copies host arrays, the same on every host, to the devices by `RULES`."""
   return jax.tree.map(
     lambda x, sharding: jax.make_array_from_callback(
       x.shape, sharding, lambda index: x[index]
@@ -135,10 +141,10 @@ def put_params(tree: Any, mesh: Mesh) -> Any:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-  """A tree of arrays as each process can read it by itself.
+  """Returns a tree of arrays that each process can read by itself.
 
-  Where one process has all devices that is the tree; else each array is copied,
-  whole, to a device of every process. All processes call it together.
+  A process that has all devices gets the tree itself; otherwise each array is copied,
+  whole, to a device of every process. All processes must call it together.
   """
   if jax.process_count() == 1:
     return tree
@@ -147,12 +153,12 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
 
 
 def constrain(tree: Any, mesh: Mesh) -> Any:
-  """Keeps a tree, under jit, where `RULES` have it."""
+  """Constrains a tree, under jit, to the shardings of `RULES`."""
   return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-  """Shapes of a tree that is to lie as `RULES` have it."""
+  """Returns the shapes of a tree, with the shardings of `RULES`."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     tree,

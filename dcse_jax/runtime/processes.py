@@ -1,6 +1,6 @@
-"""Processes that train together, on one host or several: who they are, how they wait.
+"""Processes that train together, on one host or several, and how they talk.
 
-They speak through JAX's coordination service, which the first of them runs: unlike a
+They talk through JAX's coordination service, which the first of them runs: unlike a
 collective of the devices it lets one work for hours while the others wait.
 """
 
@@ -22,14 +22,14 @@ import uuid
 
 import jax
 
-# Orbax takes the service's client from there, too: nothing public gives it.
+# Orbax takes the service's client from there too: there is no public way.
 from jax._src import distributed
 
 from dcse_jax.runtime import files
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.errors import UserError
 
-# One that says nothing for so long is dead.
+# A process that is silent for this long is dead.
 _HEARTBEAT_SECONDS = 100
 # One process may tokenise or embed a large text while the others wait.
 _WAIT_MS = 7 * 24 * 3600 * 1000
@@ -39,12 +39,12 @@ AGAIN = "start all of them again with the same command to go on"
 
 
 class _State:
-  calls = itertools.count()  # The same number in all processes: a name for a call.
+  calls = itertools.count()  # Names a call: the number is the same in all processes.
   sharing: dict[pathlib.Path, list[int]] = {}
   is_watching = False
-  ending = threading.Lock()  # Whoever ends this process takes it for good.
-  stopping = threading.Lock()  # Guards:
-  asked = 0  # How often `asked_to_stop` was.
+  ending = threading.Lock()  # Whoever ends this process never releases it.
+  stopping = threading.Lock()  # Guards the two below.
+  asked = 0  # How often `asked_to_stop` was called.
   stop_at: int | None = None
 
 
@@ -53,34 +53,34 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Meets the other processes; before anything asks for devices.
+  """Connects to the other processes; call it before anything asks for devices.
 
-  Without arguments they are found where JAX finds them: on Cloud TPUs, under Slurm,
-  Open MPI and Kubernetes. Where there are none this process is alone.
+  Without arguments JAX finds them: on Cloud TPUs, under Slurm, Open MPI and Kubernetes.
+  Where it finds none this process is alone.
 
   Args:
     coordinator: HOST:PORT of the first process, as the others reach it.
-    num_processes: of all.
-    process_id: of this one, from 0.
+    num_processes: how many there are in all.
+    process_id: this one's number, from 0.
 
   Raises:
-    UserError: some arguments but not all, or the others cannot be met.
+    UserError: only some arguments are given, or the others cannot be reached.
   """
   given = (coordinator, num_processes, process_id)
   if any(value is not None for value in given):
     _check(*given)
-  # `asked_to_stop` takes care of signals, Ctrl-C among them.
+  # `asked_to_stop` takes care of signals, also of Ctrl-C.
   jax.config.update("jax_enable_preemption_service", False)
   _on_abort(_say_why)
   try:
     jax.distributed.initialize(
       *given,
-      # One process a GPU, as Slurm has it, only where Slurm says who is who.
+      # No detection then: Slurm's would give each process one GPU.
       cluster_detection_method="deactivate" if coordinator else None,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
   except ValueError as error:
-    # What JAX says when it finds no cluster; but not to who set this.
+    # JAX says this when it finds no cluster, which is wrong if the user named one.
     if coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ:
       raise _cannot_meet(error) from error
   except RuntimeError as error:
@@ -117,22 +117,22 @@ def _cannot_meet(error: Exception) -> UserError:
 
 
 def are_several() -> bool:
-  """Whether `initialize` met other processes."""
+  """Returns whether `initialize` met other processes."""
   return _State.is_watching
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes."""
+  """Returns whether this process is the one that writes."""
   return jax.process_index() == 0
 
 
 def wait() -> None:
-  """Waits until every process has come here."""
+  """Waits until every process has called it."""
   gather(None)
 
 
 def gather(value: Any) -> list[Any]:
-  """What every process gives, JSON, in their order."""
+  """Returns the values, JSON, of all processes in their order."""
   if jax.process_count() == 1:
     return [value]
   client, name = distributed.global_state.client, f"dcse_jax/{next(_State.calls)}"
@@ -142,14 +142,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(value: Any) -> Any:
-  """What the first process gives, JSON: a shared folder may look other to others."""
+  """Returns the first process's value, JSON: others may see a shared folder late."""
   return gather(value if is_first() else None)[0]
 
 
 def sharing(folder: pathlib.Path) -> list[int]:
-  """The processes that have the same folder at this path, of which this is one.
+  """Returns the processes, with this one, that have the same folder at this path.
 
-  Found once for each path, by a file from each; all processes ask together.
+  Each writes a file there, once for each path; all processes must call it together.
 
   Raises:
     UserError: the folder cannot be made or written.
@@ -177,11 +177,11 @@ def sharing(folder: pathlib.Path) -> list[int]:
 
 
 def first_makes(folder: pathlib.Path, make: Callable[[], None]) -> None:
-  """Makes something in a folder, once: all who share it wait for the first of them.
+  """Makes something in a folder, once; all who share it wait for the first of them.
 
   Args:
-    folder: of what is made, shared by all processes, some, or none.
-    make: makes what is not there yet. If it fails, all end.
+    folder: where it is made; shared by all processes, some, or none.
+    make: makes what is not there yet. If it fails, all processes end.
   """
   if sharing(folder)[0] == jax.process_index():
     make()
@@ -189,9 +189,9 @@ def first_makes(folder: pathlib.Path, make: Callable[[], None]) -> None:
 
 
 def asked_to_stop() -> bool:
-  """Whether a signal told one of the processes to stop, and this is where all do.
+  """Returns whether all stop here, because a signal told one process to stop.
 
-  All ask after every step, and are told so at the same.
+  All processes ask after every step, and get True at the same step.
   """
   if jax.process_count() == 1:
     return signals.requested()
@@ -203,29 +203,29 @@ def asked_to_stop() -> bool:
 
 
 def end_all(status: int, why: str) -> None:
-  """Ends all processes, the others with this line; returns if there are no others."""
+  """Ends all processes, and others print `why`; returns if there are no others."""
   if not are_several():
     return
   if not _State.ending.acquire(blocking=False):
-    threading.Event().wait()  # The other thread is at it.
+    threading.Event().wait()  # The other thread is ending the process.
   _tell("end", {"status": status, "process": jax.process_index(), "why": why})
   _leave(status)
 
 
 def _tell(what: str, content: Any) -> None:
-  """Tells all processes, this one too; of several who tell the same one is heard."""
-  with contextlib.suppress(Exception):  # Another was first, or none is left to hear.
+  """Tells all processes, with this one; if several tell the same, one is heard."""
+  with contextlib.suppress(Exception):  # Another was first, or nobody is left.
     distributed.global_state.client.key_value_set(
       f"dcse_jax_told/{what}", json.dumps(content)
     )
 
 
 def _leave(status: int) -> NoReturn:
-  """Ends this process when all have heard, without the service's own farewells."""
+  """Ends this process when all have heard, without the service's own shutdown."""
   with contextlib.suppress(Exception):
     distributed.global_state.client.wait_at_barrier("dcse_jax_leave", _LEAVE_MS)
   if distributed.global_state.process_id == 0:
-    time.sleep(1)  # Without its service the others cannot even leave.
+    time.sleep(1)  # Without the service that it runs the others could not leave.
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
@@ -233,7 +233,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def _watch() -> None:
-  """Starts what hears of the others, even while this process computes or waits."""
+  """Starts a thread that listens to the others while this process computes."""
   _State.is_watching = True
   done = threading.Event()
   thread = threading.Thread(target=_listen, args=(done,), daemon=True)
@@ -243,7 +243,7 @@ def _watch() -> None:
     done.set()
     thread.join()
 
-  # Before the service's own: the last registered is the first called.
+  # It must run before the service's own: the last registered is called first.
   atexit.register(stop)
 
 
@@ -259,7 +259,7 @@ def _listen(done: threading.Event) -> None:
       if "stop" in told and _State.stop_at is None:
         _agree_where_to_stop(client, told["stop"])
     except jax.errors.JaxRuntimeError:
-      return  # The service is gone, and ends this process.
+      return  # The service is gone, which ends this process.
     if "end" in told and _State.ending.acquire(blocking=False):
       process, why = told["end"]["process"], told["end"]["why"]
       print(f"process {process} of {count}: {why}", file=sys.stderr, flush=True)
@@ -267,9 +267,9 @@ def _listen(done: threading.Event) -> None:
 
 
 def _agree_where_to_stop(client, process: int) -> None:
-  """All stop after one step more than the one that is furthest has done."""
+  """Makes all stop one step after the furthest one's last step."""
   state = distributed.global_state
-  # While it waits here for the others no process begins a step.
+  # While it waits here for the others, no process begins a step.
   with _State.stopping:
     client.key_value_set(f"dcse_jax_asked/{state.process_id}", str(_State.asked))
     client.wait_at_barrier("dcse_jax_stop", _WAIT_MS)
@@ -293,12 +293,12 @@ def _say_why(number: int) -> None:
 
 
 def _on_abort(handler: Any) -> None:
-  """Sets what is called when the service aborts this process for another's sake.
+  """Sets what is called when the service aborts this process because of another.
 
-  Its own callback cannot be used: it throws std::bad_cast as of jaxlib 0.10. Python's
-  handlers would come too late: the process is gone when a C handler returns.
+  The service's own callback cannot be used: it throws std::bad_cast as of jaxlib 0.10.
+  Python's handlers would run too late: the process is gone when a C handler returns.
 
   Args:
-    handler: None for the system's own.
+    handler: a C function; None restores the system's own.
   """
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP: a run saves what it did, says how to go on, and leaves."""
+"""SIGTERM, SIGINT, SIGHUP: a run saves its work, says how to go on, and ends."""
 
 from collections.abc import Iterator
 import contextlib
@@ -7,13 +7,13 @@ import signal
 import sys
 import threading
 
-# The status of a run that was told to stop and can be gone on with: sysexits' EX_TEMPFAIL.
+# The status of a run that was told to stop and can be resumed: sysexits' EX_TEMPFAIL.
 EXIT_STATUS = 75
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-  """The process was told to stop; not an Exception, so that nothing swallows it."""
+  """The process was told to stop; this is no Exception, so that nothing swallows it."""
 
 
 class _State:
@@ -29,15 +29,15 @@ def _handle(number: int, frame: object) -> None:
 
 
 def _listen(descriptor: int) -> None:
-  """Hears of signals at once, even while the main thread compiles for minutes."""
+  """Notices signals at once, even while the main thread compiles for minutes."""
   told = False
   while numbers := os.read(descriptor, 1):
     if numbers[0] not in _NUMBERS:
       continue
     if told:
       if numbers[0] == signal.SIGHUP:
-        continue  # A terminal that closes may say so twice.
-      # Whatever is half-written stands beside what is whole.
+        continue  # A terminal that closes may send it twice.
+      # This is safe: what is half-written stands beside what is whole.
       os._exit(EXIT_STATUS)
     told = True
     name = signal.Signals(numbers[0]).name
@@ -52,19 +52,19 @@ def _listen(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-  """Turns SIGTERM, SIGINT and SIGHUP into `Interrupted` while it lasts.
+  """Turns SIGTERM, SIGINT and SIGHUP into `Interrupted` during the block.
 
-  It comes at once, or where it is `deferred` not at all; a second signal ends the
+  It is raised at once, or not at all where it is `deferred`; a second signal ends the
   process.
   """
   _State.requested = False
   ours, theirs = os.pipe()
-  os.set_blocking(theirs, False)  # As Python asks for.
+  os.set_blocking(theirs, False)  # set_wakeup_fd asks for it.
   listener = threading.Thread(target=_listen, args=(ours,), daemon=True)
   listener.start()
   wakeup = signal.set_wakeup_fd(theirs)
-  # What is ignored stays so: a shell does that for what it runs in the background,
-  # and nohup.
+  # A signal that is ignored stays so: a shell ignores some for what it runs in the
+  # background, and so does nohup.
   before = {n: signal.getsignal(n) for n in _NUMBERS}
   before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
   for number in before:
@@ -82,7 +82,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Leaves it to the caller to ask `requested`; raises `Interrupted` after, if not."""
+  """Lets the caller ask `requested`; raises `Interrupted` only before and after."""
   check()
   _State.deferred = True
   try:
@@ -93,15 +93,15 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> bool:
-  """Whether the process was told to stop."""
+  """Returns whether the process was told to stop."""
   return _State.requested
 
 
 def check() -> None:
   """Raises `Interrupted` if the process was told to stop.
 
-  Between things that take long: what a signal raises may have been swallowed by a
-  callback of another library.
+  Call it between things that take long: a callback of another library may have
+  swallowed what the signal raised.
   """
   if _State.requested:
     raise Interrupted

@@ -1,8 +1,8 @@
-"""Where a run writes: a folder, or a bucket with a folder of each host beside it.
+"""Where a run writes: a folder, or a bucket with a local folder on each host.
 
-In a bucket Orbax writes the checkpoints itself. All else is small: it is fetched into a
-local folder at the start, and sent back before each checkpoint is saved, when a model
-is finished and when the run ends. Caches are never sent: they are made anew.
+In a bucket Orbax writes the checkpoints itself. Everything else is small: it is fetched
+into the local folder at the start, and sent back before each checkpoint is saved, when
+a model is finished and when the run ends. Caches are never sent: they are made anew.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,9 +23,9 @@ from dcse_jax.runtime.errors import UserError
 
 _SCHEME = "gs://"
 _CACHE, _CHECKPOINTS = "cache", "checkpoints"
-# They say that something is finished, so they are sent after it.
+# These say that something is finished, so they are sent after it.
 _SENT_LAST = ("result.json", "results.json")
-# Written at the start: it shows whether the bucket may be written.
+# This is written at the start, to show whether the bucket may be written.
 _MARK = ".dcse_jax"
 
 
@@ -33,21 +33,21 @@ class Workdir:
   """The workdir of one run at a time.
 
   Args:
-    name: a folder, made if need be, or gs://BUCKET/PATH.
+    name: a folder, which is made if need be, or gs://BUCKET/PATH.
 
   Attributes:
-    folder: the folder, or the local one beside the bucket, in the user's cache.
+    folder: the folder, or the bucket's local one in the user's cache.
     is_shared: whether processes on other hosts must see the same folder.
 
   Raises:
-    UserError: another kind of address; or gcsfs, by which buckets are read, is
+    UserError: it is another kind of address; or gcsfs, which reads buckets, is
       missing.
   """
 
   def __init__(self, name: str):
     self._name = name
     self._remote: epath.Path | None = None
-    # What is in the bucket, by name: size and time of the file that was sent.
+    # The files in the bucket, by name: size and time when they were sent.
     self._sent: dict[str, tuple[int, int]] = {}
     if name.startswith(_SCHEME):
       url = _checked(name)
@@ -63,26 +63,26 @@ class Workdir:
 
   @property
   def cache(self) -> pathlib.Path:
-    """The folder of what can be made anew; always local."""
+    """The folder for what can be made anew; it is always local."""
     return self.folder / _CACHE
 
   def address(self, path: pathlib.Path) -> pathlib.Path:
-    """Where a file or folder of `folder` is for good."""
+    """Returns where a file or folder of `folder` finally is."""
     if self._remote is None:
       return path
     return self._remote / str(path.relative_to(self.folder))
 
   def checkpoints(self, folder: pathlib.Path) -> epath.Path:
-    """Where the checkpoints of the run in a folder of `folder` are."""
+    """Returns where the checkpoints of the run in a folder of `folder` are."""
     if self._remote is None:
       folder = folder.absolute()
     return epath.Path(self.address(folder)) / _CHECKPOINTS
 
   @contextlib.contextmanager
   def synced(self) -> Iterator[None]:
-    """Begins with what the bucket holds, and leaves in it what the run wrote.
+    """Fetches what the bucket holds, and sends what the block wrote when it ends.
 
-    All processes call it together.
+    All processes must call it together.
 
     Raises:
       UserError: there is no such bucket, or it may not be read or written.
@@ -97,15 +97,15 @@ class Workdir:
     try:
       yield
     except BaseException:
-      with contextlib.suppress(UserError):  # The first error is the one to be told.
+      with contextlib.suppress(UserError):  # The first error is the one to show.
         self.push()
       raise
     self.push()
 
   def push(self) -> None:
-    """Sends what is new in the folder to the bucket; the first process does.
+    """Sends what is new in the folder to the bucket, in the first process only.
 
-    Whatever ends it before it is done, the same command goes on from what is there.
+    If it ends before it is done, the same command continues from what is there.
 
     Raises:
       UserError: the bucket cannot be written.
@@ -130,7 +130,7 @@ class Workdir:
   def share(self, folder: pathlib.Path) -> None:
     """Brings what the first process wrote in a folder to the bucket and all hosts.
 
-    All processes call it together, and wait for the first.
+    All processes must call it together; they wait for the first.
 
     Raises:
       UserError: the bucket cannot be read or written.
@@ -139,14 +139,14 @@ class Workdir:
     processes.wait()
     if self._remote is None:
       return
-    # Who shares the folder with the first has it.
+    # Those that share the folder with the first have it already.
     leader = processes.sharing(self.folder)[0]
     if leader and leader == jax.process_index():
       self._fetch(*self._objects([str(folder.relative_to(self.folder))]))
     processes.wait()
 
   def _fetch_all(self) -> None:
-    """Makes the folder what the bucket holds: of two that differ it is right."""
+    """Makes the folder equal to the bucket, which is right where the two differ."""
     for path in self.folder.iterdir():
       if _is_sent(path.name):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -179,7 +179,7 @@ class Workdir:
   def _errors(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # The library's, Google's and the system's.
+    except Exception as error:  # It may be gcsfs's, Google's or the system's.
       reason = " ".join(str(error).split())[:300] or type(error).__name__
       raise UserError(
         f"cannot use --workdir={self._name} ({reason}): make the bucket, and give this "
@@ -188,9 +188,9 @@ class Workdir:
 
 
 def _is_sent(name: str) -> bool:
-  """Whether a file or folder of the workdir is brought to and from the bucket."""
+  """Returns whether a file or folder of the workdir goes to and from the bucket."""
   parts = pathlib.PurePosixPath(name).parts
-  # Hidden: locks, and what is written beside before it is renamed.
+  # Locks are hidden, and so is what is written beside before it is renamed.
   is_hidden = any(part.startswith(".") for part in parts)
   return not is_hidden and parts[0] != _CACHE and parts[2:3] != (_CHECKPOINTS,)
 
@@ -203,10 +203,10 @@ def _checked(name: str) -> str:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-  """The file system of a bucket, and the name that the workdir has there."""
-  # Ordinary requests do for every kind of bucket, and need no further permission.
+  """Returns a bucket's file system, and the workdir's name there."""
+  # Ordinary requests work for every kind of bucket, and need no further permission.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-  # What TensorStore and other hosts write must be seen, by Orbax's paths as well.
+  # Orbax's paths too must see what TensorStore and other hosts write.
   fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
   try:
     return fsspec.core.url_to_fs(url)

@@ -1,10 +1,10 @@
 """The teacher cache: each teacher's embedding of every sentence, computed once.
 
-A teacher's file holds one row a sentence in the order of example ids, in a folder
+A teacher's file holds a row for each sentence in the order of example ids, in a folder
 named by what it was made from, so a changed teacher, tokenizer or text never
-meets an old cache. It is made beside, block by block, each with its digest; an
-interrupted run goes on with the blocks that are missing, damaged ones are made
-anew, and several hosts that share the folder divide the blocks among them.
+meets an old cache. It is built beside its final place, block by block, each with its
+digest: a resumed run computes only the blocks that are missing or damaged. Hosts that
+share the folder divide the blocks among them.
 """
 
 import collections
@@ -35,7 +35,7 @@ from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Part of every key: raise it when the layout or the arithmetic changes.
+# This is part of every key: raise it when the layout or the arithmetic changes.
 _LAYOUT = 2
 _BLOCK_ROWS = 8192
 
@@ -44,7 +44,7 @@ class TeacherEmbeddings:
   """Cached embeddings of several teachers, read by example id.
 
   Args:
-    files: [rows, D_t] each, as `build_teacher_cache` opens them.
+    files: [rows, D_t] for each teacher, as `build_teacher_cache` opens them.
   """
 
   def __init__(self, files: Sequence[np.ndarray]):
@@ -52,41 +52,41 @@ class TeacherEmbeddings:
 
   @property
   def widths(self) -> tuple[int, ...]:
-    """D_t of each teacher."""
+    """The width D_t of each teacher's embeddings."""
     return tuple(file.shape[1] for file in self._files)
 
   def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """`teacher_embeddings`, [B, sum of D_t]: the teachers' side by side."""
+    """Returns `teacher_embeddings`, the teachers' side by side, [B, sum of D_t]."""
     parts = [file[rows] for file in self._files]
     return {"teacher_embeddings": np.concatenate(parts, axis=1)}
 
 
 def teacher_key(model: model_lib.Model, tokens: TokenCache, *facts: str) -> str:
-  """A name for a teacher's embeddings of a corpus.
+  """Returns a name for a teacher's embeddings of a corpus.
 
   Args:
     model: the teacher.
-    tokens: the corpus by the teacher's tokenizer; its own key stands for the
-      sentences, the tokenizer and max_length.
-    *facts: what else they depend on.
+    tokens: the corpus in the teacher's tokens; its own key stands for the sentences,
+      the tokenizer and max_length.
+    *facts: what else the embeddings depend on.
   """
   about = [_LAYOUT, tokens.key, model_lib.digest(model), *facts]
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
 
 def cache_bytes(rows: int, width: int, dtype: str) -> int:
-  """The disk that one teacher's embeddings take."""
+  """Returns the bytes on disk that one teacher's embeddings take."""
   return rows * width * jnp.dtype(dtype).itemsize
 
 
 def bytes_there(folder: pathlib.Path, sizes: Iterable[int]) -> int:
-  """Counts the bytes on the disk of files that are as large as some that are needed.
+  """Counts the bytes on disk of files that are as large as some that are needed.
 
-  A file of another size is of another text or teacher, and no help.
+  A file of another size belongs to another text or teacher, and is no help.
 
   Args:
     folder: holds the caches.
-    sizes: of the files that are needed, in bytes.
+    sizes: bytes of each file that is needed.
   """
   needed = collections.Counter(sizes)
   there = 0
@@ -99,10 +99,10 @@ def bytes_there(folder: pathlib.Path, sizes: Iterable[int]) -> int:
 
 
 def check_disk(folder: pathlib.Path, need: int, what: str) -> None:
-  """Refuses what does not fit the disk of a folder; need in bytes.
+  """Refuses what does not fit the disk of a folder; `need` is in bytes.
 
   Raises:
-    UserError: less is free than needed.
+    UserError: the disk has less free than is needed.
   """
   free = shutil.disk_usage(folder).free
   if need > free:
@@ -122,17 +122,17 @@ def build_teacher_cache(
   dtype: str,
   compute_dtype: str = "float32",
 ) -> np.ndarray:
-  """Opens a teacher's embeddings of a corpus, computing first what is missing.
+  """Opens a teacher's embeddings of a corpus, after computing what is missing.
 
   The processes that share the folder divide the blocks among them.
 
   Args:
     folder: holds the caches, one folder each.
     model: the teacher.
-    tokens: the corpus by the teacher's tokenizer.
-    name: of the teacher, for the progress bar.
-    dtype: of the file, "float16", "bfloat16" or "float32".
-    compute_dtype: of the matrix products.
+    tokens: the corpus in the teacher's tokens.
+    name: the teacher's, for the progress bar.
+    dtype: that of the file, "float16", "bfloat16" or "float32".
+    compute_dtype: that of the matrix products.
 
   Returns:
     [rows, D] embeddings of unit length, memory-mapped, in the order of example
@@ -142,13 +142,13 @@ def build_teacher_cache(
     UserError: the disk has no room.
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
-  shape = (len(tokens), model.pooled_size)
+  shape = (len(tokens), model.embedding_size)
   beside = folder / f".{path.name}.tmp"
   group = processes.sharing(folder)
   first, me = group[0], jax.process_index()
   intact = first == me and path.exists() and _is_intact(path, shape, dtype, name)
-  # As the first of each group says: a shared folder may look other to others for a
-  # while. All meet at every point, whatever is there already.
+  # The first of each group decides: a shared folder may look different to others for
+  # a while. All processes reach every wait below, whatever is there already.
   intact = processes.gather(intact)[first]
   if first == me and not intact:
     if path.exists():
@@ -169,20 +169,20 @@ def build_teacher_cache(
 
 
 def _blocks(rows: int) -> list[tuple[int, int]]:
-  """First row and end of each block."""
+  """Lists the first row and the end of each block."""
   starts = range(0, rows, _BLOCK_ROWS)
   return [(start, min(start + _BLOCK_ROWS, rows)) for start in starts]
 
 
 def _mark(path: pathlib.Path, start: int) -> pathlib.Path:
-  """The file that says what a block holds."""
+  """Returns the path of the file that says what a block holds."""
   return path / f"done-{start}.json"
 
 
 def _intact(
   path: pathlib.Path, shape: tuple[int, int], dtype: str, blocks: list
 ) -> list[bool]:
-  """Whether each block is there and as its mark says."""
+  """Returns whether each block is there and as its mark says."""
   row_bytes = cache_bytes(1, shape[1], dtype)
 
   def is_intact(block) -> bool:
@@ -201,7 +201,7 @@ def _intact(
 
 
 def _is_intact(path: pathlib.Path, shape, dtype: str, name: str) -> bool:
-  """Whether a whole cache is as it was written; says so if not."""
+  """Returns whether a whole cache is as it was written; warns if not."""
   blocks = _blocks(shape[0])
   intact = _intact(path, shape, dtype, blocks)
   if all(intact):
@@ -221,7 +221,7 @@ def _is_intact(path: pathlib.Path, shape, dtype: str, name: str) -> bool:
 
 
 def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
-  """Takes the whole file's disk at once: a full disk is met here or never."""
+  """Reserves the whole file at once, so that a full disk shows here or never."""
   size = cache_bytes(*shape, dtype)
   try:
     beside.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
       if there >= size:
         return
       check_disk(beside, size - there, f"the cache of teacher {name}")
-      # macOS has no such call; there a full disk is met while writing.
+      # macOS has no such call; a full disk then shows while writing.
       if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
       else:
@@ -243,8 +243,8 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
 
 
 def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> None:
-  """Computes those of these blocks that are not there yet, or are damaged."""
-  shape = (len(tokens), model.pooled_size)
+  """Computes those blocks that are missing or damaged."""
+  shape = (len(tokens), model.embedding_size)
   file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
   intact = _intact(beside, shape, dtype, blocks)
   missing = [block for block, is_intact in zip(blocks, intact) if not is_intact]
@@ -270,10 +270,10 @@ def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> 
         dtype=jnp.dtype(compute_dtype),
         mesh=mesh,
       )
-      # They are made of unit length: losses see cosines alone, and float16 cannot overflow.
-      file[start:stop] = unit_length(embeddings)
+      # At unit length float16 cannot overflow, and losses only see cosines anyway.
+      file[start:stop] = unit_length(model.finish(embeddings, normalize=False))
       file.flush()
-      # The mark says what the block holds, so it comes after it.
+      # The mark says what the block holds, so it is written after the block.
       digest = hashlib.sha256(file[start:stop].view(np.uint8)).hexdigest()
       files.write_json(_mark(beside, start), {"sha256": digest})
       bar.update(stop - start)

@@ -2,7 +2,7 @@
 
 Teachers of one shape that read the same token ids form one stack: a tree of
 parameters with a leading axis. Others form stacks of their own. Teachers whose
-embeddings are in a cache need no forward: these come with the batch.
+embeddings are in a cache need no forward pass: these come with the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,19 @@ import numpy as np
 from dcse_jax import losses
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import backend
+
+# The activations of dense layers, as in `heads.Head`.
+_ACTIVATIONS = {
+  "Tanh": jnp.tanh,
+  "Identity": lambda x: x,
+  "ReLU": jax.nn.relu,
+  "Sigmoid": jax.nn.sigmoid,
+}
 
 # How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
 # is one teacher after the other in a compiled loop, "vmap" all in each matrix
@@ -30,18 +39,29 @@ _FORMS = {"cpu": "scan"}
 
 @dataclasses.dataclass(frozen=True)
 class TeacherStack:
-  """What is static about teachers of one shape.
+  """The static description of teachers of one shape.
 
   Attributes:
-    weights: of each teacher in the average; over all stacks they sum to 1.
-    tokens: which of the batch's `teacher_tokens` they read; None: the student's
+    weights: each teacher's in the average; over all stacks they sum to 1.
+    tokens: which of the batch's `teacher_tokens` they read; None for the student's
       own.
+    activations: those of the dense layers after the pooling, in order.
+    width: how many leading numbers of what comes out are kept; None keeps what the
+      pooling gives.
   """
 
   config: encoder_lib.EncoderConfig
   pooling: str
   weights: tuple[float, ...]
   tokens: int | None = None
+  activations: tuple[str, ...] = ()
+  width: int | None = None
+
+  @property
+  def size(self) -> int:
+    """The width of the teachers' embeddings, side by side."""
+    pooled = pooling_lib.embedding_size(self.config, self.pooling)
+    return len(self.weights) * (self.width or pooled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +69,31 @@ class CachedTeachers:
   """Teachers whose embeddings are the batch's `teacher_embeddings`, side by side.
 
   Attributes:
-    widths: of each teacher's embeddings.
-    weights: of each teacher in the average; they sum to 1.
+    widths: the width of each teacher's embeddings.
+    weights: each teacher's in the average; they sum to 1.
   """
 
   widths: tuple[int, ...]
   weights: tuple[float, ...]
+
+  @property
+  def size(self) -> int:
+    """The width of the teachers' embeddings, side by side."""
+    return sum(self.widths)
 
 
 class TeacherTokens:
   """The token ids of teachers with tokenizers of their own.
 
   Args:
-    caches: of the same sentences as the student's, with the same example ids.
+    caches: token caches of the student's sentences, with the same example ids.
   """
 
   def __init__(self, caches: Sequence[TokenCache]):
     self._caches = caches
 
   def gather(self, rows: np.ndarray) -> dict[str, Any]:
-    """`teacher_tokens`: for each cache `input_ids`, `attention_mask`, [B, 1, S]."""
+    """Returns `teacher_tokens`: each cache's ids and mask, by name, [B, 1, S]."""
     batches = (cache.gather(rows) for cache in self._caches)
     names = ("input_ids", "attention_mask")
     return {"teacher_tokens": tuple({name: b[name] for name in names} for b in batches)}
@@ -79,15 +104,18 @@ def stack_teachers(
   weights: Sequence[float],
   tokens: Sequence[int | None] | None = None,
   *,
+  total: float | None = None,
   dtype: Any = jnp.float32,
 ) -> tuple[tuple[TeacherStack, ...], tuple[encoder_lib.Params, ...]]:
   """Groups teachers by shape and by what they read.
 
   Args:
     models: the teachers.
-    weights: one a teacher, in any unit.
-    tokens: for each teacher `TeacherStack.tokens`; None: all read the student's.
-    dtype: of the parameters; that of the matrix products loses nothing, and
+    weights: one for each teacher, in any unit.
+    tokens: for each teacher `TeacherStack.tokens`; None if all read the student's.
+    total: the sum of all weights where other teachers have some; None for that of
+      these.
+    dtype: that of the parameters. The dtype of the matrix products loses nothing;
       bfloat16 takes half the memory of float32.
 
   Returns:
@@ -95,19 +123,42 @@ def stack_teachers(
     teachers.
   """
   tokens = tokens or [None] * len(models)
+  total = sum(weights) if total is None else total
   groups: dict[tuple, list[int]] = {}
   for i, model in enumerate(models):
-    groups.setdefault((model.config, model.pooling, tokens[i]), []).append(i)
+    layers = tuple((each.kernel.shape, each.activation) for each in model.dense_layers)
+    shape = (model.config, model.pooling, tokens[i], layers, model.truncate_dim)
+    groups.setdefault(shape, []).append(i)
   stacks, params = [], []
-  for (config, pooling, source), members in groups.items():
-    shares = tuple(float(weights[i] / sum(weights)) for i in members)
-    stacks.append(TeacherStack(config, pooling, shares, source))
+  for (config, pooling, source, layers, _), members in groups.items():
+    shares = tuple(float(weights[i] / total) for i in members)
+    activations = tuple(activation for _, activation in layers)
+    width = models[members[0]].embedding_size
+    stacks.append(TeacherStack(config, pooling, shares, source, activations, width))
     params.append(
       jax.tree.map(
-        lambda *x: np.stack(x).astype(dtype), *(models[i].params for i in members)
+        lambda *x: np.stack(x).astype(dtype), *(_params(models[i]) for i in members)
       )
     )
   return tuple(stacks), tuple(params)
+
+
+def _params(model: Model) -> encoder_lib.Params:
+  """The encoder's parameters, with those of dense layers as `head`."""
+  if not model.head:
+    return model.params
+  layers = [{"kernel": e.kernel, "bias": e.bias} for e in model.dense_layers]
+  return {**model.params, "head": layers}
+
+
+def _finish(
+  stack: TeacherStack, layers: Sequence[Mapping[str, jax.Array]], pooled: jax.Array
+) -> jax.Array:
+  """What follows the pooling, as `Model.finish` has it, but for normalising."""
+  for layer, activation in zip(layers, stack.activations):
+    kernel, bias = (layer[name].astype(jnp.float32) for name in ("kernel", "bias"))
+    pooled = _ACTIVATIONS[activation](pooled @ kernel + bias)
+  return pooled[:, : stack.width]
 
 
 def run_stack(
@@ -115,12 +166,12 @@ def run_stack(
   params: encoder_lib.Params,
   form: str | None = None,
 ) -> jax.Array:
-  """Embeddings of every teacher of a stack, [T, B, D].
+  """Computes embeddings by every teacher of a stack, [T, B, D].
 
   Args:
-    embed: one teacher's parameters to its embeddings, [B, D].
-    params: of the stack.
-    form: "scan", "vmap" or "unrolled"; None takes the backend's.
+    embed: computes embeddings from one teacher's parameters, [B, D].
+    params: the stack's.
+    form: "scan", "vmap" or "unrolled"; None takes what suits the backend.
   """
   form = form or _FORMS.get(backend.current(), "scan")
   size = jax.tree.leaves(params)[0].shape[0]
@@ -142,15 +193,15 @@ def teacher_embeddings(
   packing: Packing | None = None,
   microbatches: Chunks = Chunks(),
 ) -> jax.Array:
-  """What all teachers together think of a batch's first column.
+  """Computes the teachers' joint embeddings of a batch's first column.
 
   Args:
-    params: of each stack; of cached teachers any.
-    stacks: as `stack_teachers` gives them, or `CachedTeachers`.
+    params: those of each stack; anything for cached teachers.
+    stacks: from `stack_teachers`, or `CachedTeachers`.
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
-    dtype: of the matrix products.
-    packing: of one microbatch's first column; `teacher_tokens` keep their padding.
+    dtype: that of the matrix products.
+    packing: that of a microbatch's first column; `teacher_tokens` keep their padding.
     microbatches: how the batch is encoded.
 
   Returns:
@@ -168,8 +219,9 @@ def teacher_embeddings(
     read = batch if stack.tokens is None else batch["teacher_tokens"][stack.tokens]
 
     def embed(teacher, stack=stack, read=read):
+      encoder = {name: part for name, part in teacher.items() if name != "head"}
       encode = lambda rows, numbers: encoder_lib.encode(
-        teacher,
+        encoder,
         stack.config,
         rows["input_ids"],
         rows["attention_mask"],
@@ -178,7 +230,7 @@ def teacher_embeddings(
         packing=packing if stack.tokens is None else None,
       )
       first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
-      return microbatches.map(encode, first)
+      return _finish(stack, teacher.get("head", ()), microbatches.map(encode, first))
 
     embeddings.extend(run_stack(embed, stack_params))
   return jax.lax.stop_gradient(losses.join_teachers(embeddings, weights))

@@ -1,4 +1,4 @@
-"""The batches that the loop asks for, and what is joined to them on the way."""
+"""The batches that the loop asks for, and what is joined to them."""
 
 from collections.abc import Callable
 import dataclasses
@@ -8,8 +8,8 @@ import grain
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-# (batch, steps that were done before, what gives the trained parameters as they are
-# now, as `mesh.gathered`) -> the batch with more in it.
+# (batch, number of steps done before, function that returns the trained parameters as
+# they are now, as `mesh.gathered` gives them) -> the batch with more in it.
 Join = Callable[[Batch, int, Callable[[], Any]], Batch]
 
 
@@ -20,26 +20,26 @@ class Batches(Protocol):
     """Returns the next batch.
 
     Args:
-      step: as many steps were done before.
-      params: gives the trained parameters as they are now, as `mesh.gathered`; for
+      step: how many steps were done before.
+      params: returns the trained parameters as they are now, from `mesh.gathered`, for
         batches that depend on the model. It is called at the same steps in every
         process.
     """
 
   def get_state(self) -> Any:
-    """Returns the position, JSON."""
+    """Returns the position in the data, JSON."""
 
   def set_state(self, state: Any) -> None:
-    """Goes on from a position."""
+    """Continues from a position."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JoinedBatches:
-  """Batches of the data, each joined by what is known of its sentences.
+  """Batches of the data, each with what is joined for its sentences.
 
   Attributes:
-    iterator: of the data.
-    join: adds to a batch; what it knows is no part of the position.
+    iterator: iterates over the data.
+    join: adds to a batch; it has no part in the position.
   """
 
   iterator: grain.DatasetIterator

@@ -1,8 +1,8 @@
-"""Checkpoints: the newest to resume from, the best to export; by Orbax.
+"""Checkpoints by Orbax: the newest to resume from, the best to export.
 
 Orbax renames a checkpoint when it is complete, or writes a last file where nothing
-can be renamed, but reads one that was damaged since without a word. So each carries
-digests of its files (`manifest`), and only one whose digests hold is gone on from.
+can be renamed, but silently reads one that was damaged later. So each carries digests
+of its files (`digests`), and a run only resumes from one whose digests hold.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from dcse_jax.train.step import TrainState
 
 # The metric that decides which checkpoint is best; larger is better.
 _SCORE = "score"
-# As many of the newest stay, and as many of the best: when the newest is damaged,
-# or not all models that train together have it, the one before must be there, and
-# so must what was best then.
+# How many of the newest are kept, and how many of the best: when the newest is damaged,
+# or not all models that train together have it, the one before must be there, and so
+# must the one that was best then.
 _KEEP = 2
 # Orbax writes these last, as it renames.
 _COMMITTED = "commit_success.txt"
@@ -37,7 +37,7 @@ _WRITTEN_LAST = ("_CHECKPOINT_METADATA", _COMMITTED)
 
 
 class _Path(type(epath.Path())):
-  """A path that is no pattern: epath takes `exp[1]` for one where Orbax globs."""
+  """A path that is never a pattern: epath takes `exp[1]` as one where Orbax globs."""
 
   def glob(self, pattern: str) -> Iterator[epath.Path]:
     first, _, rest = pattern.partition("/")
@@ -46,7 +46,7 @@ class _Path(type(epath.Path())):
         yield from path.glob(rest) if rest else (path,)
 
 
-# Fields that checkpoints call otherwise, as they were called once.
+# The names in checkpoints of fields that were renamed since.
 _NAMES = {"carry": "memory"}
 
 
@@ -59,20 +59,20 @@ class Checkpoints:
   """The checkpoints of one training run, in one folder.
 
   Each holds the training state, the position in the data and the score, so that
-  a run that goes on from one is the run that was never interrupted.
+  a resumed run equals one that was never interrupted.
 
   Args:
-    folder: absolute, or in a bucket; made if need be.
+    folder: an absolute path, or one in a bucket; it is made if need be.
 
   Attributes:
-    steps: those that a run can go on from, rising, when this was made.
+    steps: the steps that a run could resume from when this was made, ascending.
     damage: what is wrong with each checkpoint that is not as it was written, by
       step.
   """
 
   def __init__(self, folder: pathlib.Path):
     self._folder = _Path(folder)
-    # The first process looks, before it changes anything, for all.
+    # The first process looks for all, before it changes anything.
     found = self._find() if processes.is_first() else None
     self.steps, damage = processes.agree(found)
     self.damage: dict[int, str] = dict(damage)
@@ -84,11 +84,11 @@ class Checkpoints:
         damage.append((step, reason))
       else:
         best_steps[step] = _read_progress(self._folder, step)["best_step"]
-    # Without the best until then a run would not end as it would have.
+    # A run must also find its best checkpoint until then, to end as it would have.
     return [s for s in best_steps if best_steps[s] in best_steps], damage
 
   def go_on_from(self, step: int) -> None:
-    """Forgets later and damaged checkpoints: the run comes by their steps again.
+    """Removes later and damaged checkpoints: the run reaches their steps again.
 
     Args:
       step: one of `steps`, or 0.
@@ -119,7 +119,7 @@ class Checkpoints:
         create=True,
         async_options=ocp.options.AsyncOptions(
           post_finalization_callback=self._write_digests,
-          # In another thread, a folder that cannot be made is waited for in vain.
+          # In another thread, a folder that cannot be made would be awaited forever.
           create_directories_asynchronously=False,
         ),
         # Models that train together save at once, and their processes must not meet
@@ -131,15 +131,15 @@ class Checkpoints:
     )
 
   def _write_digests(self) -> None:
-    """Is called when a checkpoint is complete and not yet named so."""
-    # In a bucket it has its last name from the first; it is the newest.
+    """Writes digests when a checkpoint is complete, before Orbax marks it so."""
+    # In a bucket it has its final name from the start; it is the newest.
     newest = max(_folders_in(self._folder), key=lambda p: int(p.name), default=None)
     paths = list(self._folder.glob("*.orbax-checkpoint-tmp*"))
     if newest is not None and not _is_complete(newest):
       paths.append(newest)
     for path in paths:
       if not files.is_in_bucket(path):
-        # Orbax leaves that to the system; the digests must not come first.
+        # Orbax leaves this to the system; files must be on the disk before digests.
         files.finish(pathlib.Path(path))
       names = digests_lib.names_in(path)
       digests_lib.write(path, [name for name in names if name not in _WRITTEN_LAST])
@@ -148,12 +148,12 @@ class Checkpoints:
     """Saves in the background; the state may be donated as soon as it returns.
 
     Args:
-      state: of the training.
-      progress: all else that a run needs to go on, JSON; with "best_step".
-      score: larger is better; minus infinity where there is none.
+      state: the training state.
+      progress: everything else that a resumed run needs, JSON; with "best_step".
+      score: larger is better; minus infinity if there is none.
 
     Raises:
-      UserError: this one, or the one before, cannot be written.
+      UserError: this checkpoint, or the one before, cannot be written.
     """
     with _write_errors(self._folder):
       self._manager.save(
@@ -179,7 +179,7 @@ class Checkpoints:
         new = [n for n in _WRITTEN_LAST if (path / n).exists()]
         new = [n for n in new if n not in digests_lib.listed(path)]
         if new and not files.is_in_bucket(path):
-          # The next save may remove the one before: this one must be there for good.
+          # The next save may remove the one before, so this one must be on the disk.
           for name in (*new, ".", ".."):
             files.to_disk(path / name)
         digests_lib.extend(path, new)
@@ -188,15 +188,15 @@ class Checkpoints:
     """Reads a checkpoint.
 
     Args:
-      step: which.
-      like: shapes with shardings; it says where the arrays go, so a run can go
-        on with another number of devices.
+      step: which one.
+      like: shapes with shardings; they say where the arrays go, so a run can resume
+        on another number of devices.
 
     Returns:
       The state and the progress, as saved.
 
     Raises:
-      UserError: it is damaged, or of another model.
+      UserError: it is damaged, or belongs to another model.
     """
     self.wait()
     if processes.is_first():
@@ -228,7 +228,7 @@ class Checkpoints:
       try:
         self.wait()
       finally:
-        with contextlib.suppress(Exception):  # Said already.
+        with contextlib.suppress(Exception):  # `wait` has raised it already.
           self._manager.close()
 
 
@@ -247,7 +247,7 @@ def _steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def _remove(path: epath.Path) -> None:
-  """Removes a checkpoint: at no moment does what is left of it seem damaged."""
+  """Removes a checkpoint so that what is left of it never seems damaged."""
   if files.is_in_bucket(path):
     (path / _COMMITTED).unlink(missing_ok=True)
   else:
@@ -267,20 +267,20 @@ def _check(folder: pathlib.Path, step: int) -> None:
 def _write_errors(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
-  except Exception as error:  # Orbax, TensorStore and the system each have theirs.
+  except Exception as error:  # Orbax, TensorStore and the system have different ones.
     raise files.cannot_write(folder, _reason(error)) from error
 
 
 def _reason(error: Exception) -> OSError | str:
   if isinstance(error, OSError):
     return error
-  # TensorStore's texts are long, and end with the system's own number.
+  # TensorStore's messages are long, and end with the system's error number.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
 
 
 def _read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  # Not by a checkpointer, which would wait for other processes.
+  # A checkpointer would wait for other processes.
   return ocp.JsonCheckpointHandler().restore(
     epath.Path(folder / str(step) / "progress")
   )
@@ -293,17 +293,17 @@ def _saved_shapes(reader: ocp.StandardCheckpointer, path: pathlib.Path) -> Any:
 def read_params(
   folder: pathlib.Path, step: int | None = None
 ) -> tuple[Any, dict[str, Any]]:
-  """Reads the parameters of a run's checkpoint, as it trains or after.
+  """Reads the parameters of a run's checkpoint, while it trains or after.
 
   Args:
-    folder: of the run's checkpoints; nothing in it is changed.
-    step: which; None the best so far.
+    folder: the folder of the run's checkpoints; nothing in it is changed.
+    step: which one; None takes the best so far.
 
   Returns:
     The trained parameters, numpy float32, and the progress, with "step".
 
   Raises:
-    UserError: no such checkpoint, or it is damaged.
+    UserError: there is no such checkpoint, or it is damaged.
   """
   if not folder.is_dir():
     raise UserError(f"there is no folder {folder}: has the run saved anything yet?")
@@ -317,7 +317,7 @@ def read_params(
     raise UserError(f"{folder} has no checkpoint of step {step}; {there}")
   _check(folder, step)
   with contextlib.closing(ocp.StandardCheckpointer()) as reader:
-    # Without a layout of our own Orbax asks for the devices that wrote it.
+    # Without a layout from us Orbax would ask for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),

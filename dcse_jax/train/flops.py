@@ -1,4 +1,4 @@
-"""What devices can do, and how much of their peak a training step uses."""
+"""The peaks of devices, and how much of them a training step uses."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,13 +8,13 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """The most that one device as JAX counts them can do, as its maker says.
+  """The most that one device, as JAX counts them, can do according to its maker.
 
   Attributes:
     bfloat16: dense FLOP/s of bfloat16 matrix products.
-    float32: the same of float32 ones at JAX's default precision, which is
-      bfloat16 on a TPU and TensorFloat-32 on a GPU.
-    memory: bytes.
+    float32: FLOP/s of float32 products at JAX's default precision, which is bfloat16
+      on a TPU and TensorFloat-32 on a GPU.
+    memory: its size in bytes.
     memory_rate: bytes/s.
     link_rate: bytes/s that it sends to other devices of its slice or host, over
       all links together.
@@ -27,14 +27,14 @@ class Device:
   link_rate: float
 
   def peak(self, dtype: str) -> float:
-    """FLOP/s of matrix products of a config's `dtype`."""
+    """Returns the FLOP/s of matrix products in a config's `dtype`."""
     return getattr(self, dtype)
 
 
 _GIB = 2**30
 
-# Named by `jax.Device.device_kind`. Makers give links in both directions together, which
-# is halved here.
+# The names are those of `jax.Device.device_kind`. Makers add both directions of links;
+# the sums are halved here.
 DEVICES = {
   # docs.cloud.google.com/tpu/docs/v4; six links of 50 GB/s: Jouppi et al., TPU v4,
   # 2023 (arXiv:2304.01433).
@@ -47,7 +47,7 @@ DEVICES = {
   "TPU v6 lite": Device(918e12, 918e12, 32 * _GIB, 1638e9, 400e9),
   # docs.cloud.google.com/tpu/docs/tpu7x; each of a chip's two halves is a device.
   "TPU7x": Device(2307e12 / 2, 2307e12 / 2, 96 * _GIB, 7380e9 / 2, 600e9 / 2),
-  # NVIDIA's data sheets of A100, H100 and H200 (SXM), without sparsity.
+  # NVIDIA's data sheets for A100, H100 and H200 (SXM), without sparsity.
   "NVIDIA A100-SXM4-40GB": Device(312e12, 156e12, 40e9, 1555e9, 300e9),
   "NVIDIA A100-SXM4-80GB": Device(312e12, 156e12, 80e9, 2039e9, 300e9),
   "NVIDIA H100 80GB HBM3": Device(989e12, 494e12, 80e9, 3350e9, 450e9),
@@ -57,12 +57,12 @@ DEVICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a training step has to do.
+  """The work of a training step.
 
   Attributes:
-    tokens: of the sentences of a batch, of one model.
-    flops: of all models that train together, as `Objective.flops` gives them.
-    dtype: of the matrix products, "float32" or "bfloat16".
+    tokens: how many the sentences of a batch have, for one model.
+    flops: `Objective.flops` for all models that train together.
+    dtype: that of the matrix products, "float32" or "bfloat16".
   """
 
   tokens: float
@@ -72,15 +72,15 @@ class Work:
   def metrics(
     self, step_seconds: float, devices: Sequence[jax.Device]
   ) -> dict[str, float]:
-    """What the time of a step means.
+    """Turns the time of a step into metrics.
 
     Args:
-      step_seconds: of one step, in the mean.
-      devices: that share it.
+      step_seconds: the mean time of a step.
+      devices: those that share the step.
 
     Returns:
-      By name: step_seconds, tokens_per_second, and model_flop_utilisation, in
-      [0, 1], of the devices' peak; where the peak is not known in its place
+      By name: step_seconds, tokens_per_second, and model_flop_utilisation, the share
+      of the devices' peak in [0, 1]; or, where the peak is not known,
       model_tflops_per_second of each device.
     """
     rate = self.flops / step_seconds / len(devices)

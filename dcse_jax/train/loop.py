@@ -1,4 +1,4 @@
-"""The training loop: steps, logs, evaluations, checkpoints; for any objective."""
+"""The training loop, for any objective: steps, logs, evaluations, checkpoints."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -29,7 +29,7 @@ from dcse_jax.train.batches import Batches
 
 _log = logging.getLogger(__name__)
 
-# The trained parameters, as `mesh.gathered` -> metrics by name; of them "score", if
+# The trained parameters, from `mesh.gathered` -> metrics by name. A metric "score", if
 # it is there, chooses the best parameters and is not written.
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -42,14 +42,14 @@ class Trainer:
     step_fn: jitted (state, batch, frozen, packing) -> (state, metrics);
       donates the state. With several models every leaf of state, batch and
       metrics has a leading axis of models.
-    frozen: on the devices, as `mesh.put_params` lays them out.
-    batch_size: of the global batch; divides among the mesh.
-    max_skipped_steps: as many steps of a model may have a loss or a gradient that
-      is not finite, and change nothing; at one more the run stops.
-    work: of a step.
-    num_models: trained together by one call.
-    packings: what a batch may be packed into, the tightest first; one that fits
-      none keeps its padding. The step is compiled for each that is met.
+    frozen: parameters that are read only, on the devices, from `mesh.put_params`.
+    batch_size: that of the global batch; a multiple of the mesh's size.
+    max_skipped_steps: how many steps of a model may be skipped because a loss or a
+      gradient is not finite; at one more the run stops.
+    work: the work of a step.
+    num_models: how many models one call trains together.
+    packings: the packings to choose from, the tightest first; a batch that fits none
+      keeps its padding. The step is compiled for each that occurs.
     profile_steps: the first step to trace, and the first not to; none if empty.
   """
 
@@ -70,18 +70,18 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One model to train: all in which models of a round differ.
+  """A model to train: everything in which the models of a round differ.
 
   Attributes:
-    name: for the terminal.
-    folder: of the run's metrics.
-    checkpoints: of the run; a checkpoint there is gone on from.
-    params: to start from.
+    name: what the terminal calls it.
+    folder: where its metrics go.
+    checkpoints: the folder of its checkpoints, from which it resumes.
+    params: those to start from.
     carry: what the loss hands from step to step, at the start.
     batches: endless, each with `example_id` and `num_tokens`.
-    rng: of the run.
+    rng: the run's key.
     evaluate: scores its parameters. Without a "score" the last are the best.
-    sentences: of example ids, for people.
+    sentences: returns the sentences of example ids, for people to read.
   """
 
   name: str
@@ -104,7 +104,7 @@ def make_step(
   num_models: int = 1,
   num_steps: int,
 ) -> Callable[..., Any]:
-  """`Trainer.step_fn`, jitted and sharded over the mesh."""
+  """Makes `Trainer.step_fn`, jitted and sharded over the mesh."""
   one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
 
   def step(state, batch, frozen, packing=None):
@@ -115,7 +115,7 @@ def make_step(
       state, metrics = fn(state, batch, frozen)
     return mesh_lib.constrain(state, mesh), metrics
 
-  # State and teachers come where they belong, and the state stays there.
+  # State and frozen parameters arrive with shardings, and the state keeps its own.
   return jax.jit(
     step,
     in_shardings=(None, _batch_sharding(mesh, num_models), None),
@@ -130,7 +130,7 @@ def _batch_sharding(mesh: Mesh, num_models: int):
 
 
 def _stack(trees: Sequence[Any]) -> Any:
-  """One tree of host arrays for the step of several models, or the only one."""
+  """Stacks trees of host arrays for the step of several models; one stays as it is."""
   if len(trees) == 1:
     return trees[0]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
@@ -147,12 +147,12 @@ def train(
   config: dict[str, Any],
   before_save: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-  """Trains models, or goes on with them, and returns their best parameters.
+  """Trains models, or resumes them, and returns their best parameters.
 
   Args:
     trainer: the step and its settings, for len(runs) models.
-    runs: trained together, each as it would be alone.
-    config: of the round, JSON; every checkpoint carries it.
+    runs: the models, which train together, each as it would alone.
+    config: the round's config, JSON; every checkpoint carries it.
     before_save: brings what the runs wrote to safety, so that no checkpoint is ahead
       of it.
 
@@ -163,13 +163,13 @@ def train(
   Raises:
     UserError: too many losses or gradients are not finite; every checkpoint is
       damaged; or something cannot be written.
-    Interrupted: by a signal; what was trained is saved.
+    Interrupted: a signal asked for it; what was trained is saved.
   """
   stores = [checkpoint.Checkpoints(run.checkpoints) for run in runs]
   first_step = _find_step(runs, stores)
   with contextlib.ExitStack() as stack:
     for store in stores:
-      # On the way out, by whatever way, saves under way are waited for.
+      # However this block ends, it waits for saves under way.
       stack.enter_context(contextlib.closing(store))
     state, best, lines_before = _restore(trainer, runs, stores, first_step)
     logs = []
@@ -188,7 +188,7 @@ def train(
     )
     profile = run_log.Profile(trainer.profile_steps, runs[0].folder / "profile")
     stack.callback(profile.stop)
-    unread = []  # What steps gave, still on the devices.
+    unread = []  # The metrics of steps, still on the devices.
     for step in range(first_step + 1, trainer.num_steps + 1):
       profile.before(step - 1)
       state, example_ids, values = _step(trainer, runs, state, step - 1)
@@ -210,7 +210,7 @@ def train(
           log.write(speeds)
       if not (evaluates or stops):
         continue
-      # So that no two models are ever more than one save apart.
+      # No two models may ever be more than one save apart.
       for store in stores:
         store.wait()
       for i, (run, store, log) in enumerate(zip(runs, stores, logs)):
@@ -225,15 +225,15 @@ def train(
       if stops:
         raise signals.Interrupted
       speed.leave_out()  # Evaluation is not training.
-    # In the last evaluation, too; all is saved. Each may have been told alone.
+    # A signal may have come in the last evaluation, to one process; all is saved.
     if any(processes.gather(signals.requested())):
       raise signals.Interrupted
     return _best_params(trainer, stores, state, best)
 
 
 def _find_step(runs: Sequence[Run], stores: Sequence[checkpoint.Checkpoints]) -> int:
-  """Finds the step to go on from, 0 for none, and forgets later checkpoints."""
-  # Models that train together go on together: from a step that all have saved.
+  """Finds the step to resume from, 0 for none, and removes later checkpoints."""
+  # Models that train together resume together: from a step that all have saved.
   step = max(set.intersection(*(set(store.steps) for store in stores)), default=0)
   for run, store in zip(runs, stores):
     _tell_damage(run, store, step)
@@ -251,8 +251,8 @@ def _restore(
   """Puts the state on the devices, and the batches where they were.
 
   Returns:
-    The state of all models; for each the best score and its step; and for each how
-    many lines its files had.
+    The state of all models; the best score and its step for each; and how many lines
+    the files of each had.
   """
   states = [
     step_lib.init_state(run.params, trainer.tx, run.rng, run.carry) for run in runs
@@ -263,14 +263,14 @@ def _restore(
     like = mesh_lib.abstract(states[0], trainer.mesh)
     restored = [store.restore(step, like) for store in stores]
     states = [mesh_lib.gathered(state, trainer.mesh) for state, _ in restored]
-    # Checkpoints of earlier versions do not count them.
+    # Checkpoints of earlier versions do not have the number of lines.
     lines = [progress.get("lines", {}) for _, progress in restored]
     for i, (run, (_, progress)) in enumerate(zip(runs, restored)):
       run.batches.set_state(progress["data"])
       if progress["best_score"] > -math.inf:
         best[i] = (progress["best_score"], progress["best_step"])
       _log.info("%s: going on from step %d", run.name, step)
-  # A copy, since the first step donates it and runs share what they start from.
+  # Copy the state: the first step donates it, and runs share what they start from.
   states = [jax.device_get(state) for state in states]
   return mesh_lib.put_params(_stack(states), trainer.mesh), best, lines
 
@@ -329,12 +329,12 @@ def _progress(
   step: int,
   config: dict[str, Any],
 ) -> dict[str, Any]:
-  """What a checkpoint holds besides the state, JSON."""
+  """Returns what a checkpoint holds besides the state, JSON."""
   best_score, best_step = best
   return dict(
     data=run.batches.get_state(),
     best_score=best_score,
-    # Before any evaluation no other is needed.
+    # Before any evaluation the best is this checkpoint.
     best_step=best_step or step,
     config=config,
     lines=log.to_disk(),
@@ -347,7 +347,7 @@ def _best_params(
   state: Any,
   best: Sequence[tuple[float, int]],
 ) -> list[Any]:
-  """The parameters of each run's best evaluation, after the last step."""
+  """Returns the parameters of each run's best evaluation, after the last step."""
   result = []
   for i, (store, (_, best_step)) in enumerate(zip(stores, best)):
     of_run = _of_model(state, i, trainer.num_models)
@@ -358,7 +358,7 @@ def _best_params(
 
 
 def _tell_damage(run: Run, store: checkpoint.Checkpoints, step: int) -> None:
-  """Says which checkpoints are damaged; UserError where none is left for it."""
+  """Warns of damaged checkpoints; a UserError if there is none to resume from."""
   for damaged, reason in store.damage.items():
     if not step:
       raise UserError(

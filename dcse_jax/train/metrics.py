@@ -1,4 +1,4 @@
-"""What a run says while it trains: JSONL, TensorBoard and the terminal."""
+"""A run's metrics while it trains: JSONL, TensorBoard and the terminal."""
 
 from collections.abc import Iterator
 import contextlib
@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 class JsonLines:
   """A file of JSON objects with a "step", one a line, each written at once.
 
-  Of several processes, which all write the same, the first does it for all.
+  All processes would write the same, so only the first one writes.
 
   Args:
-    path: of the file; made when there is a line to write.
-    step: where the run goes on; later lines, and one that was cut, are removed.
+    path: the file's, which is made when there is a line to write.
+    step: where the run resumes; later lines, and one that was cut, are removed.
 
   Raises:
     UserError: it cannot be read or written.
@@ -42,7 +42,7 @@ class JsonLines:
       try:
         if json.loads(line)["step"] <= step and line.endswith("\n"):
           kept.append(line)
-      except (ValueError, KeyError, TypeError):  # The line that was cut.
+      except (ValueError, KeyError, TypeError):  # The line was cut.
         continue
     self._num_rows = len(kept)
     if processes.is_first():
@@ -74,7 +74,7 @@ class JsonLines:
       raise files.cannot_write(self._path, error) from error
 
   def tell_lost(self, expected: int) -> None:
-    """Says how many of the lines that a checkpoint knew of are not there."""
+    """Warns if lines that a checkpoint knew of are missing."""
     if len(self) < expected:
       _log.warning(
         "%s: %d of %d lines before step %d are lost, as after a power cut",
@@ -86,19 +86,19 @@ class JsonLines:
 
   def close(self) -> None:
     if self._file is not None:
-      with contextlib.suppress(OSError):  # Said when it was written.
+      with contextlib.suppress(OSError):  # `write` has raised it already.
         self._file.close()
 
 
 class Metrics:
-  """Writes named scalars by step; of several processes the first does.
+  """A writer of named scalars by step; only the first process writes.
 
   Args:
     folder: gets metrics.jsonl and TensorBoard's event files.
-    name: of the run, shown on the terminal.
-    num_steps: of the whole run.
-    step: where it starts; lines of later steps are left from an interrupted run
-      that goes on from here, and are removed.
+    name: the run's, shown on the terminal.
+    num_steps: how many the whole run has.
+    step: where it starts; lines of later steps, which an interrupted run left, are
+      removed.
     position: the line of its bar on the terminal.
   """
 
@@ -120,7 +120,7 @@ class Metrics:
       initial=step,
       unit="step",
       position=position,
-      # Lines are plainer than a bar in a log file.
+      # A log file is easier to read without a bar.
       disable=not sys.stderr.isatty() or not processes.is_first(),
       leave=False,
     )
@@ -130,7 +130,7 @@ class Metrics:
     return _Events(self._folder / "tensorboard", self._first_step)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes values such as {"train/loss": 0.1} of one step."""
+    """Writes the values of one step, such as {"train/loss": 0.1}."""
     self.lines.write({"step": step, **values})
     if not processes.is_first():
       return
@@ -152,13 +152,13 @@ class Metrics:
 class _Events:
   """TensorBoard's event file, written in this thread.
 
-  tensorboardX's own writer does it in another, which dies of a full disk unheard
-  and leaves the run waiting for it.
+  tensorboardX's own writer has a thread, which silently dies of a full disk and leaves
+  the run waiting for it.
   """
 
   def __init__(self, folder: pathlib.Path, first_step: int):
-    # Imported when there is something to write: it imports torch where that is
-    # installed, which the first step need not wait for.
+    # tensorboardX is imported only when there is something to write: it imports torch
+    # if that is installed, which the first step need not wait for.
     import tensorboardX.event_file_writer
     import tensorboardX.summary
 
@@ -168,7 +168,7 @@ class _Events:
     with self._errors():
       folder.mkdir(parents=True, exist_ok=True)
       self._writer = tensorboardX.event_file_writer.EventsWriter(str(folder / "events"))
-      # Readers drop what earlier files hold of this step and later.
+      # Readers then drop what earlier files hold from this step on.
       start = self._proto.SessionLog(status=self._proto.SessionLog.START)
       self._add(first_step + 1, session_log=start)
 
@@ -179,7 +179,7 @@ class _Events:
       self._writer.flush()
 
   def close(self) -> None:
-    with contextlib.suppress(OSError):  # Said when it was written.
+    with contextlib.suppress(OSError):  # `write` has raised it already.
       self._writer.close()
 
   def _add(self, step: int, **content: Any) -> None:

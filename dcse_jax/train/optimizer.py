@@ -7,13 +7,13 @@ import optax
 def make_schedule(
   *, learning_rate: float, schedule: str, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-  """Learning rate by step: linear warm-up, then decay to 0 at num_steps.
+  """Makes the learning rate by step: linear warm-up, then decay to 0 at num_steps.
 
   Args:
     learning_rate: the peak.
     schedule: "linear" or "cosine".
-    warmup_steps: from 0 up to the peak.
-    num_steps: where it is 0; a training may end before.
+    warmup_steps: how many steps the rate takes from 0 to the peak.
+    num_steps: the step where it is 0; training may end before.
   """
   rest = max(num_steps - warmup_steps, 1)
   decays = {
@@ -25,7 +25,7 @@ def make_schedule(
 
 
 def _is_decayed(params):
-  """Matrices decay; biases and LayerNorm weights do not, as BERT has it."""
+  """Marks the parameters that decay: matrices, not biases or LayerNorm, as in BERT."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key in ("kernel", "embedding"), params
   )
@@ -34,7 +34,7 @@ def _is_decayed(params):
 def make_optimizer(
   schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-  """Clips by global norm, then AdamW with PyTorch's betas and epsilon."""
+  """Makes AdamW, with PyTorch's betas and epsilon, after clipping by global norm."""
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(schedule, weight_decay=weight_decay, mask=_is_decayed),

@@ -1,13 +1,16 @@
 """Sparse training: weights that do little for alignment and uniformity become zero.
 
-After An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881): a weight's contribution
-is |weight x gradient| of alignment plus uniformity, summed over some batches (a first
-order estimate of what removing it changes); of all matrices of the layers together the
-lowest share is masked, once, and the rest is trained. Not public, and chosen here: the
-number of batches, and that embeddings, biases and LayerNorms stay.
+It follows An, Zhang and Song, SparseCSE, 2023 (arXiv:2311.03881). A weight's
+contribution is |weight x gradient| of alignment plus uniformity, summed over some
+batches: a first-order estimate of what removing it changes. The lowest share of the
+elements of all the layers' matrices is masked, once, and the rest is trained. Our
+choice, since the paper's is not public: the number of batches, and that embeddings,
+biases and LayerNorms stay.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -15,10 +18,42 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcse_jax import losses
+from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.objective.inputs import StepInputs
 from dcse_jax.objective.objective import Objective
 
 Params = Mapping[str, Any]
+
+# How many batches weights are judged on before a sparse training.
+_BATCHES = 32
+
+
+def sparse(
+  loss_fn: Objective,
+  encoder: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  rng: jax.Array,
+  share: float,
+) -> Params:
+  """Returns an encoder without the weights that do least on some batches.
+
+  Args:
+    loss_fn: a round's; its terms make no difference.
+    encoder: its parameters.
+    batches: tokens, on the host; the first few are read.
+    rng: draws the dropout.
+    share: the share of the layers' matrix elements that becomes zero, in [0, 1).
+  """
+  # A new projection is random, and would prefer weights at random.
+  judge = dataclasses.replace(
+    loss_fn,
+    terms=losses.parse("alignment_uniformity"),
+    stacks=(),
+    pooling=pooling_lib.unprojected(loss_fn.pooling),
+  )
+  first = itertools.islice(batches, _BATCHES)
+  return prune(encoder, contributions(judge, encoder, first, rng), share)
 
 
 def contributions(
@@ -27,12 +62,12 @@ def contributions(
   batches: Iterable[Mapping[str, np.ndarray]],
   rng: jax.Array,
 ) -> Any:
-  """What each weight does for a loss: the sum over batches of |weight x gradient|.
+  """Sums |weight x gradient| over batches: what each weight does for a loss.
 
   Args:
-    loss_fn: of `losses.alignment_uniformity`.
-    encoder: parameters.
-    batches: of tokens, on the host.
+    loss_fn: an objective of `losses.alignment_uniformity`.
+    encoder: its parameters.
+    batches: tokens, on the host.
     rng: draws the dropout.
   """
   params = loss_fn.init_params(encoder, rng)
@@ -52,12 +87,12 @@ def contributions(
 
 
 def prune(encoder: Params, scores: Any, share: float) -> Params:
-  """The encoder with the least of its layers' matrix elements at zero.
+  """Sets the elements of the layers' matrices with the lowest scores to zero.
 
   Args:
-    encoder: parameters.
-    scores: of each element, as `contributions` gives them.
-    share: of these elements that become zero, in [0, 1).
+    encoder: its parameters.
+    scores: the score of each element, from `contributions`.
+    share: the share of these elements that becomes zero, in [0, 1).
   """
   kernels = [
     leaf
@@ -80,7 +115,7 @@ def prune(encoder: Params, scores: Any, share: float) -> Params:
 
 
 def keep_zeros() -> optax.GradientTransformation:
-  """Leaves elements of matrices that are exactly zero where they are."""
+  """Makes a transformation that keeps matrix elements at zero that are exactly zero."""
 
   def update(updates, params):
     keep = lambda path, u, p: jnp.where(p == 0, 0, u) if _is_kernel(path) else u

@@ -1,4 +1,4 @@
-"""What the loop tells people of a run: values, skipped steps, speed, traces."""
+"""The loop's reports on a run: values, skipped steps, speed, traces."""
 
 from collections.abc import Callable, Sequence
 import logging
@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog:
-  """What one run says of its steps, and which of them were skipped.
+  """The log of one run's steps, and of those that were skipped.
 
   Args:
-    folder: of the run.
-    name: of the run, for the terminal.
-    sentences: of example ids, for people.
-    step: where the run goes on.
-    num_steps: of the whole run.
-    max_skipped_steps: more of them than this stop the run.
+    folder: the run's.
+    name: the run's, for the terminal.
+    sentences: returns the sentences of example ids, for people to read.
+    step: where the run starts or resumes.
+    num_steps: how many the whole run has.
+    max_skipped_steps: more skipped steps than this stop the run.
     position: the line of its bar on the terminal.
   """
 
@@ -53,10 +53,10 @@ class RunLog:
     )
 
   def read(self, step: int, example_ids: np.ndarray, values: dict[str, Any]) -> None:
-    """Takes what a step gave.
+    """Takes the metrics of a step.
 
     Raises:
-      UserError: more steps were skipped than may be.
+      UserError: more steps were skipped than are allowed.
     """
     self._step = step
     self._values = {key: float(value) for key, value in values.items()}
@@ -64,8 +64,8 @@ class RunLog:
       self._skip(example_ids)
 
   def write(self, speeds: dict[str, float]) -> None:
-    """Writes what the last step gave, and how fast they go."""
-    # JSON has no word for what is not a number.
+    """Writes the last step's metrics, and how fast steps are."""
+    # JSON cannot spell NaN or infinity.
     values = {f"train/{k}": v for k, v in self._values.items() if math.isfinite(v)}
     if len(self._skipped):
       values["train/skipped_steps"] = len(self._skipped)
@@ -97,14 +97,14 @@ class RunLog:
     _log.warning("%s: step %d skipped, %s: see %s", name, self._step, what, path)
 
   def to_disk(self) -> dict[str, int]:
-    """Brings all lines so far to the disk; how many there are in each file."""
+    """Brings all lines so far to the disk; returns how many each file has."""
     files = {"metrics": self.metrics.lines, "skipped": self._skipped}
     for file in files.values():
       file.to_disk()
     return {name: len(file) for name, file in files.items()}
 
   def tell_lost(self, expected: dict[str, int]) -> None:
-    """Says which of the lines that a checkpoint counted are not there."""
+    """Warns if lines that a checkpoint counted are missing."""
     self.metrics.lines.tell_lost(expected.get("metrics", 0))
     self._skipped.tell_lost(expected.get("skipped", 0))
 
@@ -115,13 +115,13 @@ class RunLog:
 
 
 class Speed:
-  """How fast steps go between one call and the next.
+  """A measure of how fast steps are between one call and the next.
 
   Args:
-    work: of a step.
-    batch_size: sentences of a step.
-    devices: that share a step.
-    step: where the run goes on.
+    work: the work of a step.
+    batch_size: sentences in a step.
+    devices: those that share a step.
+    step: where the run starts or resumes.
   """
 
   def __init__(
@@ -136,7 +136,7 @@ class Speed:
     self._time, self._step = time.perf_counter(), step
 
   def since_last(self, step: int) -> dict[str, float]:
-    """The speed of the steps since the last call."""
+    """Returns the speed of the steps since the last call."""
     now = time.perf_counter()
     seconds = (now - self._time) / (step - self._step)
     self._time, self._step = now, step
@@ -146,12 +146,12 @@ class Speed:
     }
 
   def leave_out(self) -> None:
-    """Forgets the time since the last call, which was not training."""
+    """Leaves out the time since the last call, which was not training."""
     self._time = time.perf_counter()
 
 
 class Profile:
-  """Traces some steps with JAX's profiler, for xprof."""
+  """A trace of some steps by JAX's profiler, for xprof."""
 
   def __init__(self, steps: Sequence[int], folder: pathlib.Path):
     self._first, self._end = steps or (None, None)
@@ -164,7 +164,7 @@ class Profile:
       self._is_tracing = True
 
   def after(self, step: int, values: Any) -> None:
-    """Ends the trace if this was its last step; values are what the step gave."""
+    """Ends the trace if this was its last step; values are that step's metrics."""
     if step == self._end and self._is_tracing:
       jax.block_until_ready(values)
       self.stop()

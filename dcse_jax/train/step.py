@@ -1,8 +1,8 @@
 """One training step, a pure function of the global batch.
 
-A loss function takes parameters and `StepInputs` to the scalar loss and its named parts,
-of which `carry`, if it is there, is handed to the next step; `make_train_step` turns any
-such function into a step.
+A loss function takes parameters and `StepInputs`, and returns the scalar loss and its
+named parts. A part `carry`, if it is there, is handed to the next step.
+`make_train_step` turns any such function into a step.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ LossFn = Callable[[Any, StepInputs], tuple[jax.Array, Metrics]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that changes from step to step.
+  """Everything that changes from step to step.
 
   Attributes:
-    params: of the encoder and of the training-only head.
-    step: how many batches were met.
-    skipped: how many of these changed nothing, for a loss or a gradient that was
-      not a number.
-    rng: raw data of the run's key; a step folds its number in.
+    params: those of the encoder and of training-only heads.
+    step: how many batches there were so far.
+    skipped: how many of these changed nothing, because a loss or a gradient was not
+      finite.
+    rng: raw data of the run's key; a step folds its number into it.
     carry: what the loss hands from step to step without training it.
   """
 
@@ -45,7 +45,7 @@ class TrainState:
 def init_state(
   params: Any, tx: optax.GradientTransformation, rng: jax.Array, carry: Any = ()
 ) -> TrainState:
-  """The state before the first step."""
+  """Makes the state before the first step."""
   return TrainState(
     params=params,
     opt_state=tx.init(params),
@@ -64,9 +64,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Makes the step (state, batch, frozen, packing) -> (state, metrics).
 
-  It is not yet jitted; packing must be static, None leaves the padding in. A
-  batch whose loss or gradient is not finite changes neither parameters nor
-  optimizer; `is_finite` of the metrics says so.
+  It is not yet jitted. Packing must be static; None leaves the padding in. A batch
+  whose loss or gradient is not finite changes neither parameters nor optimizer; the
+  metric `is_finite` says so.
   """
 
   def train_step(state, batch, frozen, packing=None):
@@ -92,7 +92,7 @@ def make_train_step(
       "loss": loss,
       **parts,
       "gradient_norm": norm,
-      # The optimizer's own count, too, leaves out what was skipped.
+      # The optimizer's own count leaves out skipped steps too.
       "learning_rate": schedule(state.step - state.skipped),
       "is_finite": is_finite,
     }

@@ -48,9 +48,9 @@ def test_collectives_are_counted_by_kind_with_their_bytes():
     return everywhere(mesh, x) * 2, jnp.sum(y)
 
   found = compiled(fn, (64, 16), (8, 5)).collectives()
-  # All of x, 64 * 16 floats, on every device; seven eighths of it come, or go.
+  # All of x, 64 * 16 floats, on every device; seven eighths of it are received or sent.
   assert found["all-gather"] == hlo.Collective(1, 4096, 4096 * 7 / 8)
-  # One float, there and back.
+  # One float is sent there and back.
   assert found["all-reduce"] == hlo.Collective(1, 4, 2 * 4 * 7 / 8)
   assert set(found) == {"all-gather", "all-reduce"}
 
@@ -116,12 +116,12 @@ SHAPE = dict(sentences=16, length=32, squared_length=32**2)
 
 
 def test_an_encoders_flops_are_its_matrix_products():
-  # Of a token and layer: query, key, value and output are four products of
+  # For a token and layer: query, key, value and output are four products of
   # [128] with [128, 128], the feed-forward two with [128, 512], scores and weighted
   # values 32 products of [128] each; two FLOPs a multiplication.
   token = 2 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 32 * 128)
   assert encoder_flops(CONFIG, **SHAPE) == 16 * 32 * 3 * token
-  # Of the last layer for one position: keys and values for 32, the rest for one.
+  # The last layer, for one position: keys and values for 32, the rest for one.
   last = 32 * 2 * (2 * 128 * 128) + 2 * (2 * 128 * 128 + 2 * 128 * 512 + 2 * 32 * 128)
   expected = 16 * (32 * 2 * token + last)
   assert encoder_flops(CONFIG, positions=1, **SHAPE) == expected
@@ -141,7 +141,7 @@ def test_xla_counts_as_many_flops_of_an_encoder_and_its_gradient(pooling, positi
   ours = encoder_flops(CONFIG, positions=positions, **SHAPE)
   for times, fn in ((1, loss), (3, jax.grad(loss))):
     theirs = jax.jit(fn).lower(*arguments).compile().cost_analysis()["flops"]
-    # XLA counts what is done to single elements, too: softmax, LayerNorm, ...
+    # XLA counts operations on single elements too: softmax, LayerNorm, ...
     assert times * ours < theirs < 1.1 * times * ours
 
 
@@ -172,7 +172,7 @@ def test_a_steps_flops_are_the_students_thrice_and_the_teachers_once():
     return compose.make_objective(config, start, stacks).flops(size)
 
   assert count() == plain
-  # Three columns: three encodings, and cosines with hard negatives, too.
+  # Three columns: three encodings, and cosines with hard negatives too.
   assert count(columns=3) == 3 * (encode(48) + 48 * 2 * 16 * 16 + 2 * product)
   # The student's own cosines come with teachers.
   stack = TeacherStack(start.config, "mean", (0.5, 0.5))

@@ -12,7 +12,7 @@ from dcse_jax.runtime import digests as digests_lib
 
 
 def tokenize(sentences):
-  """Token ids that can be read off the sentence: "4 5" is [2, 4, 5, 3]."""
+  """Returns token ids that can be read off the sentence: "4 5" is [2, 4, 5, 3]."""
   return [[2, *map(int, s.split()), 3][:6] for s in sentences]
 
 
@@ -96,7 +96,7 @@ def test_ids_past_65535_survive_the_cache(tmp_path):
 
 
 def test_rows_that_repeat_in_tokens_are_dropped_and_counted(tmp_path):
-  # Cut to six tokens, the last two are one sentence to the model.
+  # After a cut to six tokens the last two are one sentence to the model.
   cache = build(tmp_path, [["4", "5", "4", "1 2 3 4 5 6", "1 2 3 4 5 7"]])
   assert (len(cache), cache.dropped) == (3, 2)
 
@@ -104,8 +104,8 @@ def test_rows_that_repeat_in_tokens_are_dropped_and_counted(tmp_path):
 def test_a_row_that_is_its_own_hard_negative_is_left_out_and_counted(tmp_path):
   anchors = ["1", "2", "3", "1 2 3 4 5 6"]
   positives = ["11", "12", "13", "14"]
-  # Of the second the positive, of the third the anchor; cut to six tokens, the last is
-  # its anchor, too.
+  # The second one's is its positive, the third one's its anchor; so is the last one's,
+  # once cut to six tokens.
   negatives = ["21", "12", "3", "1 2 3 4 5 7"]
   cache = build(tmp_path, [anchors, positives, negatives])
   assert (len(cache), cache.dropped, cache.contradicting) == (1, 0, 3)
@@ -121,13 +121,13 @@ def test_a_cache_of_an_earlier_version_loses_its_contradictions_and_its_name(tmp
   rows[2][1] = "12"
   cache = build(tmp_path, rows)
   folder = next(p for p in tmp_path.iterdir() if p.name != f"tokens-{key}")
-  # As it was: with the row, and nothing said of it.
+  # The cache as it was: with the row, and without its count.
   (folder / "meta.json").write_text('{"dropped": 0}')
   np.save(folder / "sentence_ids.npy", np.asarray([[0, 1, 2], [3, 4, 4]]))
   digests_lib.write(folder)
   again = build(tmp_path, rows)
   assert (len(again), again.contradicting, again.key) == (1, 1, cache.key)
-  # Where nothing was left out the name is what it was.
+  # If nothing was left out the name stays the same.
   assert folder.name != f"tokens-{cache.key}"
 
 
@@ -158,7 +158,7 @@ def test_batches_say_how_many_tokens_their_fullest_group_holds(tmp_path):
   alone = next(make_batches(cache, 8, groups=4))
   lengths = alone["attention_mask"].sum(axis=(1, 2))
   assert alone["num_tokens"] == lengths.reshape(4, 2).sum(axis=1).max()
-  # Hosts with a part of the batch each must choose the same packing.
+  # Hosts that each have a part of the batch must choose the same packing.
   for host in range(2):
     part = next(make_batches(cache, 8, groups=4, host=host, num_hosts=2))
     assert part["num_tokens"] == alone["num_tokens"]

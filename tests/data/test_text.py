@@ -1,4 +1,4 @@
-"""What is read of each kind of source of text, and what is said of a bad one."""
+"""Reading each kind of source of text, and the errors of bad ones."""
 
 import bz2
 import csv
@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dcse_jax import config as config_lib
+from dcse_jax.data import decoding
 from dcse_jax.data import lines
 from dcse_jax.data import text
 from dcse_jax.recipe import inputs
@@ -33,7 +34,7 @@ def write(folder, name, content):
 
 
 def table(name, *cells):
-  """A file of one column "s", or of none for .txt."""
+  """Returns a file with one column "s", or without columns for .txt."""
   if name == "a.jsonl":
     return "".join(json.dumps({"s": cell}, ensure_ascii=False) + "\n" for cell in cells)
   header = [] if name == "a.txt" else ["s"]
@@ -42,12 +43,12 @@ def table(name, *cells):
 
 
 def column(name):
-  """What to name to read a `table`."""
+  """Returns the columns to name to read a `table`."""
   return () if name == "a.txt" else ("s",)
 
 
 def refusal(source, columns=(), read=text.read_text):
-  """The message of the UserError, which must name the source on one short line."""
+  """Returns the UserError's message, which must name the source on one short line."""
   with pytest.raises(UserError) as caught:
     read(source, columns)
   message = str(caught.value)
@@ -161,7 +162,7 @@ def test_a_long_sentence_is_cut_and_counted(tmp_path):
   most = text.MAX_CHARACTERS
   cells = ["a" * most, " " * 99 + "b" * most + " ", "c" * (most + 1), "é " * most]
   read = text.read_text(write(tmp_path, "a.txt", "\n".join(cells)))
-  # The last ends before the space at which it is cut.
+  # The last one ends before the space at which it is cut.
   expected = ["a" * most, "b" * most, "c" * most, ("é " * most)[: most - 1]]
   assert read == text.Text((expected,), empty_rows=0, cut_rows=2)
 
@@ -200,7 +201,7 @@ def test_what_is_left_out_or_cut_is_logged(files, caplog):
   write(files, "text.txt", "\n".join(rows))
   config = recipes.from_files(files)
   rounds = {"base": config_lib.of_round(config, "base")}
-  inputs.Inputs(config, rounds, files / "run")
+  inputs.read(config, rounds, files / "run")
   messages = [r.getMessage() for r in caplog.records if "text.txt" in r.getMessage()]
   assert messages[:2] == [
     f"{config.text}: 22 rows, 1 empty left out, 1 cut at 10000 characters",
@@ -220,7 +221,7 @@ def test_a_row_with_one_blank_column_is_dropped_whole(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 7])
 def test_block_borders_change_nothing(tmp_path, monkeypatch, block_bytes):
-  monkeypatch.setattr(text, "_BLOCK_BYTES", block_bytes)
+  monkeypatch.setattr(decoding, "_BLOCK_BYTES", block_bytes)
   source = write(tmp_path, "a.txt", "\ufeffé\n\nüü\n日本語\nx")
   assert text.read_text(source) == text.Text((["é", "üü", "日本語", "x"],), 1)
   bad = write(tmp_path, "bad.txt", "é\nok\n".encode() + b"a\xffb\nx\n")
@@ -238,10 +239,10 @@ def test_a_directory_is_refused(tmp_path):
   assert "is a directory" in refusal(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a", "a.gz", "txt", "a.json"])
+@pytest.mark.parametrize("name", ["a.docx", "a", "a.gz", "txt", "a.json"])
 def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path, name):
   message = refusal(write(tmp_path, name, "x\n"))
-  for suffix in (".txt", ".csv", ".tsv", ".jsonl", ".gz"):
+  for suffix in (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".gz"):
     assert suffix in message
 
 
@@ -317,7 +318,7 @@ def test_a_file_packed_otherwise_is_refused_by_its_kind(tmp_path, name):
     columns = ("s",) if name == "a.jsonl" else ()
     assert refusal(source, columns).startswith(said)
     assert lines_refusal(source).startswith(said)
-  # Nor is a text that only begins so taken for one.
+  # A text that only begins like that is read as text.
   source = write(tmp_path, "b.txt", b"BZh9 is a magic number.\n")
   assert list(lines.Lines(source)) == ["BZh9 is a magic number."]
 
@@ -347,7 +348,7 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path, name):
     gzip.compress(b"one\n")[:10] + b"\xff" * 20,  # not a deflate stream
     gzip.compress(b"one\n") + b"tail",  # something after the end
   ],
-  # By name: what gzip writes holds the time.
+  # The ids are names, since what gzip writes holds the time.
   ids=lambda content: str(len(content)),
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
@@ -422,7 +423,7 @@ def test_bad_csv_quoting_is_refused_at_the_line_where_the_row_begins(tmp_path, r
 
 
 def test_an_open_csv_quote_is_refused_before_it_takes_a_huge_file(tmp_path):
-  # Twice as much as is read of one field.
+  # Twice the length that a field may have.
   source = write(tmp_path, "a.csv", 's\na\n"open\n' + ("x" * 1023 + "\n") * (1 << 15))
   message = refusal(source, ("s",))
   assert message.startswith(f"{source} line 3: not valid CSV (field larger than")
@@ -485,7 +486,7 @@ def test_a_source_without_a_sentence_is_refused(tmp_path, name, content, columns
 
 
 def lines_refusal(source):
-  """What is said of a file that `encode` cannot read."""
+  """Returns what is said of a file that `encode` cannot read."""
   return refusal(source, read=lambda source, _: list(lines.Lines(source)))
 
 

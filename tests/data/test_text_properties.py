@@ -1,4 +1,4 @@
-"""What holds of the readers of text for any rows at all, and for any bytes at all."""
+"""Properties of the readers of text, for any rows at all, and for any bytes at all."""
 
 import csv
 import gzip
@@ -11,11 +11,12 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
+from dcse_jax.data import decoding
 from dcse_jax.data import lines as lines_lib
 from dcse_jax.data import text
 from dcse_jax.runtime.errors import UserError
 
-LIMIT = 6  # In place of text.MAX_CHARACTERS.
+LIMIT = 6  # Replaces text.MAX_CHARACTERS.
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 
 # The same examples in every run, however slow the machine.
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("text")
 
 
-# What readers may stumble over, more often than chance would have it.
+# Characters that readers may stumble over, more often than at random.
 characters = st.sampled_from(
   " \t\v\0\r\n\x1c\x85\xa0\u2028\u3000\u200b\ufeff\"',\\{aé日😀"
 )
@@ -84,18 +85,18 @@ def write_jsonl(rows, end, plain):
 
 COLUMNS = ("s", "t", "u")
 WRITERS = dict(zip(SUFFIXES, (write_txt, write_csv, write_tsv, write_jsonl)))
-# What a cell of the format cannot hold.
+# Characters that a cell of the format cannot hold.
 FORBIDDEN = {".txt": "\n", ".csv": "", ".tsv": "\t\n", ".jsonl": ""}
 
 
 def clean(cell):
-  """The sentence of a cell, and whether it was cut."""
+  """Returns the sentence of a cell, and whether it was cut."""
   sentence = re.sub(r"[\s\0]+", " ", cell).strip(" ")
   return sentence[:LIMIT].strip(" "), len(sentence) > LIMIT
 
 
 def outcome(read, path, *args):
-  """What is read of a file, or what is said of it: one line that names the file."""
+  """Returns what is read from a file, or its error: one line that names the file."""
   try:
     return read(str(path), *args)
   except UserError as error:
@@ -133,7 +134,7 @@ def test_every_row_written_is_read_cleaned_or_counted(
   full = [row for row in cleaned if all(sentence for sentence, _ in row)]
   columns = () if suffix == ".txt" else COLUMNS[:width]
   with (
-    mock.patch.object(text, "_BLOCK_BYTES", block),
+    mock.patch.object(decoding, "_BLOCK_BYTES", block),
     mock.patch.object(text, "MAX_CHARACTERS", LIMIT),
   ):
     read = outcome(text.read_text, path, columns)
@@ -157,7 +158,7 @@ def test_any_bytes_are_read_or_refused_in_one_line_and_gzipped_the_same(
   packed.write_bytes(gzip.compress(content))
   read = outcome(text.read_text, path, columns)
   assert outcome(text.read_text, packed, columns) == read
-  with mock.patch.object(text, "_BLOCK_BYTES", block):
+  with mock.patch.object(decoding, "_BLOCK_BYTES", block):
     assert outcome(text.read_text, path, columns) == read
   if isinstance(read, text.Text):
     (sentences,) = read.columns
@@ -195,7 +196,7 @@ def test_a_gzip_cut_anywhere_is_refused_and_a_damaged_one_read_or_refused(
 
 
 def split_lines(content):
-  """A line feed ends a line; the last line may lack it."""
+  """Splits at line feeds; the last line may lack one."""
   lines = content.split(b"\n")
   return lines if lines[-1] else lines[:-1]
 

@@ -94,7 +94,7 @@ def test_exact_search_in_blocks_is_a_sort_of_all_cosines(block, monkeypatch):
   monkeypatch.setattr("dcse_jax.embed.index._BLOCK", block)
   rng = np.random.default_rng(0)
   rows, queries = rng.standard_normal((20, 4)), rng.standard_normal((3, 4))
-  rows[9] = rows[2]  # Of equal cosines the lower row is first.
+  rows[9] = rows[2]  # Among equal cosines the lower row is first.
   expected = np.argsort(-cosines(queries, rows).round(9), axis=1, kind="stable")
   index = ExactIndex(rows.astype(np.float32))
   for top_k in (1, 5, 20):
@@ -266,7 +266,7 @@ def flip(path, place):
 
 PARTIAL_DAMAGE = {
   "header": lambda path: flip(path, 60),
-  "row": lambda path: flip(path, 128 + 4 * 16 * 20),  # Of the rows that are done.
+  "row": lambda path: flip(path, 128 + 4 * 16 * 20),  # One of the rows that are done.
   "cut off": lambda path: os.truncate(path, 128 + 4 * 16 * 40),
   "deleted": lambda path: path.unlink(),
   "progress": lambda path: flip(path.with_name(f"{path.name}.json"), -6),
@@ -317,7 +317,7 @@ def test_the_commands_encode_a_file_and_answer_queries_over_it(tmp_path):
   model = models.write_tiny_folder(tmp_path / "m")
   lines = write_lines(tmp_path / "a.txt")
   files = ["--model", model, "--input", str(tmp_path / "a.txt")]
-  # The one that imports everything by itself, as a user's does.
+  # This process imports everything by itself, as a user's does.
   done = processes.run(
     "dcse_jax.encode", *files, "--output", str(tmp_path / "a.npy"), fresh=True
   )

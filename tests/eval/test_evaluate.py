@@ -134,7 +134,7 @@ def test_seeds_are_pooled_to_mean_and_sample_standard_deviation():
 
 
 def write_round(path, seeds):
-  """A round's folder; of its seeds the last is not finished."""
+  """Writes a round's folder, whose last seed is not finished."""
   for seed in seeds:
     models.write_tiny_folder(path / str(seed) / "model", seed)
   for seed in seeds[:-1]:

@@ -11,7 +11,7 @@ from dcse_jax.eval.mteb_encoder import MtebEncoder
 from dcse_jax.runtime.errors import UserError
 from tests import models
 
-# Of mteb and what it imports, not of dcse_jax.
+# The warnings come from mteb and what it imports, not from dcse_jax.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -29,7 +29,7 @@ def mteb(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluate(mteb, tmp_path):
-  """Evaluates a model on a task; the task's scores on its only split."""
+  """Evaluates a model on a task; returns the scores of its only split."""
   cache = mteb.ResultCache(tmp_path / "results")
 
   def evaluate(model, task):
@@ -52,7 +52,7 @@ def describe(mteb, name, kind, main_score):
 
 
 def sts_task(mteb, path):
-  """An STS task of MTEB over one of our files."""
+  """Makes an STS task of MTEB from one of our files."""
   from datasets import Dataset
   from mteb.abstasks import AbsTaskSTS
 
@@ -74,7 +74,7 @@ def sts_task(mteb, path):
 
 
 def retrieval_task(mteb, texts):
-  """Each text, asked for, is in the corpus under the same number."""
+  """Makes a task whose corpus has each query's text under the same number."""
   from datasets import Dataset
   from mteb.abstasks import AbsTaskRetrieval
 
@@ -145,7 +145,7 @@ def test_the_model_is_described_as_it_is(tmp_path, mteb):
   model = models.tiny_model()
   name = models.write_tiny_folder(tmp_path / "model")
   meta = MtebEncoder(name).mteb_model_meta
-  # By hand: 16 wide; word, position (64) and type (2) embeddings and their norm;
+  # Counted by hand: width 16; word, position (64) and type (2) embeddings and a norm;
   # two layers of four 16 x 16 maps, a 16 x 32 and a 32 x 16, and two norms.
   words = model.config.vocab_size * 16
   layer = 4 * (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 2 * 32

@@ -1,4 +1,4 @@
-"""Evaluators by the names that a config has for them, while a model trains and after."""
+"""Evaluators by their names in a config, while a model trains and after."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def files(tmp_path):
 
 
 def with_head(model, token=None):
-  """The model with a language-model head that always guesses one token, or at random."""
+  """Gives the model a language-model head that guesses one token, or at random."""
   head = encoder_lib.init_params(
     model.config, jax.random.key(1), heads.LanguageModelHead
   )
@@ -84,7 +84,7 @@ def test_training_chooses_by_what_is_named_and_writes_it_under_its_name(files):
 
 @dataclasses.dataclass(frozen=True)
 class Letters(Evaluator):
-  """How much the sum of a sentence's embedding is, a kind that a user might add."""
+  """An evaluator such as a user might add: it sums a sentence's embedding."""
 
   kind, form, about, measure = "letters", "DIR", "help", "length"
   place: str

@@ -25,7 +25,7 @@ PENALTIES = [1e-5, 1e-4, 1e-3, 1e-2]
 
 
 def torch_fit(x, y, penalty, held_out=None):
-  """Trains one classifier; the function that predicts, and its held-out accuracy."""
+  """Trains one classifier; returns its prediction function and held-out accuracy."""
   random = np.random.RandomState(1111)
   torch.manual_seed(1111)
   model = torch.nn.Linear(x.shape[1], len(set(y.tolist())))
@@ -79,7 +79,7 @@ def torch_cross_validate(x, y, number):
 
 
 def made_up(seed, num, num_classes, num_features=12, noise=2.0):
-  """Features of which a few tell the class, badly."""
+  """Makes features, a few of which tell the class, badly."""
   rng = np.random.default_rng(seed)
   y = np.sort(rng.integers(num_classes, size=num))
   centres = np.random.default_rng(100).normal(size=(num_classes, num_features))
@@ -90,7 +90,7 @@ def made_up(seed, num, num_classes, num_features=12, noise=2.0):
 def check_cross_validation(number, num_rows):
   x, y = made_up(0, num_rows, 2)
   chosen, tested = torch_cross_validate(x, y, number)
-  # In all but rounding these are the same steps; a row near the border may turn.
+  # These are the same steps except for rounding; a row near the border may differ.
   assert senteval.cross_validate(x, y) == pytest.approx(tested, abs=0.5)
   assert senteval.cross_validate(x, y, dev=True) == pytest.approx(chosen, abs=0.5)
 

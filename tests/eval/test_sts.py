@@ -116,7 +116,7 @@ def test_what_alignment_and_uniformity_cannot_be_taken_of_is_no_nan():
   one = np.ones((1, 3))
   assert sts.alignment(one, one, np.asarray([3.0]), strictly_above=4.0) is None
   assert sts.uniformity(one) == 0.0
-  # Equal rows lie on one point, too: exp(0) = 1.
+  # Equal rows lie on one point too: exp(0) = 1.
   assert sts.uniformity(np.ones((4, 3))) == pytest.approx(0.0)
 
 
@@ -144,7 +144,7 @@ def test_uniformity_is_the_log_mean_potential_of_all_pairs():
   assert sts.uniformity(many) == pytest.approx(np.log(np.mean(np.exp(-2 * squared))))
 
 
-# SentEval's own layout, as its get_transfer_data.bash leaves it.
+# This is SentEval's own layout, as its get_transfer_data.bash leaves it.
 
 SUBSETS = {
   "STS12": ["MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"],

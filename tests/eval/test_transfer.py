@@ -24,7 +24,7 @@ def two_numbers(sentences):
 
 
 def points(seed, num, separable=True):
-  """Sentences of `two_numbers`, labelled by the first one's sign, or at random."""
+  """Makes sentences for `two_numbers`, labelled by the first's sign, or at random."""
   rng = np.random.default_rng(seed)
   x = rng.normal(size=(num, 2))
   if separable:
@@ -162,7 +162,7 @@ def test_sentevals_own_folder_gives_the_tasks_of_the_tsvs(tmp_path):
 
 
 def test_sentevals_own_files_are_latin_1_even_where_they_are_utf8(tmp_path):
-  # As senteval/binary.py and trec.py open them; the next line end of Latin-1 is 0x85.
+  # senteval/binary.py and trec.py open them so; 0x85 is another line end of Latin-1.
   few = "".join(f"row {i}\n" for i in range(10))
   write(tmp_path / "CR" / "custrev.pos", few + "caf\xe9\n")
   write(tmp_path / "CR" / "custrev.neg", few + "one\x85two\n", "latin-1")
@@ -173,7 +173,7 @@ def test_sentevals_own_files_are_latin_1_even_where_they_are_utf8(tmp_path):
   (cr,), (trec,) = tasks["CR"]["train"].sentences, tasks["TREC"]["test"].sentences
   assert cr[10] == "caf\xc3\xa9" and cr[-2:] == ["one", "two"]
   assert trec[-1] == "caf\xc3\xa9 ?"
-  # A table of ours is UTF-8.
+  # Our own tables are UTF-8.
   write(tmp_path / "CR.tsv", "1\tcaf\xe9\n" * 10 + "0\tx\n" * 10)
   assert (
     transfer_tasks.read_transfer(str(tmp_path))["CR"]["train"].sentences[0][0]

@@ -1,4 +1,4 @@
-"""What config.json of published encoders says, by the model's name on the hub.
+"""The config.json of published encoders, by the model's name on the hub.
 
 Keys and values are the hub's. Each has what the line of a refusal must match, or ""
 where it is read.
@@ -346,6 +346,32 @@ READ = {
   | {"embedding_size": 768, "hidden_act": "gelu", "num_hidden_layers": 6},
   "answerdotai/ModernBERT-base": _MODERNBERT
   | {"sparse_pred_ignore_index": -100, "sparse_prediction": False},
+  "jhu-clsp/mmBERT-base": _MODERNBERT
+  | {
+    "bos_token_id": 2,
+    "cls_token_id": 1,
+    "eos_token_id": 1,
+    "local_rope_theta": 160000.0,
+    "pad_token_id": 0,
+    "position_embedding_type": "sans_pos",
+    "vocab_size": 256000,
+  },
+  "answerdotai/ModernBERT-large, as transformers 5 writes it": _without(
+    _MODERNBERT, "global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"
+  )
+  | {
+    "hidden_size": 1024,
+    "intermediate_size": 2624,
+    "layer_types": [
+      "sliding_attention" if i % 3 else "full_attention" for i in range(28)
+    ],
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "rope_parameters": {
+      "full_attention": {"rope_theta": 160000.0, "rope_type": "default"},
+      "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+  },
   "Alibaba-NLP/gte-modernbert-base": _MODERNBERT
   | {"architectures": ["ModernBertModel"], "repad_logits_with_grad": False},
   "Qwen/Qwen3-Embedding-0.6B": _QWEN3,
@@ -376,6 +402,19 @@ REFUSED = {
     _BERT | {"auto_map": {"AutoModel": "modeling.NewModel"}, "model_type": "new"},
     "auto_map.*use another",
   ),
+  "nomic-ai/nomic-embed-text-v1.5": (
+    {
+      "activation_function": "swiglu",
+      "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert"},
+      "model_type": "nomic_bert",
+      "n_embd": 768,
+      "n_head": 12,
+      "n_layer": 12,
+      "rotary_emb_base": 1000,
+      "vocab_size": 30528,
+    },
+    "auto_map.*transformers knows and saves by itself .nomic_bert from 5.24",
+  ),
   "microsoft/deberta-v3-base": (
     _BERT | {"model_type": "deberta-v2", "relative_attention": True},
     "unknown architecture 'deberta-v2'; known are bert, roberta, .*mpnet.*albert",
@@ -391,7 +430,7 @@ REFUSED = {
   ),
   "an activation of its own": (
     _BERT | {"hidden_act": "swiglu"},
-    "hidden_act is 'swiglu'.*: use a model with gelu or ",
+    "hidden_act is 'swiglu'.*: use a model with one of gelu, ",
   ),
   "heads that do not divide": (
     _DISTILBERT | {"n_heads": 7},

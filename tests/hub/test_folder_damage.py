@@ -1,4 +1,4 @@
-"""Model folders that are damaged, of another place or in the way."""
+"""Model folders that are damaged, from another place or in the way."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from tests import models
 
 
 def whole_model():
-  """One of all that a folder can hold: two poolings' files, a head, unit length."""
+  """A model with all that a folder can hold: two poolings, a head, unit length."""
   head = Head(np.eye(16, 8, dtype=np.float32), np.zeros(8, np.float32))
   model = models.tiny_model(pooling="mean_top2")
   return dataclasses.replace(model, head=head, normalize=True)
@@ -49,7 +49,7 @@ def load_error(path, **options) -> str:
 
 
 def damaged(content, seed):
-  """A file flipped in one byte, at five places, cut off, or empty."""
+  """Yields a file with one byte flipped, at five places, cut off, or empty."""
   rng = random.Random(seed)
   for _ in range(5):
     place, change = rng.randrange(len(content)), rng.randrange(1, 256)
@@ -108,7 +108,8 @@ def test_a_damaged_folder_without_digests_loads_or_says_so_in_a_line(
       except UserError as error:
         assert "\n" not in str(error)
     path.write_bytes(content)
-  assert 10 < loaded < 80  # Of 104: a digit of a weight is a weight.
+  # There are 104 changes: another digit of a weight is still a weight.
+  assert 10 < loaded < 80
 
 
 def set_json(path, **fields):
@@ -116,7 +117,7 @@ def set_json(path, **fields):
 
 
 def set_layers(path, number):
-  """Another number of layers, of an encoder alone."""
+  """Sets another number of layers in an encoder's config."""
   set_json(path / "config.json", num_hidden_layers=number)
   (path / "modules.json").unlink()
 
@@ -224,7 +225,7 @@ def test_a_length_without_room_for_special_tokens_is_refused(exported):
 
 
 def as_in_the_hubs_cache(exported, path):
-  """Its files as links to blobs, the large ones named by their SHA-256."""
+  """Makes a folder's files links to blobs, the large ones named by their SHA-256."""
   (path / "blobs").mkdir(parents=True)
   for source in [p for p in exported.rglob("*") if p.is_file()]:
     link = path / "snapshots" / "1" / source.relative_to(exported)
@@ -268,7 +269,7 @@ def test_a_hub_id_may_carry_a_revision_and_a_folder_of_that_name_wins(
     assert folder.locate(name) == exported
   expected = [("me/model", None), ("me/model", "v1"), ("model", "refs/pr/3")]
   assert list(dict.fromkeys(calls)) == expected
-  # The weights of each module that has some, where modules.json says that it lies.
+  # The weights of each module that has some, in the folder that modules.json names.
   weights = ["", "1_WeightedLayerPooling/", "3_Dense/"]
   assert {name for name in wanted if "*" not in name} == {
     f"{path}model.safetensors" for path in weights
@@ -304,7 +305,7 @@ def test_a_full_disk_leaves_the_earlier_model(tmp_path, limit):
   before = SentenceEncoder(tmp_path / "m").encode("A cat sleeps.")
   model = models.tiny_model(seed=2)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  # Bytes of a file: the tokenizer does not fit, or the weights do not.
+  # The bytes of a file: the tokenizer does not fit, or the weights do not.
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
   try:
     with pytest.raises(UserError, match="cannot write .*m .*File too large"):

@@ -51,7 +51,7 @@ def settings(name, **fields):
 
 
 def pooling(*flags, **fields):
-  """Other flags of the Pooling."""
+  """Sets other flags of the Pooling."""
   flags = {flag: name in flags for name, flag in FLAGS.items()}
   return settings("1_Pooling/config.json", **flags, **fields)
 
@@ -90,7 +90,7 @@ def sharded_bin(path):
 
 
 def module(kind, **fields):
-  """One more module at the end."""
+  """Adds a module at the end."""
 
   def add(path):
     modules = json.loads((path / "modules.json").read_text())
@@ -116,7 +116,7 @@ def foreign_pooling(path):
 
 
 def second_type(path):
-  """Tokens of a single text are of type 1."""
+  """Gives tokens of a single text type 1."""
   state = json.loads((path / "tokenizer.json").read_text())
   state["post_processor"] = {
     "type": "TemplateProcessing",
@@ -133,7 +133,7 @@ def second_type(path):
 
 
 def empty_charsmap(path):
-  """A tokenizer that panics in Rust."""
+  """Makes a tokenizer that panics in Rust."""
   state = json.loads((path / "tokenizer.json").read_text())
   state["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
   (path / "tokenizer.json").write_text(json.dumps(state))
@@ -154,7 +154,7 @@ TWO_DENSE = {
   "normalize": True,
 }
 
-# What is done to a folder; with a dict, what its model has besides.
+# A change to a folder; with a dict, the fields that its model has besides.
 READ = {
   "plain": lambda path: None,
   "default prompt": settings(CARD, **PROMPTS, default_prompt_name="query"),
@@ -371,8 +371,8 @@ def test_a_teacher_reads_its_own_prompt_and_two_poolings_side_by_side(files):
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
   recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
-  student, teacher = recipe.rounds["student"], recipe.inputs.outside(str(files / "t"))
-  tokens = recipe.inputs.teacher_tokens(teacher, student)
+  student, teacher = recipe.rounds["student"], recipe.inputs.outside[str(files / "t")]
+  tokens = recipe.inputs.teacher_tokens(str(files / "t"), student)
   cached = teacher_cache.build_teacher_cache(
     files / "cache", teacher, tokens, name="t", dtype="float32"
   )
@@ -381,7 +381,7 @@ def test_a_teacher_reads_its_own_prompt_and_two_poolings_side_by_side(files):
   expected = encoder.encode(sentences, normalize=True)
   assert expected.shape == (len(sentences), 32)
   np.testing.assert_allclose(cached, expected, atol=1e-6)
-  # And where it runs at every step.
+  # The same holds where it runs at every step.
   batch = stacks_lib.TeacherTokens([tokens]).gather(np.arange(8))
   stacks, params = stacks_lib.stack_teachers([teacher], [1.0], [0])
   online = stacks_lib.teacher_embeddings(params, stacks, batch, dtype="float32")
@@ -392,11 +392,11 @@ def test_a_workdir_of_the_earlier_mean_first_last_does_not_go_on_as_another(file
   config = from_files(files, "simcse", pooling="mean_first_last")
   recipe_lib.run(config, str(files / "run"))
   origin = json.loads((files / "run/simcse/origin.json").read_text())
-  origin["material"]["pooling"] = "mean_first_last"  # As it was written before.
+  origin["material"]["pooling"] = "mean_first_last"  # The name that was written before.
   (files / "run/simcse/origin.json").write_text(json.dumps(origin))
   with pytest.raises(UserError, match="pooling was 'mean_first_last' and is .*layer 1"):
     recipe_lib.run(config, str(files / "run"))
-  # By its present name the same run goes on.
+  # Under its present name the same run continues.
   config.pooling = "mean_embedding_last"
   recipe_lib.run(config, str(files / "run"))
 

@@ -64,6 +64,8 @@ CASES = {
   "bytes for bert": ("bert", "roberta", "", "mean", 0),
 }
 
+QUICK = ("multilingual MiniLM", "gemma", "qwen")
+
 
 def made(path, case, *, spare=None):
   """A folder of sentence-transformers of a case."""
@@ -86,7 +88,13 @@ def made(path, case, *, spare=None):
   return path / "m"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in CASES
+  ],
+)
 def test_texts_have_the_tokens_and_embeddings_of_sentence_transformers(case, tmp_path):
   path = made(tmp_path, case)
   ours = SentenceEncoder(path)
@@ -153,6 +161,7 @@ def test_a_vocabulary_larger_than_the_encoders_is_refused_with_both_numbers(tmp_
     made(tmp_path, "bytes for bert", spare=-1)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_the_ids_of_a_tokenizer_that_pads_on_the_left(files):
   path = made(files, "qwen")
   config = recipes.from_files(
@@ -174,6 +183,19 @@ def test_a_recipe_trains_on_the_ids_of_a_tokenizer_that_pads_on_the_left(files):
   )
   ours = SentenceEncoder(files / "run" / "export").encode(TEXTS)
   np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_a_decoder_is_not_trained_by_its_first_token_which_sees_no_other(files):
+  path = made(files, "qwen")
+  encoder = files / "encoder"  # It says nothing of its pooling.
+  message = r"cls pools the first token, .* qwen3 sees no other: use lasttoken or mean"
+  config = recipes.from_files(files, "simcse", model=str(encoder), pooling="cls")
+  with pytest.raises(UserError, match=f"round simcse: .*encoder: {message}"):
+    recipe_lib.read(config, workdir.Workdir(str(files / "run")))
+  config = recipes.from_files(files, recipe=("student",), model=str(path))
+  config.rounds.student.teachers = (str(encoder),)
+  with pytest.raises(UserError, match=f"teacher .*encoder: {message}"):
+    recipe_lib.read(config, workdir.Workdir(str(files / "other")))
 
 
 def test_a_tokenizer_without_a_mask_token_guesses_no_words(files):

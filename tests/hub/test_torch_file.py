@@ -1,4 +1,4 @@
-"""torch.save's files against torch.load, and what hostile or damaged ones do."""
+"""torch.save's files against torch.load, and hostile or damaged ones."""
 
 import collections
 import os
@@ -21,7 +21,7 @@ MATRIX = torch.arange(24, dtype=torch.float32).reshape(4, 6) - 11
 
 @pytest.fixture(params=["zip", "legacy"])
 def save(request, tmp_path):
-  """Saves an object in one of torch's two forms; its path."""
+  """Saves an object in one of torch's two forms; returns the path."""
 
   def save(content, **kwargs):
     path = tmp_path / "pytorch_model.bin"
@@ -39,7 +39,7 @@ def assert_as_torch_loads(path):
   for name, tensor in expected.items():
     assert str(tensors[name].dtype) == str(tensor.dtype).removeprefix("torch.")
     assert tensors[name].shape == tuple(tensor.shape)
-    # NumPy has no bfloat16 of torch's; float64 holds every type's values.
+    # NumPy lacks torch's bfloat16; float64 holds every type's values.
     np.testing.assert_array_equal(
       tensors[name].astype(np.float64), tensor.detach().double().numpy()
     )
@@ -211,7 +211,7 @@ def test_views_that_add_up_to_many_times_the_file_are_refused(save):
 
 
 def legacy_file(path, *pickles):
-  """A legacy file with these for the state dict and the list of its storages."""
+  """Writes a legacy file with this state dict and this list of storages."""
   head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
   head = [pickle.dumps(part, protocol=2) for part in head]
   path.write_bytes(b"".join([*head, *pickles]))
@@ -234,7 +234,7 @@ def test_a_memo_place_of_four_billion_costs_nothing(tmp_path):
     # Strings and bytes of 2**62.
     b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b".",
     b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b".",
-    # NEWOBJ, INST, EXT1 and a call of what is not there.
+    # NEWOBJ, INST, EXT1 and a call of a function that is not there.
     b"\x80\x02cbuiltins\nobject\n)\x81.",
     b"\x80\x02(ios\nsystem\n.",
     b"\x80\x02\x82\x01.",

@@ -30,7 +30,7 @@ class Touch:
 
 @pytest.fixture
 def marker(tmp_path):
-  """A path that must not come to be, though unpickling would make it."""
+  """A path that must not appear, though unpickling would make it."""
   path = tmp_path / "executed"
   pickle.loads(pickle.dumps(Touch(path)))
   path.unlink()
@@ -51,7 +51,7 @@ def load_error(path) -> str:
 
 
 def calls(tree):
-  """Every call of a module: the names before and after its last dot, keywords."""
+  """Lists a module's calls: the names before and after the last dot, and keywords."""
   for node in ast.walk(tree):
     if isinstance(node, ast.Call):
       owner, _, name = ast.unparse(node.func).rpartition(".")
@@ -75,7 +75,7 @@ def test_no_module_unpickles_evaluates_unpacks_or_trusts_remote_code():
       assert name not in ("extract", "extractall", "unsafe_load"), path
       assert keywords.get("allow_pickle", "False") == "False", path
       assert keywords.get("trust_remote_code", "False") == "False", path
-      # transformers asks at the terminal where it is not said.
+      # transformers asks at the terminal if it is not told.
       if name == "from_pretrained" or name == "SentenceTransformer":
         assert "trust_remote_code" in keywords, path
 

@@ -1,6 +1,6 @@
-"""Losses promote neither ranks nor types: what broadcasts says so.
+"""Losses promote neither ranks nor types: broadcasting must be explicit.
 
-Elsewhere both are as JAX has them: Flax's modules and Optax's schedules rely on it.
+Elsewhere JAX's defaults hold: Flax's modules and Optax's schedules rely on them.
 """
 
 import jax

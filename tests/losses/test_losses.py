@@ -119,7 +119,7 @@ def test_plain_distillation_matches_the_published_values(published):
 
 
 def groups_of_ranks(published, name, others):
-  """Which group each rank is in, from the published boundaries or the rule."""
+  """Returns the group of each rank, from the published boundaries or the rule."""
   rule = RULES[name]
   batch = len(published["z1"])
   if "probability" in rule:

@@ -9,15 +9,17 @@ import pytest
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
+from dcse_jax.recipe import validate
 from dcse_jax.runtime.errors import UserError
 from tests import recipes
 
-# Terms, and what of the offers that they may do without is left out.
+# Terms, and which of their optional inputs are left out.
 CASES = [
   ("adap_acse", ""),
   ("core_tuning", ""),
   ("debcse", ""),
   ("debcse", "teacher"),
+  ("embedding_distillation", ""),
   ("fraternal_twins", ""),
   ("list_mle", ""),
   ("list_net", ""),
@@ -25,38 +27,42 @@ CASES = [
   ("rank_consistency", ""),
   ("relaxed_contrastive", ""),
   ("relaxed_contrastive", "teacher"),
+  ("spread", ""),
   ("sscl", ""),
   ("undropped_negatives", ""),
 ]
-# Of the batch and not of its rows.
+# The loss belongs to the batch, not to its rows.
 WHOLE = [("dimension_contrast", "")]
 OF_STEP = ("rng", "queue", "is_queued")
 
 
 def offers(seed=0, batch=6, features=5):
-  """Whatever a step offers, at random: two teachers, two layers, a queue of four."""
-  keys = iter(jax.random.split(jax.random.key(seed), 12))
+  """Draws whatever a step offers: two teachers, two layers, a queue of four."""
+  keys = iter(jax.random.split(jax.random.key(seed), 14))
   draw = lambda *shape: jax.random.normal(next(keys), shape)
   first = draw(batch, features)
   like_first = lambda: first + 0.5 * draw(batch, features)
   teachers = [like_first(), like_first()]
+  joint = losses.join_teachers(teachers, [1.0, 3.0])
   return {
     "anchors": first,
     "positives": like_first(),
     "undropped": like_first(),
     "predictions": draw(batch, features),
     "layers": draw(batch, 2, features),
-    "teacher": losses.join_teachers(teachers, [1.0, 3.0]),
+    "teacher": joint,
     "queue": draw(4, features),
     "is_queued": jnp.asarray([True, True, False, True]),
     "input_ids": jax.random.randint(next(keys), (batch, 7), 0, 9),
     "attention_mask": jnp.arange(7)[None] < 2 + jnp.arange(batch)[:, None],
     "rng": jax.random.key(7),
+    "served": like_first(),
+    "student": joint + 0.5 * draw(*joint.shape),
   }
 
 
 def evaluate(name, offered, labels=None, **settings):
-  """A term's losses of all rows, or of those numbered `labels`."""
+  """Computes a term's losses for all rows, or for those numbered `labels`."""
   term = losses.TERMS[name]
   arguments = {}
   for parameter in term.inputs:
@@ -110,6 +116,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
     def loss(trained):
       teacher = losses.join_teachers([left, right])
       fixed = offers(batch=5) | {"teacher": teacher, "queue": right[:4]}
+      fixed["student"] = jnp.concatenate([trained["anchors"]] * 2, axis=1)
       return evaluate(name, without(fixed | trained, missing), **temperatures).sum()
 
     return jax.value_and_grad(loss)(
@@ -119,6 +126,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
         "undropped": left,
         "predictions": right,
         "layers": jnp.stack([left, right], axis=1),
+        "served": left,
       }
     )
 
@@ -134,7 +142,7 @@ def test_gradients_are_finite_for_identical_zero_and_opposite_rows(name, missing
 )
 def test_students_get_a_gradient_and_teachers_none(name):
   offered = offers()
-  # So near that the penalty on pairs that are too alike is not 0.
+  # They are so near that the penalty on pairs that are too alike is not 0.
   positives = offered["anchors"] + 0.1 * offered["positives"]
   loss = lambda positives, teacher: evaluate(
     name, offered | {"positives": positives, "teacher": teacher}
@@ -219,7 +227,7 @@ def test_pnr_is_the_plain_loop_with_the_mean_of_its_teachers_cosines():
   offered = offers()
   loss = evaluate("pnr", offered, temperature=0.3)
   z, g, v = (offered[name] for name in ("anchors", "predictions", "positives"))
-  # Of the weights 1 and 3.
+  # The weights are 1 and 3.
   first, second = offered["teacher"][:, :5], offered["teacher"][:, 5:]
   previous = lambda x: 0.25 * cosines(x, first) + 0.75 * cosines(x, second)
   for i in range(6):
@@ -367,7 +375,7 @@ CONFIGS = {
 def test_a_config_trains_its_papers_objective_in_its_last_round(name):
   for variant in ("bert-base", "bert-large", "roberta-base", "roberta-large"):
     config = recipes.load_config(name, variant)
-    config_lib.check(config)
+    validate.check(config)
     last = config_lib.of_round(config, config.recipe[-1])
     assert last.objective == CONFIGS[name]
 
@@ -385,7 +393,7 @@ def test_a_config_trains_its_papers_objective_in_its_last_round(name):
 )
 def test_configs_with_more_than_a_loss_are_whole(name, variant, objective):
   config = recipes.load_config(name, variant)
-  config_lib.check(config)
+  validate.check(config)
   last = config_lib.of_round(config, config.recipe[-1])
   assert last.objective == objective
   assert (last.switch_case > 0) == (name == "cards")
@@ -394,7 +402,7 @@ def test_configs_with_more_than_a_loss_are_whole(name, variant, objective):
 
 def test_rankcse_distils_by_list_net_if_asked():
   config = recipes.load_config("rankcse", "bert-base,list_net")
-  config_lib.check(config)
+  validate.check(config)
   objective = config_lib.of_round(config, "rank").objective
   assert objective == "info_nce + rank_consistency + list_net"
 
@@ -404,4 +412,4 @@ def test_a_term_that_needs_teachers_says_so(name):
   config = recipes.load_config(name)
   config.rounds[config.recipe[-1]].update(teachers=(), teacher_weights=())
   with pytest.raises(UserError, match="needs teachers"):
-    config_lib.check(config)
+    validate.check(config)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def read(name):
-  """The inputs, the value, the gradients by input, and the settings of a fixture."""
+  """Reads a fixture: inputs, value, gradients by input, and settings."""
   with np.load(FIXTURES / f"{name}.npz") as file:
     arrays = {key.removeprefix("b8_"): file[key] for key in file.files}
   part = lambda prefix: {
@@ -35,7 +35,7 @@ def read(name):
 
 
 def mean_loss(name, given, **settings):
-  """The mean of a term, with "all_x" the same as x where it asks for both."""
+  """Returns a term's mean, with "all_x" the same as x where it asks for both."""
   term = losses.TERMS[name]
   arguments = {
     parameter: given.get(parameter, given.get(parameter.removeprefix("all_")))
@@ -52,7 +52,7 @@ def check(name, loss, trained=None):
   def of_trained(part):
     return loss({**given, **part})
 
-  # In one program: to compile every operation by itself takes longer.
+  # One program, since compiling every operation by itself takes longer.
   part = {key: given[key] for key in wanted}
   found, ours = jax.jit(jax.value_and_grad(of_trained))(part)
   assert float(found) == pytest.approx(value, rel=3e-6, abs=3e-6)
@@ -178,7 +178,7 @@ def test_the_reproduction_of_list_mle_is_info_nce_and_as_many_times_the_mean():
   def over_all_ranks(added):
     total = 0.0
     for i in range(8):
-      # A sentence is most like itself, and heads its list.
+      # A sentence is most similar to itself, and heads its list.
       ranked = student[i, np.argsort(-teacher[i])]
       ranked = ranked - ranked.max()
       remaining = np.cumsum(np.exp(ranked)[::-1])[::-1]

@@ -30,7 +30,7 @@ def test_parts_take_as_many_rows_of_each_group_and_come_back_in_order():
 
 
 def value_and_grad(*, mesh=None, packing=None, columns=1, **blocks):
-  """Of the distilling loss with dropout and Group-P."""
+  """Computes the distilling loss, with dropout and Group-P, and its gradient."""
   loss_fn, teacher_params = test_train.distilling()
   loss_fn = dataclasses.replace(loss_fn, **blocks)
   batch = models.random_batch(0, batch=16, columns=columns)
@@ -65,7 +65,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(number, columns):
 def test_parts_may_be_packed_and_divided_among_devices():
   whole = value_and_grad()
   mesh = mesh_lib.make_mesh(jax.devices()[:4], data=2, fsdp=2)
-  # Of 16 sentences of at most 12 tokens each of 4 devices has two in each part.
+  # There are 16 sentences of at most 12 tokens: two a device and part.
   packing = Packing(24 - 1, groups=8)
   lengths = models.random_batch(0, batch=16)["attention_mask"].sum(axis=(1, 2))
   assert lengths.reshape(8, 2).sum(axis=1).max() <= packing.tokens
@@ -103,7 +103,7 @@ def test_blocks_of_rows_and_microbatches_divide_among_devices():
 
 @pytest.mark.slow
 def test_two_views_masked_and_edited_are_the_same_in_microbatches():
-  # The forms that do more than those of `every_term`.
+  # Forms that do more than those of `every_term`.
   model = models.tiny_model(1, num_layers=1)
   settings = {
     "masked_language_model": {"masked_views": 2},
@@ -133,14 +133,14 @@ def test_two_views_masked_and_edited_are_the_same_in_microbatches():
 
 
 def every_term(mesh=None, **blocks):
-  """Value and gradient of all terms at once, each also by itself."""
+  """Computes value and gradient of all terms at once, and each by itself."""
   rng = np.random.default_rng(0)
   student = models.tiny_model(1, pooling="cls", num_layers=2)
   stacks, teacher_params = stacks_lib.stack_teachers([models.tiny_model(5)], [1])
   names = sorted(losses.TERMS)
   loss_fn = Objective(
     losses.parse(
-      # So different a weight that none hides behind another.
+      # The weights are so different that none hides behind another.
       " + ".join(f"{i + 1} * {name}" for i, name in enumerate(names)),
       {
         "sscl": {"layers": (1,)},

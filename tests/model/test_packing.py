@@ -27,7 +27,7 @@ BATCH = models.random_batch(3, batch=16)
 
 
 def distilling(pooling):
-  """A loss with two teachers, and parameters to take its gradient at."""
+  """Makes a loss with two teachers, and parameters to take its gradient at."""
   stacks, teacher_params = stacks_lib.stack_teachers(TEACHERS, [1, 2])
   loss_fn = Objective(
     losses.parse(
@@ -62,7 +62,7 @@ def loss_and_gradient(objective, packing, batch=BATCH):
 
 
 def assert_same(one, other):
-  """Losses within 1e-5, each gradient within 1e-5 of the largest of all."""
+  """Asserts equal losses to 1e-5, and gradients to 1e-5 of the largest."""
   np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
   scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
   assert scale > 0.01
@@ -152,7 +152,7 @@ def test_packings_hold_most_batches_and_none_is_larger_than_padding():
   # A short training is not worth the time that more programs take to compile.
   assert make(num_tokens, num_steps=500) == (large,)
   assert make(num_tokens, num_steps=50) == ()
-  # Of full rows there is no padding to leave out.
+  # Full rows have no padding to leave out.
   assert make(np.full(99, 32), num_steps=5000) == ()
   assert packing_lib.choose_packing((), 5) is None
   assert packing_lib.choose_packing((Packing(8),), 9) is None
@@ -198,7 +198,7 @@ def test_dropout_masks_of_rows_keys_and_neighbours_are_independent():
   for name, other in others.items():
     # Products of independent signs: mean 0, variance 1/16 each.
     assert abs((first * other).mean()) < 5 * 0.25 / np.sqrt(first.size), name
-  # And no bit of the mask of a row decides another's: all 16 patterns of four
+  # No bit of a row's mask decides another's: all 16 patterns of four
   # neighbours are as frequent (chi-square, 15 degrees of freedom).
   patterns = (first > 0).reshape(-1, 4) @ [1, 2, 4, 8]
   expected = len(patterns) / 16

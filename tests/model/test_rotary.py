@@ -27,7 +27,7 @@ QUICK = [
 
 
 def assert_close(ours, theirs, rtol):
-  """Within rtol of the largest, or of 1."""
+  """Asserts equality within rtol of the largest, or of 1."""
   scale = max(np.abs(theirs).max(), 1.0)
   np.testing.assert_allclose(ours, theirs, atol=rtol * scale)
 

@@ -1,4 +1,4 @@
-"""Clusters, neighbours, switched case and sparsity: what a run does beside losses."""
+"""Clusters, neighbours, switched case and sparsity: what a run does besides losses."""
 
 import dataclasses
 import logging
@@ -79,13 +79,13 @@ def without_false_negatives(anchors, clusters, confidence, progress, **settings)
 def test_more_of_the_anchors_like_are_no_negatives_as_training_goes_on(
   progress, dropped
 ):
-  # Sentences 0 to 2 share a cluster, of which 2 is the least sure.
+  # Sentences 0 to 2 share a cluster, and 2 is the least sure.
   anchors = directions([0, 30, 60, 90])
   clusters = np.asarray([[1], [1], [1], [2]])
   confidence = np.asarray([[0.9], [0.5], [0.1], [0.2]])
   values = without_false_negatives(anchors, clusters, confidence, progress)
   logits = np.cos(np.radians([0, 30, 60, 90])) / 0.5
-  # At 0 only what is surer than all others is sure: nothing here.
+  # At 0 only a sentence surer than all others would be sure: there is none.
   assert float(values[0]) == pytest.approx(contrast(logits, dropped), rel=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_alignment_and_uniformity_of_a_square():
   anchors = directions([0, 90, 180, 270])
   positives = directions([60, 90, 180, 270])
   values = losses.TERMS["alignment_uniformity"].fn(anchors, positives)
-  # A turn by t is a squared distance of 2 - 2 cos t: of 2 for a quarter, 4 for a half.
+  # A turn by t is a squared distance of 2 - 2 cos t: 2 for a quarter, 4 for a half.
   of_anchors = np.log((2 * np.exp(-2 * 2) + np.exp(-2 * 4)) / 3)
   turns = np.radians([30, 120, 150, 90, 180, 90])
   of_positives = np.log(np.exp(-2 * (2 - 2 * np.cos(turns))).mean())
@@ -260,7 +260,7 @@ def test_words_are_filled_in_by_the_pretrained_round_and_detected(files):
   config.recipe = ("words", "simcse")
   recipe_lib.run(config, str(files / "run"))
   lines = models.read_jsonl(files / "run/simcse/1/metrics.jsonl")
-  # A coin's entropy: so little is known after four steps.
+  # A coin's entropy: little is known after four steps.
   key = "train/replaced_token_detection"
   found = [line[key] for line in lines if key in line]
   assert found[-1] == pytest.approx(np.log(2), abs=0.3)
@@ -327,7 +327,7 @@ def test_the_published_form_edits_both_views_wherever_the_language_model_errs(
   assert (ids[~mask] == 0).all()
   changed = (ids != words) & mask
   assert changed[:, :, 1:].sum() > 0.9 * mask[:, :, 1:].sum()
-  assert (ids[:, 0] != ids[:, 1]).any()  # The views are masked otherwise.
+  assert (ids[:, 0] != ids[:, 1]).any()  # The views are masked differently.
   # Both views side by side, and padding counts as not replaced.
   np.testing.assert_array_equal(told["is_replaced"], changed.reshape(8, -1))
   assert told["is_token"].all() and told["is_token"].shape == (8, 2 * 12)

@@ -142,7 +142,7 @@ def test_a_workdir_that_is_older_than_a_field_goes_on(files):
   config = from_files(files, recipe=("base", "student"))
   config.rounds.base.seeds = config.rounds.student.seeds = (1,)
   trained = recipe_lib.run(config, str(files / "run"))
-  # As an earlier version wrote it: without the field, a parent named by all its fields.
+  # An earlier version wrote this: no such field, and parents named by all their fields.
   for name in ("base", "student"):
     path = files / "run" / name / "origin.json"
     origin = json.loads(path.read_text())
@@ -288,7 +288,7 @@ def test_a_schedule_may_be_longer_than_the_training(files):
   recipe_lib.run(config, str(files / "run"))
   lines = models.read_jsonl(files / "run/simcse/42/metrics.jsonl")
   rates = [x["train/learning_rate"] for x in lines if "train/learning_rate" in x]
-  # Down a sixteenth a step, and not to 0 by the fourth.
+  # It falls by a sixteenth a step, and is not 0 at the fourth.
   np.testing.assert_allclose(rates, [1e-3 * (1 - i / 16) for i in range(4)], rtol=1e-5)
 
 

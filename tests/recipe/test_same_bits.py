@@ -18,12 +18,12 @@ from tests import processes
 from tests import recipes
 
 EVERYTHING = " + ".join(sorted(losses.TERMS))
-# What one command exported differed among these before sets were put in order.
+# What a command exported differed among these before sets were put in order.
 SEEDS = (0, 1, 3)
 
 
 def programs(objectives, poolings, hash_seeds):
-  """What the steps of these objectives are lowered to, for each hash seed."""
+  """Returns what the steps of these objectives are lowered to, for each hash seed."""
 
   def lower(hash_seed):
     result = processes.run(
@@ -58,7 +58,7 @@ def test_a_step_of_every_term_and_pooling_is_the_same_program_under_six_hash_see
 
 
 def command(folder, workdir):
-  """A run on triplets that pools by [CLS], with four projected arrays."""
+  """Returns a run on triplets that pools by [CLS], with four projected arrays."""
   settings = {
     **{f"encoder.{key}": value for key, value in recipes.TINY.items()},
     "model": "",

@@ -72,7 +72,7 @@ MODELS = ("pretrained/0", "base/1", "base/2", "distilled/3")
 
 
 def assert_same_run(ours, theirs):
-  """Two workdirs hold the same models bitwise, scores and lines of metrics."""
+  """Asserts that two workdirs hold the same models, bit by bit, scores and metrics."""
   for name in (*(f"{model}/model" for model in MODELS), "export"):
     a, b = (
       safetensors.numpy.load_file(path / name / "model.safetensors")
@@ -92,7 +92,7 @@ def assert_same_run(ours, theirs):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """Uninterrupted runs, by variant."""
+  """Returns uninterrupted runs, by variant."""
 
   @functools.cache
   def run(variant):
@@ -105,7 +105,7 @@ def whole(tmp_path_factory):
 
 
 def wait_for(process, condition):
-  """Until it holds or the process has ended; whether it holds."""
+  """Waits until it holds or the process has ended; returns whether it holds."""
   while not condition():
     if process.has_ended():
       return False
@@ -117,9 +117,9 @@ def wait_for(process, condition):
 
 
 def kill_often(workdir, variant, times, rng, env):
-  """Starts the command, kills it, and so on; how often before it had finished.
+  """Starts the command and kills it until it finishes; returns how often.
 
-  Each time Python's hash seed is another: nothing may depend on it.
+  Python's hash seed changes each time: nothing may depend on it.
   """
   for kills in range(times):
     env = env | {"PYTHONHASHSEED": str(1 + kills % 2)}
@@ -144,12 +144,12 @@ def kill_often(workdir, variant, times, rng, env):
 def check_kills(whole, tmp_path, variant, times):
   rng, left, n = random.Random(0), times, 0
   expected = whole(variant)
-  # Compiled programs of their own: JAX, too, can be killed as it writes.
+  # They have their own compiled programs: JAX too can be killed as it writes.
   name = "JAX_COMPILATION_CACHE_DIR"
   env = {name: str(shutil.copytree(os.environ[name], tmp_path / "compiled"))}
   while left > 0:
     workdir = tmp_path / str(n)
-    # Never so often that no run would end by itself.
+    # It is never killed so often that no run would end by itself.
     left -= max(kill_often(workdir, variant, min(left, 25), rng, env), 1)
     n += 1
     result = processes.run(*command(workdir, variant), env=env)
@@ -188,7 +188,7 @@ def test_a_signalled_run_saves_leaves_and_goes_on_bitwise(whole, tmp_path):
     assert last == "interrupted: run the same command again to go on"
     folder = tmp_path / model.replace("-", "/") / "checkpoints"
     if model == "base-1":
-      # Evaluations save every 20 steps, the signal at whatever step it met.
+      # Evaluations save every 20 steps, the signal at whatever step it arrives.
       stopped = max(int(p.name) for p in folder.iterdir())
       assert stopped >= 30
   result = processes.run(*command(tmp_path))
@@ -275,7 +275,7 @@ def flip(path, offset, bit=0):
 
 @contextlib.contextmanager
 def damaged(path, damage):
-  """A file with damage, for a while."""
+  """Damages a file during a block."""
   content = path.read_bytes()
   damage(path)
   try:
@@ -291,7 +291,7 @@ def check_damage(folder, times):
   assert len(intact.steps) >= 2 and not intact.damage
   newest, before = intact.steps[-1], intact.steps[-2]
   paths = [p for p in (folder / str(newest)).rglob("*") if p.is_file()]
-  # One offset in all files together is as likely as another.
+  # All offsets in all files together are equally likely.
   where = [(path, i) for path in paths for i in range(path.stat().st_size)]
   faults = [
     (path, functools.partial(flip, offset=offset, bit=rng.randrange(8)))
@@ -366,7 +366,7 @@ def token_cache(tmp_path):
 
 
 def faults_of(path, rng, flips):
-  """Changes of a file that may happen to it."""
+  """Yields changes that may happen to a file."""
   size = path.stat().st_size
   yield pathlib.Path.unlink
   yield functools.partial(os.truncate, length=rng.randrange(size))
@@ -412,7 +412,7 @@ def test_damaged_blocks_of_a_teacher_cache_are_made_anew(
   expected = build()
   (folder,) = tmp_path.glob("teacher-*")
   file, rng = folder / "embeddings.bin", random.Random(0)
-  # A byte of the second block of three; then either file lost or cut short.
+  # A byte of the second of three blocks; then either file lost or cut short.
   flip_second = functools.partial(flip, offset=25 * 16 * 2)
   faults = [(file, flip_second), (folder / "done-20.json", pathlib.Path.unlink)]
   faults += [(p, f) for p in list(folder.iterdir()) for f in faults_of(p, rng, 3)]
@@ -459,7 +459,7 @@ def assert_refused(returncode, stderr, *words):
 
 
 def check_file_sizes(whole, tmp_path, sizes):
-  """A run that may write no larger files; then the same command without limit."""
+  """Runs with a limit on the size of files; then the same command without it."""
   for size in sizes:
     workdir = tmp_path / str(size)
     result = processes.run(
@@ -548,6 +548,6 @@ def test_a_long_run_neither_grows_nor_compiles_again_nor_leaves_anything(tmp_pat
   assert len(set(found["device_mb"])) == 1, found
   # The allocator rounds; a leak of one batch or state a step would be tens of MB.
   assert found["mb"][-1] - found["mb"][1] < 5, found
-  # The first run leaves what lives as long as the process; another adds nothing.
+  # The first run leaves what lives as long as the process; later ones add nothing.
   first, _, third = found["after"]
   assert third == first, found

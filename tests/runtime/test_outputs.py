@@ -1,4 +1,4 @@
-"""What commands write: what stays of what was there, who may write, and what names."""
+"""What commands write: which files stay, who may write, and which names are allowed."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ FOREIGN = (".git/HEAD", "onnx/model.onnx", "notes.txt", "1_Pooling/mine.json")
 
 
 def content(path):
-  """What files hold, by name."""
+  """Returns what files hold, by name."""
   return {
     str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()
   }
@@ -51,7 +51,7 @@ def card(text):
 
 def test_a_model_takes_the_place_of_one_of_ours_and_of_nothing_else(tmp_path):
   path = tmp_path / "m"
-  # The first has a file that the second has not.
+  # The first has a file that the second lacks.
   folder.save(models.tiny_model(0, pooling="mean_top2", num_layers=3), path, card("a"))
   gone = set(content(path))
   write_foreign(path)
@@ -134,7 +134,7 @@ def test_a_folder_whose_writer_died_is_whole_or_refused_and_then_written_again(
     folder.save(second, state)
     assert content(state) == new
     assert os.listdir(state.parent) == ["m"]
-  # Each file of the second that the first has not alike, and the digests.
+  # Each file of the second that is not equal in the first, and the digests.
   assert refused >= len(set(new.items()) - set(old.items()))
 
 
@@ -152,7 +152,7 @@ def test_a_finished_recipe_run_again_writes_nothing_and_leaves_what_people_added
   after = times()
   # The lock comes and goes in the workdir itself.
   assert {p for p in before | after if before.get(p) != after.get(p)} <= {files / "run"}
-  # What is damaged is written again, and nothing else.
+  # Only what is damaged is written again.
   (export / "model.safetensors").write_bytes(b"")
   expected = content(export)
   run()
@@ -180,7 +180,7 @@ def test_all_files_of_a_run_may_be_read_as_the_umask_says(files):
 
 @pytest.fixture(params=["locks", "no locks"])
 def has_locks(request, monkeypatch):
-  """Whether the file system has locks; without, as some network file systems are."""
+  """Whether the file system has locks, which some network file systems lack."""
   if request.param == "no locks":
 
     def flock(*_):
@@ -265,7 +265,7 @@ def test_no_name_of_a_workdir_is_a_pattern(files, name):
   saved = checkpoint.Checkpoints(workdir / "student/3/checkpoints")
   assert saved.steps == [2, 4] and not saved.damage
   assert finished.load(workdir / "base" / "1", step=2)[1].step == 2
-  # As a model, as a teacher, to convert, to evaluate.
+  # It is named as a model, as a teacher, to convert, and to evaluate.
   assert finished.find(workdir) == (workdir / "student" / "3", None)
   assert offline.find_models([str(workdir / "base")])
   np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""What a power cut may take, and how a run goes on after it."""
+"""What a power cut may take, and how a run continues after it."""
 
 import logging
 import os
@@ -63,7 +63,7 @@ def cut(tmp_path_factory):
 
 def test_a_run_waits_for_all_that_it_relies_on_to_be_on_the_disk(cut):
   path, synced = cut
-  # What is made anew, and what only people read.
+  # Files that are made anew, and files that only people read.
   not_needed = ("compiled", "tensorboard")
   found = [
     p
@@ -81,14 +81,14 @@ def empty(path):
 
 
 def lose_newest(folder):
-  """As a file system leaves names without contents."""
+  """Empties the newest files, as a file system may leave names without contents."""
   for path in (folder / "6").rglob("*"):
     if path.is_file():
       empty(path)
 
 
 def lose_last_file(folder):
-  """What Orbax writes after the digests, before they were added to."""
+  """Removes what Orbax writes after the digests, before its own were added."""
   names = [n for n in digests_lib.listed(folder / "6") if n != "_CHECKPOINT_METADATA"]
   digests_lib.write(folder / "6", names)
   empty(folder / "6" / "_CHECKPOINT_METADATA")

@@ -28,9 +28,9 @@ def free_port():
 
 
 def start(stack, *arguments, devices=1, what="train"):
-  """Two processes that meet, `tests.host`; killed when the stack closes.
+  """Starts two processes that meet, `tests.host`; the stack kills them when it closes.
 
-  In their arguments {} is the number of the process.
+  In their arguments {} stands for the number of the process.
   """
   port = free_port()
   env = {"XLA_FLAGS": DEVICES.format(devices)}
@@ -91,13 +91,13 @@ def test_the_shards_of_an_epoch_are_the_whole_epoch_without_overlap(
   ]
   assert {len(ids) for ids in met} == {size // num_hosts}
   met = np.concatenate(met).tolist()
-  # But for the rows that do not fill a last batch.
+  # Rows that do not fill a last batch are missing.
   assert len(set(met)) == len(met) == len(tokens) // size * size
   assert set(met) <= set(range(len(tokens)))
 
 
 def tiny_run(workdir):
-  """Arguments of a round of two models, trained together, with a cached teacher."""
+  """Returns arguments for a round of two models that train together, cached teacher."""
   short = dict(num_train_steps=12, eval_every=4, log_every=2)
   fields = dict(
     recipe="('distilled',)",
@@ -188,7 +188,7 @@ def test_bad_input_of_one_process_ends_both_with_its_line(tmp_path):
 
 
 def test_processes_are_found_under_slurm(tmp_path):
-  # Each is given a workdir of its own: refused when they have met.
+  # Each has a workdir of its own, which is refused when they have met.
   with contextlib.ExitStack() as stack:
     both = start(stack, *tiny_run(tmp_path / "{}"), what="slurm")
     assert wait(both) == [2, 2], both[0].stderr() + both[1].stderr()

@@ -1,4 +1,4 @@
-"""Commands whose streams are full, closed, of another encoding or nobody's."""
+"""Commands whose streams are full, closed, in another encoding or without a reader."""
 
 import functools
 import json
@@ -10,6 +10,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.recipe import monitor
+from dcse_jax.recipe import probes
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.command_line import printable
@@ -20,7 +21,7 @@ from tests import recipes
 
 SENTENCES = ("Le café est fermé.", "It rains.")
 FULL = functools.partial(processes.print_to, "/dev/full")
-# A run that ends in a moment.
+# A run that soon ends.
 TINY = dict(
   recipe="('base',)",
   synthetic_sentences=200,
@@ -60,7 +61,7 @@ def search(here, *queries):
 
 
 def command(name, here, to):
-  """A command that writes a file or folder, if it does, and that path."""
+  """Returns a command, and the path of what it writes, if anything."""
   model = f"--model={here}/m"
   return {
     "search": lambda: (search(here, "--query=rain"), None),
@@ -191,11 +192,11 @@ def test_nothing_of_a_file_steers_the_terminal(tmp_path):
     # In the last evaluation of a model, of two.
     (signal.SIGTERM, monitor.Scorer, "metrics", 2, {"base"}),
     (signal.SIGHUP, monitor.Scorer, "metrics", 2, {"base"}),
-    # As its scores are taken, and between it and the next.
+    # The signal comes as its scores are taken, and between it and the next.
     (signal.SIGTERM, monitor.Scorer, "scores", 1, {"base"}),
-    (signal.SIGTERM, monitor.Probe, "histograms", 1, {"base"}),
+    (signal.SIGTERM, probes.Probe, "histograms", 1, {"base"}),
     # While teachers are probed, and cached.
-    (signal.SIGTERM, monitor.Probe, "embed", 3, {"base", "student"}),
+    (signal.SIGTERM, probes.Probe, "embed", 3, {"base", "student"}),
     (signal.SIGHUP, teacher_cache, "encode_tokens", 1, {"base", "student"}),
   ],
 )

@@ -37,7 +37,7 @@ def write(folder, texts):
 
 
 def read(folder):
-  """The files of a folder but those that are hidden, by name."""
+  """Reads the files of a folder that are not hidden, by name."""
   return {
     str(path.relative_to(folder)): path.read_text()
     for path in folder.rglob("*")
@@ -46,7 +46,7 @@ def read(folder):
 
 
 class Folder(LocalFileSystem):
-  """Stands for the file system of buckets: a folder with one for each."""
+  """A stand-in for the file system of buckets: a folder with one for each."""
 
   protocol = ("gs", "gcs")
   root: pathlib.Path
@@ -60,7 +60,7 @@ class Folder(LocalFileSystem):
     return super()._strip_protocol(str(path).replace("gs://", f"{cls.root}/", 1))
 
   def pipe_file(self, path, value, **kwargs):
-    # A bucket is not made by writing to it.
+    # Writing to a bucket does not make it.
     (self.root / "bucket").stat()
     super().pipe_file(path, value, **kwargs)
 
@@ -204,7 +204,7 @@ MODELS = ("base/1", "base/2", "distilled/3")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-  """A bucket, and the environment of a command for which gs://bucket is that."""
+  """A bucket, and the environment of a command that finds it as gs://bucket."""
   pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'dcse_jax[gcs]'")
   # One for all tests: another would cost the imports once more.
   local = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("local"))}
@@ -240,7 +240,7 @@ def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
   bucket, env = service
   with contextlib.ExitStack() as stack:
     whole = stack.enter_context(processes.start(*quickstart(tmp_path / "whole")))
-    # The first is told to stop, the second dies: of neither is anything left here.
+    # The first is told to stop, the second dies: neither leaves anything here.
     for i, (saved, number, status) in enumerate(
       (
         ("base/1/checkpoints/10/commit_success.txt", signal.SIGTERM, 75),

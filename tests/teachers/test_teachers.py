@@ -20,7 +20,7 @@ from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
-from dcse_jax.recipe import monitor
+from dcse_jax.recipe import probes
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import workdir
 from dcse_jax.runtime.errors import UserError
@@ -38,12 +38,12 @@ TEACHERS = [
 ]
 
 
-# In one program: to compile every operation by itself takes longer.
+# One program, since compiling every operation by itself takes longer.
 encode = jax.jit(encoder_lib.encode, static_argnames=("config", "pooling"))
 
 
 def with_other_tokenizer(seed, **shape):
-  """A teacher whose tokenizer splits the same sentences into other tokens."""
+  """Makes a teacher whose tokenizer splits the same sentences into other tokens."""
   tokenizer = wordpiece.train_wordpiece(models.SENTENCES[:100], vocab_size=90)
   model = models.tiny_model(seed, vocab_size=len(tokenizer), **shape)
   return dataclasses.replace(model, tokenizer=tokenizer)
@@ -63,7 +63,7 @@ def make_tokens(path, model, max_length=16, **kwargs):
 
 
 def cosines(model, sentences):
-  """By the public encoder, one sentence after the other: no padding, no stack."""
+  """Computes cosines with the public encoder, sentence by sentence, without a stack."""
   encoder = SentenceEncoder.__new__(SentenceEncoder)
   encoder.model = dataclasses.replace(model, max_length=16)
   encoder._params = model.params
@@ -72,7 +72,7 @@ def cosines(model, sentences):
 
 
 def similarity(params, stacks, batch, dtype=jnp.float32):
-  """Cosines of `teacher_embeddings`, in one program."""
+  """Computes cosines of `teacher_embeddings`, in one program."""
 
   def run(params, batch):
     joint = stacks_lib.teacher_embeddings(params, stacks, batch, dtype=dtype)
@@ -188,7 +188,7 @@ def cache_of(tmp_path, dtype="float32", **kwargs):
 
 @pytest.mark.parametrize(
   "dtype, tolerance",
-  # Half of the last place of numbers below 1: 2^-12, 2^-9, and float32's rounding.
+  # Half the last place of numbers below 1: 2^-12, 2^-9, and float32's rounding.
   [("float16", 2.5e-4), ("bfloat16", 2e-3), ("float32", 1e-6)],
 )
 def test_the_cache_holds_unit_embeddings_by_example_id(tmp_path, dtype, tolerance):
@@ -269,7 +269,7 @@ def test_hosts_divide_the_blocks_and_all_see_the_whole(tmp_path):
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_training(files, monkeypatch):
-  # As below, where the same programs are needed.
+  # The same shapes as below, which need the same programs.
   config = from_files(files, teacher_cache="float32")
   config.rounds.base.seeds = (1, 2)
   config.rounds.student.seeds = (5, 6, 7)
@@ -310,7 +310,7 @@ def test_what_two_rounds_read_otherwise_takes_room_twice(files, monkeypatch):
   usage = shutil.disk_usage(files)
   need = 2 * 60 * 16 * 4
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need - 1))
-  # A file of another size, left by another config, is no help.
+  # A file of another size, which another config left, is no help.
   other = files / "run" / "cache" / "teacher-other" / "embeddings.bin"
   other.parent.mkdir(parents=True)
   other.write_bytes(bytes(need * 2))
@@ -322,7 +322,7 @@ def test_what_two_rounds_read_otherwise_takes_room_twice(files, monkeypatch):
 
 
 def distil(files, name, **fields):
-  """Trains a student with these fields of its round; its logged losses."""
+  """Trains a student with these fields of its round; returns its logged losses."""
   config = from_files(files, recipe=("student",))
   with config.unlocked():
     config.rounds.student.update(
@@ -392,15 +392,15 @@ def test_how_teachers_differ_is_measured_once_a_round_by_its_first_seed(
     seeds=(1, 2, 3),
   )
   embedded = []
-  original = monitor.Probe.embed
+  original = probes.Probe.embed
 
   def embed(self, model, split):
     embedded.append(split)
     return original(self, model, split)
 
-  monkeypatch.setattr(monitor.Probe, "embed", embed)
+  monkeypatch.setattr(probes.Probe, "embed", embed)
   recipe_lib.run(config, str(files / "run"))
-  # By both teachers the first seed's sentences, and each model by itself when it is
+  # Both teachers embed the first seed's sentences, and each model itself when it is
   # finished; no term is measured by held-out similarities of teachers.
   assert embedded == ["train", "train"] + 3 * ["held_out", "train"]
   path = files / "run" / "student" / "teachers.json"
@@ -409,7 +409,7 @@ def test_how_teachers_differ_is_measured_once_a_round_by_its_first_seed(
   written = path.stat().st_mtime_ns
   recipe_lib.run(config, str(files / "run"))
   assert path.stat().st_mtime_ns == written
-  # Gone, it is made again from the same sentences, though another seed is trained.
+  # If lost, it is made again from the same sentences, though another seed is trained.
   path.unlink()
   shutil.rmtree(files / "run" / "student" / "3")
   recipe_lib.run(config, str(files / "run"))
@@ -425,12 +425,12 @@ def test_a_teachers_own_tokens_are_of_the_students_rows(files):
   config.rounds.student.teachers = (str(files / "t"),)
   config.rounds.student.seeds = (1,)
   recipe = recipe_lib.read(config, workdir.Workdir(str(files / "run")))
-  teacher = recipe.inputs.outside(str(files / "t"))
+  teacher = recipe.inputs.outside[str(files / "t")]
   student = recipe.rounds["student"]
   ours = recipe.inputs.tokens(student)
-  theirs = recipe.inputs.teacher_tokens(teacher, student)
+  theirs = recipe.inputs.teacher_tokens(str(files / "t"), student)
   assert len(ours) == len(theirs) == 40
-  # And no more of them than the teacher takes.
+  # There are no more of them than the teacher takes.
   expected = model_lib.tokenize(teacher.tokenizer, models.SENTENCES[:40], 10)
   assert [ids.tolist() for ids in theirs.sentences(0, 40)] == expected
   recipe_lib.train(recipe)
@@ -452,7 +452,7 @@ def test_a_teacher_temperature_that_leaves_one_sentence_is_warned_of_once(
 
 
 def test_a_row_is_one_hot_when_the_others_vanish_beside_the_largest():
-  # Of three others the largest is 0.1 above the next. At 0.1 / t = 20 the others
+  # The largest of three others is 0.1 above the next. At 0.1 / t = 20 the others
   # have 2e-9, which float32 cannot tell from nothing; at 10 they have 5e-5.
   row = [0.5, 0.4, 0.3]
   cosines = np.ones((1, 4, 4), np.float32)
@@ -562,10 +562,10 @@ def test_the_spread_of_teachers_is_the_std_and_entropy_over_them():
   unit = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
   std = unit.mean(axis=-1).std(axis=0, ddof=1)
   assert result["first_order"]["mean_std"] == pytest.approx(std.mean())
-  # Of a Gaussian: ln std + ln(2 pi e) / 2, and ln(2 pi e) is 2.837877.
+  # For a Gaussian: ln std + ln(2 pi e) / 2, and ln(2 pi e) is 2.837877.
   entropy = np.mean(np.log(std)) + 2.837877 / 2
   assert result["first_order"]["differential_entropy"] == pytest.approx(entropy)
-  # By scipy, sentence after sentence.
+  # The same by scipy, sentence after sentence.
   cosine = unit @ np.swapaxes(unit, -1, -2)
   expected = []
   for batch in range(2):
@@ -580,7 +580,7 @@ def test_the_spread_of_teachers_is_the_std_and_entropy_over_them():
 
 def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   sentences, student = models.SENTENCES[:16], models.tiny_model(1)
-  probe = monitor.Probe(
+  probe = probes.Probe(
     train=sentences[:8], held_out=sentences[8:], batch_size=8, max_length=16
   )
   settings = dict(
@@ -599,7 +599,7 @@ def test_the_monitored_distillation_is_the_loss_without_dropout_or_shuffling():
   terms = losses.parse(
     "distillation", {"distillation": {**settings, "group_probability": 0.5}}
   )
-  measure = monitor.HeldOut(student, probe, terms, joint)
+  measure = probes.HeldOut(student, probe, terms, joint)
   ours = measure.metrics({"encoder": student.params})
   for split, part in (("train", sentences[:8]), ("held_out", sentences[8:])):
     taught = sum(w * cosines(t, part) for t, w in zip(TEACHERS, (0.25, 0.5, 0.25)))

@@ -35,7 +35,7 @@ def test_five_steps_agree_however_the_devices_are_arranged(name):
   (_, one, ours), (_, many, theirs) = train("1"), train(name)
   for a, b in zip(ours, theirs):
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    # Of all gradients together.
+    # The norm of all gradients together.
     assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-5)
   one, many = jax.device_get(one.params), jax.device_get(many.params)
   for params in (one, many):
@@ -92,7 +92,7 @@ def test_a_recipe_trains_on_any_mesh_and_in_parts_to_the_same_scores(files):
   config.mesh.fsdp, config.microbatches = 2, 2
   (parts,) = recipe_lib.run(config, str(files / "parts"))
   assert parts["dev"] == pytest.approx(plain["dev"], abs=0.05)
-  # Neither has an influence on the models: the workdir is the same.
+  # Neither changes the models, so the workdir stays the same.
   config.mesh.fsdp, config.microbatches = 4, 1
   assert recipe_lib.run(config, str(files / "parts")) == [parts]
 

@@ -73,7 +73,7 @@ def make_trainer(
 
 @functools.cache
 def distilling():
-  """A loss with three teachers in two stacks, and Group-P."""
+  """Makes a loss with three teachers in two stacks, and Group-P."""
   stacks, params = stacks_lib.stack_teachers(TEACHERS, [1, 1, 1])
   loss_fn = Objective(
     losses.parse(
@@ -91,7 +91,7 @@ def student_params(seed=0):
 
 
 def run_steps(num_steps=3, **kwargs):
-  """Trains so many steps: the trainer, the state and what each step gave."""
+  """Trains some steps; returns the trainer, the state and each step's metrics."""
   loss_fn, teacher_params = distilling()
   trainer = make_trainer(loss_fn, teacher_params=teacher_params, **kwargs)
   state = step_lib.init_state(student_params(), trainer.tx, jax.random.key(2))
@@ -142,7 +142,7 @@ def test_the_loss_is_contrast_of_columns_plus_weighted_distillation(columns):
     pooling="mean",
     stacks=stacks,
   )
-  # In one program: to compile every operation by itself takes longer.
+  # One program, since compiling every operation by itself takes longer.
   loss, parts = jax.jit(models.called(loss_fn))(
     {"encoder": student.params}, batch, jax.random.key(0), {"teachers": teacher_params}
   )
@@ -250,7 +250,7 @@ def language_model(monkeypatch, batch, rng):
   loss_fn = models.language_model_loss(model)
   params = loss_fn.init_params(model.params, jax.random.key(0))
 
-  # In one program: to compile every operation by itself takes longer.
+  # One program, since compiling every operation by itself takes longer.
   @jax.jit
   def run(params, batch, rng):
     loss, parts = models.called(loss_fn)(params, batch, rng)
@@ -285,7 +285,7 @@ def cache(tmp_path):
   tokenizer = STUDENT.tokenizer
   return tokens_lib.build_token_cache(
     tmp_path / "cache",
-    # Of 3 to 10 words.
+    # They have 3 to 10 words.
     [[" ".join(s.split()[: 3 + i % 8]) for i, s in enumerate(models.SENTENCES)]],
     tokenize=lambda s: tokenizer(list(s), truncation=True, max_length=12)["input_ids"],
     tokenizer_state="",
@@ -402,7 +402,7 @@ def test_a_run_stopped_after_every_step_ends_bitwise_as_one_that_was_not(
   whole = loop.train(trainer, [make_run(cache, tmp_path / "whole")], config={})
   with monkeypatch.context() as patch:
     patch.setattr(signals, "requested", lambda: True)
-    for _ in range(6):  # The last, too, begins nothing further.
+    for _ in range(6):  # The last one begins nothing further either.
       with pytest.raises(signals.Interrupted):
         loop.train(trainer, [make_run(cache, tmp_path / "cut")], config={})
   ours = loop.train(trainer, [make_run(cache, tmp_path / "cut")], config={})
@@ -481,7 +481,7 @@ def test_models_trained_together_equal_each_trained_alone(cache, tmp_path):
 
 
 def scoring(scores, stop_at=None):
-  """An evaluation that gives these scores in turn and may interrupt at one."""
+  """Makes an evaluation that returns these scores in turn and may interrupt at one."""
   calls = []
 
   def evaluate(params):
@@ -494,8 +494,8 @@ def scoring(scores, stop_at=None):
 
 
 def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):
-  # Of two models at steps 2, 4 and 6, in turn. The first model's new best at step 6
-  # is saved, then the run is cut; this best is lost and the one before returns.
+  # The scores of two models at steps 2, 4 and 6, in turn. The first's new best at step
+  # 6 is saved, then the run is cut; this best is lost and the one before returns.
   folder, seeds = tmp_path / "cut", (3, 4)
   with pytest.raises(Interrupted):
     train_together(cache, folder, seeds, scoring([3, 1, 1, 2, 5], stop_at=6))
@@ -528,7 +528,7 @@ def contrasting(dtype=jnp.float32):
 
 
 def spoiling(loss_fn, *, loss_rows=(), gradient_rows=()):
-  """A loss function that is not finite on batches that hold one of these rows."""
+  """Makes a loss that is not finite on batches that hold one of these rows."""
 
   def spoiled(params, inputs):
     loss, parts = loss_fn(params, inputs)
@@ -580,7 +580,7 @@ def test_skipped_batches_are_written_out_and_too_many_stop_the_run(cache, tmp_pa
   assert lines[0]["sentences"] == [models.SENTENCES[row] for row in met[1]]
   assert lines[0]["loss"] == "inf" and lines[1]["gradient_norm"] == "nan"
   logged = models.read_jsonl(tmp_path / "skips" / "metrics.jsonl")
-  # Steps 2, 4 and 6 are logged; what is not finite is not.
+  # Steps 2, 4 and 6 are logged, except for values that are not finite.
   assert ["train/loss" in line for line in logged] == [False, True, True]
   assert [line["train/skipped_steps"] for line in logged] == [1, 2, 2]
   trainer = dataclasses.replace(trainer, max_skipped_steps=1)

@@ -1,6 +1,6 @@
-"""What a step offers to terms: one provider a file, asked in this order.
+"""The inputs that a step offers to terms: one provider a file, asked in a fixed order.
 
-Doors: `PROVIDERS`, `OFFERED` (what a term may ask for), `provider` (what one is).
+Doors: `PROVIDERS`, `OFFERED` (what a term may ask for), `provider` (the base class).
 """
 
 from dcse_jax.objective.inputs.clusters import Clusters
@@ -14,15 +14,17 @@ from dcse_jax.objective.inputs.provider import StepInputs
 from dcse_jax.objective.inputs.queue import Queue
 from dcse_jax.objective.inputs.replaced import Replaced
 from dcse_jax.objective.inputs.retrieved import Retrieved
+from dcse_jax.objective.inputs.served import Served
 from dcse_jax.objective.inputs.teacher import Teacher
 from dcse_jax.objective.inputs.tokens import Step
 from dcse_jax.objective.inputs.tokens import Tokens
 from dcse_jax.objective.inputs.undropped import Undropped
 from dcse_jax.objective.inputs.views import Views
 
-# A provider may use the arrays of those before it.
+# In their order: a provider may use the arrays of those before it.
 PROVIDERS: tuple[Provider, ...] = (
   Views(),
+  Served(),
   Undropped(),
   Retrieved(),
   Replaced(),

@@ -1,4 +1,4 @@
-"""Pseudo-labels of sentences, from clustering the whole text."""
+"""Pseudo-labels of sentences, from clusters of the whole text."""
 
 import importlib.util
 
@@ -9,9 +9,9 @@ from dcse_jax.objective.inputs.provider import Provider
 
 
 class Clusters(Provider):
-  """A sentence's clusters, by granularity, and how sure they are, [B, G] both.
+  """A sentence's clusters by granularity, and how sure they are, both [B, G].
 
-  `corpus.Corpus` clusters.
+  `corpus.Corpus` finds the clusters.
   """
 
   offers = ("clusters", "confidence")

@@ -1,4 +1,4 @@
-"""Masked tokens, and a language model's scores of them."""
+"""Masked tokens, and a language model's scores for them."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from dcse_jax.objective.inputs.rows import flat_views
 from dcse_jax.objective.inputs.rows import number_views
 from dcse_jax.objective.inputs.rows import side_by_side
 
-# Devlin et al.: 15 % of tokens are predicted; of these 80 % are masked, 10 %
-# replaced by any token, 10 % left.
+# Devlin et al. predict 15 % of tokens; 80 % of these are masked, 10 %
+# replaced by a random token, 10 % left.
 PREDICTED = 0.15
 SHOWN_AS = (0.8, 0.1)
 
@@ -21,19 +21,20 @@ SHOWN_AS = (0.8, 0.1)
 def mask_views(
   objective, batch, rng, share: float, views: int, shown_as=SHOWN_AS
 ) -> dict[str, jax.Array]:
-  """Masks views for a share of their tokens to be guessed, others at each step.
+  """Masks a share of the tokens of views, different ones at each step.
 
   Args:
-    objective: whose tokenizer says what may be masked, and by what.
+    objective: knows which tokens may be masked, and the mask token.
     batch: `input_ids` and `attention_mask`, [B, C, S].
     rng: a key.
-    share: of the words that are chosen.
-    views: how many; the columns of the text, or a single column as often.
-    shown_as: of the chosen, the share that is masked and that shows any other token.
+    share: the share of words that is chosen.
+    views: how many; the columns of the text, or its only column this many times.
+    shown_as: the shares of chosen words shown as a mask and as a random token.
 
   Returns:
     `masked_ids` and `masked_mask`, [B, views, S]; `position`, `masked_labels` and
-    `is_masked` of a few slots, [B, views, K], so that only these meet the vocabulary.
+    `is_masked` of a few slots, [B, views, K], so that only these are multiplied with
+    the vocabulary.
   """
   masked = []
   for view in range(views):
@@ -87,7 +88,7 @@ def validate_mask(objective, start) -> str:
 class Masked(Provider):
   """Scores and labels of masked tokens, [B, K, V] and [B, K], and which count, [B, K].
 
-  They are of the first view, or of two side by side, as the term's setting
+  They belong to the first view, or to two views side by side, as the term's setting
   `masked_views` says.
   """
 

@@ -1,4 +1,4 @@
-"""What a small network, trained along, makes of the anchors."""
+"""The anchors' predictions by a small network that is trained along."""
 
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads

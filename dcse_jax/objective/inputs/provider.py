@@ -1,6 +1,6 @@
-"""What one kind of input of terms is: who needs it, and how it is computed.
+"""A kind of input of terms: who needs it, and how it is computed.
 
-An objective asks every provider in a fixed order. To add an input is a file here with one
+An objective asks every provider in a fixed order. A new input is a file here with one
 provider, and its name in `PROVIDERS`.
 """
 
@@ -21,18 +21,18 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-  """What a loss function is given beside the parameters.
+  """The arguments of a loss function besides the parameters.
 
   Attributes:
-    batch: `input_ids` and `attention_mask`, [B, C, S]. One column is encoded twice
-      under independent dropout; of more, the first is the anchor, the second the
-      positive, the third a hard negative. Providers may ask for more.
+    batch: `input_ids` and `attention_mask`, [B, C, S]. A single column is encoded twice
+      under independent dropout; if there are more, the first is the anchor, the second
+      the positive, the third a hard negative. Providers may ask for more arrays.
     rng: the step's key.
     frozen: parameters that are read but not trained, by name: `teachers`, a tree for
       each stack, and what `Objective.frozen_params` gives.
-    packing: of the batch's first column, or of all of them if there are several; None
-      leaves the padding in. The loss is the same.
-    carry: what the step before gave; at first `Objective.init_carry`.
+    packing: that of the batch's first column, or of all columns if there are several;
+      None leaves the padding in. The loss is the same.
+    carry: what the previous step handed on; at first `Objective.init_carry`.
     progress: the share of the training that is done, in [0, 1].
   """
 
@@ -49,12 +49,12 @@ class Sentences:
   """One microbatch of a step.
 
   Attributes:
-    params: all that is trained.
-    frozen: as `StepInputs.frozen`.
+    params: everything that is trained.
+    frozen: see `StepInputs.frozen`.
     rows: `input_ids` and `attention_mask`, [b, C, S], and what providers prepared.
-    row_ids: their numbers in the batch, [b]; None if they are all of it.
+    row_ids: the rows' numbers in the batch, [b]; None if they are the whole batch.
     rng: the step's key.
-    packing: of this microbatch.
+    packing: this microbatch's.
   """
 
   params: Any
@@ -67,14 +67,14 @@ class Sentences:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """What is known of a round's start before anything is trained.
+  """The facts about a round's start that are known before anything is trained.
 
   Attributes:
-    name: for people.
-    pooled_size: numbers in what its pooling gives.
-    has_mask_token: whether its tokenizer has one.
+    name: what people call it.
+    pooled_size: the width of what its pooling gives.
+    has_mask_token: whether its tokenizer has a mask token.
     has_language_model: whether it comes with a language-model head.
-    columns: of the round's text.
+    columns: how many columns the round's text has.
   """
 
   name: str
@@ -86,13 +86,13 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """A batch as FLOPs are counted.
+  """The size of a batch, for counting FLOPs.
 
   Attributes:
-    batch: sentences.
-    columns: of the text.
-    length: mean tokens of a sentence.
-    squared_length: the mean of their squares.
+    batch: rows of the batch.
+    columns: how many columns the text has.
+    length: the mean number of tokens in a sentence.
+    squared_length: the mean of its square.
     max_length: tokens that a row may have.
   """
 
@@ -109,12 +109,12 @@ class Size:
 
 
 class Provider:
-  """One kind of input. The methods are called in this order, where it is asked for.
+  """A kind of input. Its methods are called in this order, if a term asks for it.
 
   Attributes:
-    offers: names of arrays as terms ask for them. All but `of_tokens` have a row for
-      each sentence, and the same name with "all_" before it is of the whole batch.
-    of_tokens: whether they are of single tokens: terms that ask for them are computed
+    offers: names of arrays as terms ask for them. Unless `of_tokens`, they have a row
+      for each sentence, and the name with "all_" before it stands for the whole batch.
+    of_tokens: whether they concern single tokens: terms that ask for them are computed
       microbatch by microbatch, and the arrays are forgotten.
     of_step: those of `offers` that all rows share.
     needs_views: whether `Views` must be computed for it.
@@ -128,10 +128,10 @@ class Provider:
   compared: tuple[str, ...] = ()
 
   def is_asked(self, objective: "Objective") -> bool:
-    """Whether any term, or another provider, needs it."""
+    """Returns whether any term, or another provider, needs it."""
     return objective.asks_for(self.offers)
 
-  # Before a training.
+  # Before training.
 
   def validate(self, objective: "Objective", start: Start) -> str:
     """Says why a round cannot have it, or ""."""
@@ -145,11 +145,11 @@ class Provider:
     init: Callable[[str, type], encoder_lib.Params],
     language_model: encoder_lib.Params | None,
   ) -> Arrays:
-    """Makes what is trained for it, by name.
+    """Makes the parameters that are trained for it, by name.
 
     Args:
-      objective: that asks.
-      encoder: that training starts from.
+      objective: the one that asks.
+      encoder: the one that training starts from.
       init: makes random parameters of a module, by the name that they will have.
       language_model: the start's head, if it has one.
     """
@@ -162,34 +162,34 @@ class Provider:
     encoder: encoder_lib.Params,
     language_model: encoder_lib.Params | None,
   ) -> Arrays:
-    """Gives what is read but not trained, by name."""
+    """Returns parameters that are read but not trained, by name."""
     del objective, encoder, language_model
     return {}
 
   def init_carry(self, objective: "Objective") -> Arrays:
-    """Makes what the first step is handed, by name."""
+    """Makes what is handed to the first step, by name."""
     del objective
     return {}
 
   def corpus_settings(self, objective: "Objective") -> Arrays:
-    """Gives what `corpus.Corpus` has to join to batches, by its name there."""
+    """Returns the settings of what `corpus.Corpus` joins, by its name there."""
     del objective
     return {}
 
   def abstract_batch(self, objective: "Objective", batch: int, length: int) -> Arrays:
-    """Gives the shapes of what `corpus.Corpus` joins to a batch of rows."""
+    """Returns the shapes of what `corpus.Corpus` joins to a batch of rows."""
     del objective, batch, length
     return {}
 
   def flops(self, objective: "Objective", size: Size) -> tuple[float, float]:
-    """Counts one forward pass of what is trained, and of what is frozen."""
+    """Counts FLOPs of a forward pass through what is trained, and what is frozen."""
     del objective, size
     return 0.0, 0.0
 
   # In a step.
 
   def prepare(self, objective: "Objective", inputs: StepInputs) -> Arrays:
-    """Makes what its microbatches need, with a row for each sentence of the batch."""
+    """Makes what its microbatches need, with a row for each row of the batch."""
     del objective, inputs
     return {}
 
@@ -201,18 +201,18 @@ class Provider:
     return {}
 
   def count(self, arrays: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Counts, of its arrays of tokens, hits and trials in each row by metric."""
+    """Counts hits and trials in each row of its arrays of tokens, by metric."""
     del arrays
     return {}
 
   def join(
     self, objective: "Objective", params: Any, inputs: StepInputs, offered: Arrays
   ) -> Arrays:
-    """Computes arrays of the whole batch, of `offered` or of the step."""
+    """Computes arrays of the whole batch from `offered`, or arrays of the step."""
     del objective, params, inputs, offered
     return {}
 
   def carry(self, inputs: StepInputs, offered: Arrays) -> Arrays:
-    """Gives what the next step is handed."""
+    """Returns what is handed to the next step."""
     del inputs, offered
     return {}

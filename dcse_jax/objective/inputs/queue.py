@@ -8,7 +8,7 @@ from dcse_jax.objective.inputs.provider import Provider
 
 
 class Queue(Provider):
-  """Positives of earlier batches, [Q, D], the latest first; which there are, [Q].
+  """Positives of earlier batches, [Q, D], the latest first; and which are there, [Q].
 
   They have no gradient. Q is the term's setting `queue_size`.
   """

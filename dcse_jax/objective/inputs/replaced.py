@@ -1,4 +1,4 @@
-"""Sentences that a frozen language model edits, and where it did."""
+"""Sentences that a frozen language model edits, and where it edited them."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ _ALL_MASKED = (1.0, 0.0)
 
 
 class Replaced(Provider):
-  """Logits of tokens' being replaced, whether they were, and which count, [B, S].
+  """Logits that tokens were replaced, whether they were, and which count, [B, S].
 
-  They are of the first view with words that a frozen language model, the one that
-  training starts from, filled in; or of two views side by side: see the term.
+  They belong to the first view, or to two side by side (see the term), after a frozen
+  language model, the one that training starts from, filled in words.
   """
 
   offers = ("replaced_logits", "is_replaced", "is_token")
@@ -112,7 +112,7 @@ class Replaced(Provider):
 
 
 def _fill_in_masked(objective, generator, edited):
-  """Guesses masked tokens by the language model, [n, K]."""
+  """Guesses masked tokens with the language model, [n, K]."""
   states = encoder_lib.states_at(
     generator["encoder"],
     objective.config,
@@ -125,7 +125,7 @@ def _fill_in_masked(objective, generator, edited):
 
 
 def _fill_in_all(objective, generator, edited, row_ids, rng):
-  """Guesses every token by the language model, under dropout, [n, S]."""
+  """Guesses every token with the language model, under dropout, [n, S]."""
   states = encoder_lib.hidden_states(
     generator["encoder"],
     objective.config,
@@ -135,7 +135,7 @@ def _fill_in_all(objective, generator, edited, row_ids, rng):
     dtype=objective.dtype,
     row_ids=row_ids,
   )[-1]
-  # One position after the other: all together would meet the vocabulary at once.
+  # One position after the other: the scores of all at once would not fit the memory.
   guess = lambda states: _best_guess(objective, generator, states)
   return jax.lax.map(guess, states.swapaxes(0, 1)).swapaxes(0, 1)
 

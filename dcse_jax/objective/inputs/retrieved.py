@@ -10,8 +10,8 @@ from dcse_jax.objective.inputs.provider import Provider
 class Retrieved(Provider):
   """A neighbour's embedding, [B, D], and the numbers of it and of the sentence, [B].
 
-  The embedding is under dropout and after the projection; numbers are equal for equal
-  sentences. `corpus.Corpus` says which neighbour.
+  The embedding has dropout and the projection; equal sentences have equal numbers.
+  `corpus.Corpus` chooses the neighbour.
   """
 
   offers = ("retrieved", "retrieved_id", "sentence_id")

@@ -1,4 +1,4 @@
-"""Rows of views and rows of sentences, one from the other."""
+"""Rows of sentences to rows of their views, and back."""
 
 from typing import Any
 
@@ -19,5 +19,5 @@ def flat_views(rows: Any) -> Any:
 
 
 def side_by_side(x: jax.Array, views: int) -> jax.Array:
-  """Lays the views of a row side by side, [b * views, K, ...] to [b, views * K, ...]."""
+  """Lays a row's views side by side, [b * views, K, ...] to [b, views * K, ...]."""
   return x.reshape(-1, views * x.shape[1], *x.shape[2:])

@@ -1,4 +1,4 @@
-"""What all teachers together think of a sentence."""
+"""The teachers' joint embedding of a sentence."""
 
 from dcse_jax.model.flops import encode_flops
 from dcse_jax.objective.inputs.provider import Provider

@@ -1,10 +1,10 @@
-"""The tokens of sentences, and where rows lie in the batch."""
+"""The tokens of sentences, and what all rows of a step share."""
 
 from dcse_jax.objective.inputs.provider import Provider
 
 
 class Tokens(Provider):
-  """Token ids and mask of the first column, [B, S] both."""
+  """Token ids and mask of the first column, both [B, S]."""
 
   offers = ("input_ids", "attention_mask")
 
@@ -13,10 +13,10 @@ class Tokens(Provider):
 
 
 class Step(Provider):
-  """What a step has for all: a key for each term, and the share of training done.
+  """Inputs that all rows of a step share: a term's key, the share of training done.
 
-  The objective itself gives every term its key, `rng`, and the numbers in the batch of
-  the rows that it is asked for, `labels`, [b].
+  The objective itself gives every term its key, `rng`, and `labels`, the numbers in
+  the batch of the rows that the term is asked for, [b].
   """
 
   offers = ("labels", "rng", "progress")

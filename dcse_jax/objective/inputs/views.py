@@ -81,4 +81,5 @@ class Views(Provider):
     embeddings = by_view(embeddings)
     for i, name in enumerate(("anchors", "positives", "negatives")[:views]):
       arrays[name] = embeddings[:, i]
-    return objective.project(sentences.params, arrays)
+    # `Served` may want the anchors as they were before the projection.
+    return {"pooled": arrays["anchors"], **objective.project(sentences.params, arrays)}

@@ -1,0 +1,103 @@
+"""The encoder that a recipe starts from: a model's, or a new one for its text."""
+
+from collections.abc import Sequence
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+
+from dcse_jax import config as config_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.hub import folder
+from dcse_jax.hub import wordpiece
+from dcse_jax.hub.tokenizer import load_tokenizer
+from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def new_shape(
+  config: config_lib.ConfigDict, *, vocab_size: int, pad_token_id: int
+) -> encoder_lib.EncoderConfig:
+  """Returns the shape of a recipe's new encoder, for a tokenizer's vocabulary."""
+  fields = {"family": "bert", **config.encoder, "vocab_size": vocab_size}
+  make = encoder_lib.NEW[fields.pop("family")]
+  return make(max_tokens=config.max_length, pad_token_id=pad_token_id, **fields)
+
+
+def load(config: config_lib.ConfigDict) -> model_lib.Model:
+  """Loads the model that a config names, without what training leaves out."""
+  model = folder.load(
+    config.model,
+    default_pooling=config.pooling,
+    num_layers=config.num_layers or None,
+  )
+  if model.head or model.truncate_dim:
+    _log.info("%s: its head and truncate_dim are left out of training", config.model)
+    model = dataclasses.replace(model, head=None, truncate_dim=None)
+  if model.prompt:
+    _log.info("%s: every sentence follows its prompt, %r", config.model, model.prompt)
+  if model.pooling != config.pooling:
+    _log.info("%s: pooling %r, its own", config.model, model.pooling)
+  return model
+
+
+def make(
+  config: config_lib.ConfigDict, columns: Sequence[Sequence[str]], cache: pathlib.Path
+) -> model_lib.Model:
+  """Makes a random encoder, with a model's tokenizer or one trained on the text.
+
+  Args:
+    config: the recipe's; its `encoder` is the shape.
+    columns: the text's.
+    cache: the folder that keeps the tokenizer, which is trained once.
+  """
+  if config.tokenizer:
+    tokenizer = load_tokenizer(folder.locate(config.tokenizer))
+    if tokenizer.pad_token_id is None:
+      raise UserError(
+        f"config.tokenizer: that of {config.tokenizer} has no padding token: use another"
+      )
+  else:
+    tokenizer = _train_tokenizer(config.encoder.vocab_size, columns, cache)
+  shape = new_shape(
+    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
+  )
+  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
+  return model_lib.Model(
+    config=shape,
+    params=jax.device_get(params),
+    tokenizer=tokenizer,
+    pooling=config.pooling,
+    normalize=False,
+    max_length=config.max_length,
+  )
+
+
+def _train_tokenizer(
+  vocab_size: int, columns: Sequence[Sequence[str]], cache: pathlib.Path
+) -> Any:
+  key = tokens_lib.content_key(columns, "wordpiece", vocab_size)
+  path = cache / f"tokenizer-{key}"
+
+  def train():
+    if path.exists() and not digests_lib.find_damage(path):
+      return
+    trained = wordpiece.train_wordpiece(
+      [sentence for column in columns for sentence in column],
+      vocab_size=vocab_size,
+    )
+    with files.whole(path) as beside:
+      with files.foreign_errors():
+        trained.save_pretrained(beside)
+      digests_lib.write(beside)
+
+  processes.first_makes(path.parent, train)
+  return load_tokenizer(path)

@@ -1,0 +1,200 @@
+"""The text of a recipe's rounds: read once, and tokenised once for each reader."""
+
+from collections.abc import Iterable, Sequence
+import functools
+import logging
+import pathlib
+
+import numpy as np
+
+from dcse_jax import config as config_lib
+from dcse_jax.data import synthetic
+from dcse_jax.data import text as text_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.switch_case import switch_case
+from dcse_jax.model import model as model_lib
+from dcse_jax.runtime import files
+from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
+from dcse_jax.teachers.embeddings import Embeddings
+
+_log = logging.getLogger(__name__)
+
+
+def make_synthetic(
+  config: config_lib.ConfigDict,
+  rounds: Iterable[config_lib.ConfigDict],
+  data: pathlib.Path,
+) -> None:
+  """Makes up the text and the sets of a recipe, and names them in every config.
+
+  Args:
+    config: the recipe's.
+    rounds: the configs of its rounds.
+    data: the folder to write to.
+  """
+
+  def make():
+    sentences = synthetic.sentences(config.synthetic_sentences, seed=config.seed)
+    files.write_text(data / "corpus.txt", "\n".join(sentences) + "\n")
+    pairs = synthetic.graded_pairs(config.synthetic_pairs, seed=config.seed)
+    half = len(pairs) // 2
+    for name, part in (("dev", pairs[:half]), ("test", pairs[half:])):
+      lines = (f"{score}\t{a}\t{b}\n" for score, a, b in part)
+      files.write_text(data / "sts" / f"{name}.tsv", "".join(lines))
+
+  processes.first_makes(data, make)
+  config.sts = str(data / "sts")
+  for each in (config, *rounds):
+    each.text = str(data / "corpus.txt")
+
+
+def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
+  """Reads a round's text, and logs what was left out.
+
+  Args:
+    source: a name like those of `config.text`.
+    columns: the columns of a table; empty takes the only one.
+
+  Raises:
+    UserError: no text is named, or it cannot be read.
+  """
+  if not source:
+    raise UserError("give --config.text=FILE, the text to train on")
+  text = text_lib.read_text(_place(source), columns)
+  about = f"{source}: {len(text.columns[0])} rows"
+  if text.empty_rows:
+    about += f", {text.empty_rows} empty left out"
+  if text.cut_rows:
+    about += f", {text.cut_rows} cut at {text_lib.MAX_CHARACTERS} characters"
+  _log.info("%s", about)
+  return text
+
+
+def _place(source: str) -> str:
+  return source if source.startswith("tfds:") else str(files.user_path(source))
+
+
+def match(
+  embeddings: Embeddings, text: text_lib.Text, source: str, columns: tuple[str, ...]
+) -> np.ndarray:
+  """Finds the embedding of each row of a text, and checks them.
+
+  Args:
+    embeddings: of a teacher, for each row of the text file or by ids.
+    text: what is read of that file.
+    source: names it, as in `read`.
+    columns: as in `read`.
+
+  Returns:
+    The rows among the embeddings, [rows of the text].
+
+  Raises:
+    UserError: they are of another text, or some have no direction.
+  """
+  if embeddings.text_digest is not None:
+    number, digest = text_lib.measure(_place(source), columns)
+    if digest != embeddings.text_digest:
+      raise UserError(
+        f"teacher {embeddings.name} is of another text than {source}, whose {number} "
+        f"rows differ, as {embeddings.name}.json says: embed this one"
+      )
+  if embeddings.ids is None:
+    number = len(text.columns[0]) + len(text.left_out)
+    rows = embeddings.rows_in_order(number, source)[text.source_rows]
+  else:
+    ids = text_lib.read_ids(_place(source), embeddings.id_column)
+    rows = embeddings.rows_by_id([ids[i] for i in text.source_rows], source)
+  embeddings.check(rows)
+  return rows
+
+
+def tokenize(
+  columns: Sequence[Sequence[str]],
+  model: model_lib.Model,
+  max_length: int,
+  cache: pathlib.Path,
+  *,
+  keep_repeats: bool = False,
+) -> tokens_lib.TokenCache:
+  """Tokenises text for a model, or finds it tokenised.
+
+  Args:
+    columns: the text's.
+    model: its tokenizer and prompt are used.
+    max_length: where sentences are cut, in tokens.
+    cache: the folder of token caches.
+    keep_repeats: keeps rows whose tokens repeat an earlier row's.
+  """
+  return tokens_lib.build_token_cache(
+    cache,
+    columns,
+    tokenize=functools.partial(model.tokenize, max_length=max_length),
+    tokenizer_state=model_lib.text_state(model),
+    max_length=max_length,
+    pad_token_id=model.config.pad_token_id,
+    vocab_size=model.config.vocab_size,
+    keep_repeats=keep_repeats,
+    show_progress=len(columns[0]) > 100_000,
+  )
+
+
+def add_switched(
+  columns: Sequence[Sequence[str]],
+  share: float,
+  model: model_lib.Model,
+  *,
+  seed: int,
+  name: str,
+) -> tuple[Sequence[str], ...]:
+  """Returns one column and a second, the first with the case of some words switched.
+
+  Args:
+    columns: the text's only column.
+    share: the share of words whose first letter changes, in (0, 1).
+    model: its tokenizer must see the change.
+    seed: draws the words.
+    name: what people call the model.
+
+  Raises:
+    UserError: there are more columns, or the tokenizer is uncased.
+  """
+  if len(columns) > 1:
+    raise UserError(
+      f"switch_case={share:g} makes the positives of a single column, and the text "
+      f"has {len(columns)}: set switch_case=0, or name one column"
+    )
+  upper, lower = model.tokenizer(["Case CASE", "case case"])["input_ids"]
+  if upper == lower:
+    raise UserError(
+      f"switch_case={share:g}: the tokenizer of {name} is uncased and would undo "
+      "it; use a cased model such as roberta-base"
+    )
+  return (*columns, switch_case(columns[0], share, seed=seed))
+
+
+def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
+  """Logs which rows of a text are left out, or never meet in a batch.
+
+  Raises:
+    UserError: no row is left.
+  """
+  if cache.dropped:
+    _log.info(
+      "%s: %d rows left out whose tokens repeat an earlier row's", source, cache.dropped
+    )
+  if cache.contradicting:
+    _log.info(
+      "%s: %d rows left out whose hard negative is their own anchor or positive",
+      source,
+      cache.contradicting,
+    )
+  if not len(cache):
+    raise UserError(
+      f"{source}: the hard negative of every row is its own anchor or positive: name "
+      "other columns"
+    )
+  if twins := cache.num_twins:
+    _log.info(
+      "%s: %d rows share a sentence with another; never in one batch", source, twins
+    )
