@@ -19,7 +19,7 @@ def test_a_windows_flops_are_those_of_the_keys_in_it():
   expected = 2 * 7 * (3 * 100 * token + 2 * 32 * pairs)
   counted = encoder_flops(config, sentences=7, length=100, squared_length=100**2)
   assert counted == expected
-  # Of sentences that are shorter than the window there is no more than all.
+  # Sentences that are shorter than the window have no more than all of their pairs.
   short = encoder_flops(config, sentences=7, length=5, squared_length=25)
   assert short == 2 * 7 * 3 * (5 * token + 2 * 32 * 25)
 
