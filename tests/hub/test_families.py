@@ -168,7 +168,7 @@ def test_views_without_dropout_are_warned_of(files, tmp_path, caplog):
   config = from_files(files, model=model)
   rounds = {"base": config_lib.of_round(config, "base")}
   with caplog.at_level(logging.WARNING):
-    inputs.Inputs(config, rounds, tmp_path / "run")
+    inputs.read(config, rounds, tmp_path / "run")
   assert "has no dropout, so that both views of a sentence are the same" in caplog.text
 
 
