@@ -251,7 +251,8 @@ def _check_round(
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
-  if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+  has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
+  if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
       "name pairs, or set the dropouts in a copy of its config.json",
