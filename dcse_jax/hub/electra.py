@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from dcse_jax.hub import bert as names
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
@@ -30,7 +31,7 @@ IGNORED = re.compile(
 rename = names.rename
 
 _SIZES = {
-  **names.SIZES,
+  **SIZES,
   "type_vocab_size": "type_vocab_size",
   "embedding_size": "embedding_size",
 }

@@ -8,11 +8,13 @@ import re
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.hub.tables import without_prefix
+from dcse_jax.model import layers
 from dcse_jax.model import modernbert
 
 # The class that transformers names in config.json, by model_type.
@@ -60,7 +62,7 @@ _FLAGS = {
 }
 # The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *_FRACTIONS,
   *_FLAGS,
   "model_type",
@@ -118,8 +120,8 @@ def read_config(settings: Settings) -> modernbert.EncoderConfig:
       settings, rotary.FULL, "global_rope_theta", 160_000.0
     ),
     local_theta=rotary.read_theta(settings, rotary.LOCAL, "local_rope_theta", 10_000.0),
-    classifier_activation=rotary.read_activation(
-      settings, "classifier_activation", "gelu"
+    classifier_activation=settings.choice(
+      "classifier_activation", "gelu", layers.ACTIVATIONS
     ),
     **fields,
   )
@@ -131,7 +133,7 @@ def config_to_json(config: modernbert.EncoderConfig) -> dict[str, Any]:
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     "model_type": config.model_type,
-    **{theirs: getattr(config, ours) for theirs, ours in rotary.SIZES.items()},
+    **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
     **{theirs: getattr(config, ours) for theirs, (ours, _) in _FRACTIONS.items()},
     **{name: getattr(config, name) for name in same},
     "hidden_activation": config.activation,

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -54,7 +55,7 @@ _FRACTIONS = {
 }
 # The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *_FRACTIONS,
   "model_type",
   "hidden_act",
@@ -98,7 +99,7 @@ def config_to_json(config: nomic_bert.EncoderConfig) -> dict[str, Any]:
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     "model_type": config.model_type,
-    **{theirs: getattr(config, ours) for theirs, ours in rotary.SIZES.items()},
+    **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
     **{theirs: getattr(config, ours) for theirs, (ours, _) in _FRACTIONS.items()},
     "hidden_act": config.activation,
     "type_vocab_size": config.type_vocab_size,

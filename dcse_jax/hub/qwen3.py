@@ -6,6 +6,7 @@ Holds what `huggingface` needs of a family: config.json's keys, and the tensors'
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import NORM
@@ -37,7 +38,7 @@ _FRACTIONS = {
 }
 # The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *rotary.DECODER_READ,
   *_FRACTIONS,
   "hidden_act",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.model import layers
@@ -12,18 +13,7 @@ from dcse_jax.runtime.errors import UserError
 # The kinds of layers that are known.
 FULL, LOCAL = "full_attention", "sliding_attention"
 
-# config.json's names of what all families here have, and those of `RotaryConfig`.
-SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "intermediate_size": "intermediate_size",
-  "max_position_embeddings": "max_positions",
-}
-
-
-# The same for decoders' heads, and the tensors that families name alike.
+# Names of decoders' heads there and here, and the tensors that families name alike.
 _HEADS = {"num_key_value_heads": "kv_heads", "head_dim": "head_size"}
 ATTENTION = {
   "layers.attention.query": ("layers.{i}.self_attn.q_proj", LINEAR),
@@ -73,27 +63,10 @@ def read_fields(
   fields = {field: settings.size(name) for name, field in SIZES.items()}
   for name, (field, default) in fractions.items():
     fields[field] = settings.fraction(name, default)
-  fields["activation"] = read_activation(settings, activation, default_activation)
-  pad = settings.values.get("pad_token_id")
-  pad = default_pad if pad is None else pad
-  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
-  settings.check("pad_token_id", pad, is_right, "a whole number below vocab_size")
-  return {"model_type": settings.take("model_type"), "pad_token_id": pad, **fields}
-
-
-def read_activation(settings: Settings, name: str, default: str) -> str:
-  """Reads a key of `layers.ACTIVATIONS`.
-
-  Raises:
-    UserError: it is another one.
-  """
-  value = settings.values.get(name, default)
-  if value not in list(layers.ACTIVATIONS):
-    raise UserError(
-      f"{settings.path}: {name} {value!r:.80} is not supported; known are "
-      + ", ".join(layers.ACTIVATIONS)
-    )
-  return value
+  known = layers.ACTIVATIONS
+  fields["activation"] = settings.choice(activation, default_activation, known)
+  fields["pad_token_id"] = settings.token_id("pad_token_id", default_pad)
+  return {"model_type": settings.take("model_type"), **fields}
 
 
 def check_heads(settings: Settings, fields: Mapping[str, Any]) -> None:

@@ -96,8 +96,7 @@ class Model:
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
     ids = tokenize(self.tokenizer, sentences, max_length)
-    if len(self.tokenizer) > self.config.vocab_size:
-      _check_rows(self, sentences, ids)
+    _check_rows(self, sentences, ids)
     return ids
 
   def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
@@ -119,6 +118,7 @@ class Model:
 def _check_rows(
   model: Model, sentences: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> None:
+  """Refuses tokens that are not among the encoder's, which some added ones are not."""
   size = model.config.vocab_size
   for sentence, ids in zip(sentences, token_ids):
     if (last := max(ids, default=0)) >= size:

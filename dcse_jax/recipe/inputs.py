@@ -113,7 +113,7 @@ class Inputs:
 
     Args:
       name: one of `embeddings`.
-      round_config: of the round that learns from it.
+      round_config: the config of the round that learns from it.
 
     Raises:
       UserError: they are not of that text, or some have no direction.
@@ -124,7 +124,7 @@ class Inputs:
 
   @_once
   def _rows(self, name, source):
-    """The row of each sentence of a text that is read, [rows]."""
+    """Returns where the embedding of each row of a text is, [rows]."""
     return texts.match(self.embeddings[name], self.texts[source], *source)
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:

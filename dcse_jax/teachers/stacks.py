@@ -144,7 +144,7 @@ def stack_teachers(
 
 
 def _params(model: Model) -> encoder_lib.Params:
-  """The encoder's parameters, with those of dense layers as `head`."""
+  """Returns an encoder's parameters, with those of dense layers as `head`."""
   if not model.head:
     return model.params
   layers = [{"kernel": e.kernel, "bias": e.bias} for e in model.dense_layers]
@@ -154,7 +154,7 @@ def _params(model: Model) -> encoder_lib.Params:
 def _finish(
   stack: TeacherStack, layers: Sequence[Mapping[str, jax.Array]], pooled: jax.Array
 ) -> jax.Array:
-  """What follows the pooling, as `Model.finish` has it, but for normalising."""
+  """Computes what follows the pooling, as `Model.finish` does, without normalising."""
   for layer, activation in zip(layers, stack.activations):
     kernel, bias = (layer[name].astype(jnp.float32) for name in ("kernel", "bias"))
     pooled = _ACTIVATIONS[activation](pooled @ kernel + bias)

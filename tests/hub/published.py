@@ -430,7 +430,7 @@ REFUSED = {
   ),
   "an activation of its own": (
     _BERT | {"hidden_act": "swiglu"},
-    "hidden_act is 'swiglu'.*: use a model with gelu or ",
+    "hidden_act is 'swiglu'.*: use a model with one of gelu, ",
   ),
   "heads that do not divide": (
     _DISTILBERT | {"n_heads": 7},

@@ -173,7 +173,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
     ),
     (dict(MODERNBERT, rope_parameters={"other": {}}), "rope_parameters.other"),
     (dict(MODERNBERT, local_rope_theta="a"), "local_rope_theta is 'a'"),
-    (dict(MODERNBERT, hidden_activation="xielu"), "hidden_activation 'xielu'"),
+    (dict(MODERNBERT, hidden_activation="xielu"), "hidden_activation is 'xielu'"),
     (dict(MODERNBERT, mlp_bias="no"), "mlp_bias is 'no', not true or false"),
     (dict(MODERNBERT, num_attention_heads=7), "num_attention_heads is 7"),
     (dict(MODERNBERT, unheard_of=1), "unheard_of is 1"),
