@@ -129,9 +129,9 @@ def add_and_norm(
     norm: as `layer_norm` makes it.
     x: the states, [..., D].
     branch: [..., I].
-    rate: of dropout after the linear layer.
-    key: of dropout; None: none.
-    rows: as `dropout` takes them.
+    rate: the probability that dropout makes a zero of what the linear layer gives.
+    key: dropout's, see `dropout`; None means none.
+    rows: see `dropout`.
   """
   width = x.shape[-1]
   same = x.dtype == linear.dtype == norm.dtype

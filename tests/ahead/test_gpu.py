@@ -19,7 +19,7 @@ from tests.recipes import tiny
 
 
 def test_movers_are_named_by_the_code_that_asked_and_count_as_often_as_a_loop_runs():
-  """Of jax 0.10.2 for an H100: three turns of a linear layer and attention's kernel."""
+  """jax 0.10.2 compiled three turns of a linear layer and attention for an H100."""
   text = pathlib.Path(__file__).with_name("h100.hlo.txt").read_text()
   program = hlo.Program(text, 1)
   movers = program.movers()

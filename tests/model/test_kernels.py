@@ -1,5 +1,6 @@
 """Kernels for GPUs, run step by step on the CPU, against the plain forms."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from dcse_jax.model import attention
 from dcse_jax.model import attention_kernel
+from dcse_jax.model import bert
+from dcse_jax.model import layers
 from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
 from dcse_jax.model.dropout import dropout
@@ -67,3 +70,24 @@ def test_dropout_residual_and_norm_in_one_pass_are_the_three(rate):
     return ops.layer_norm(x + branch, weight, bias, eps)
 
   assert_same(kernel, plain, (x, branch, vector(), vector(), vector()), g)
+
+
+def test_the_gradient_of_a_frequent_token_is_summed_in_float32():
+  """In bfloat16 a sum of ones would stay at 256: the next number is 258."""
+  config = bert.new_config(
+    max_tokens=8,
+    vocab_size=5,
+    hidden_size=4,
+    num_layers=1,
+    num_heads=1,
+    intermediate_size=4,
+  )
+  table = layers.embed(config, 5, jnp.bfloat16, nnx.Rngs(0))
+  graph, params = nnx.split(table)
+  ids = jnp.full((64, 8), 3)
+
+  def total(params):
+    return nnx.merge(graph, params)(ids).astype(jnp.float32).sum()
+
+  gradient = nnx.to_pure_dict(jax.grad(total)(params))["embedding"]
+  np.testing.assert_array_equal(gradient, 512 * np.eye(5)[3][:, None] * np.ones(4))
