@@ -24,8 +24,12 @@ _IS_PROVEN = False
 
 def is_for(rows: int, width: int, dtype: Any) -> bool:
   """Says whether there is a kernel here for as many rows of a width."""
-  fits = rows % _ROWS == 0 and _side(width) >= 64 and dtype == jnp.bfloat16
-  return _IS_PROVEN and fits and backend.current() == "gpu" and mesh_lib.is_one_device()
+  fits = _side(width) >= 64 and dtype == jnp.bfloat16
+  return _IS_PROVEN and fits and backend.current() == "gpu" and _divides(rows)
+
+
+def _divides(rows: int) -> bool:
+  return rows % _ROWS == 0 and mesh_lib.divides(rows // _ROWS)
 
 
 def _side(width: int) -> int:
