@@ -259,6 +259,12 @@ def _check_round(
       name,
       model,
     )
+  every_column = start.columns > 1 and objective.asks_for(("teacher_positives",))
+  if every_column and round_config.teacher_cache:
+    raise UserError(
+      f"round {name}: teacher_cache={round_config.teacher_cache!r} keeps embeddings of "
+      "anchors, and a term wants those of every column: leave it out"
+    )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
     raise UserError(
@@ -287,6 +293,11 @@ def _check_teacher(
     raise UserError(f"teacher {name}: {fault}")
   _check_width(name, teacher.embedding_size, round_config, inputs)
   if not inputs.reads_alike(teacher):
+    if "teacher_positives" in asked and len(inputs.tokens(round_config).tokens) > 1:
+      raise UserError(
+        f"teacher {name} has another tokenizer or prompt than the student, and a term "
+        "wants it to embed every column: name another, or a text of one column"
+      )
     _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
     inputs.teacher_tokens(name, round_config)
   elif teacher.config.max_tokens < round_config.max_length:
