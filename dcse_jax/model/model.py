@@ -118,8 +118,7 @@ class Model:
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
     ids = tokenize(self.tokenizer, sentences, max_length)
-    if len(self.tokenizer) > self.config.vocab_size:
-      _check_rows(self, sentences, ids)
+    _check_rows(self, sentences, ids)
     return ids
 
   def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
@@ -141,6 +140,7 @@ class Model:
 def _check_rows(
   model: Model, sentences: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> None:
+  """Refuses tokens that are not among the encoder's, which some added ones are not."""
   size = model.config.vocab_size
   for sentence, ids in zip(sentences, token_ids):
     if (last := max(ids, default=0)) >= size:
@@ -208,6 +208,8 @@ def digest(model: Model) -> str:
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
+  if model.truncate_dim is not None:
+    state.update(f"{model.truncate_dim}".encode())
   arrays = [model.params]
   for layer in model.dense_layers:
     state.update(layer.activation.encode())
@@ -226,6 +228,4 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
-  if model.truncate_dim is not None:
-    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

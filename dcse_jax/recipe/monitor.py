@@ -27,8 +27,7 @@ def _embed(
 ) -> np.ndarray:
   """Computes embeddings of token ids; `encoder` is params["encoder"] on the device."""
   embeddings = encode_tokens(encoder, model.config, tokens, pooling=model.pooling)
-  if model.head:
-    return model.head(embeddings)
+  embeddings = model.finish(embeddings, normalize=False)
   for head in (name for name in heads if name in params):
     if head == "projection":
       embeddings = encoder_lib.project(params[head], model.config, embeddings)
