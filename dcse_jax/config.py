@@ -76,9 +76,10 @@ def default() -> ConfigDict:
 
   # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;
   # `test` is scored once with these. Both name sets of the folder, transfer:DIR for
-  # the mean over transfer tasks (of `dev` without their test sets), or
-  # masked_words:FILE for the share of masked words guessed. Names of sets count for
-  # nothing without the folder; where nothing is left the last parameters are kept.
+  # the mean over transfer tasks (of `dev` without their test sets), retrieval:DIR for
+  # nDCG@10 of a collection (of `dev` its dev queries), or masked_words:FILE for the
+  # share of masked words guessed. Names of sets count for nothing without the folder;
+  # where nothing is left the last parameters are kept.
   config.sts = ""
   config.dev = ("STSB-dev",)
   config.test = ()

@@ -67,7 +67,9 @@ def test_the_sum_over_widths_is_sentence_transformers_matryoshka_loss():
 @functools.cache
 def made(pooling="mean", terms="2 * distillation + info_nce"):
   student = models.tiny_model(1, pooling=pooling, num_layers=1)
-  stacks, teachers = stacks_lib.stack_teachers([models.tiny_model(5)], [1])
+  stacks, teachers = stacks_lib.stack_teachers(
+    [models.tiny_model(5, num_layers=1)], [1]
+  )
   loss_fn = Objective(
     losses.parse(terms),
     config=student.config,
