@@ -43,7 +43,9 @@ def compiled_states(params, config, ids, mask, **options):
 
 
 # Short rows with padding; and packed rows that are longer than the window.
-@pytest.mark.parametrize("shape, length", [(1, 16), (2, 40)])
+@pytest.mark.parametrize(
+  "shape, length", [pytest.param(1, 16, marks=pytest.mark.slow), (2, 40)]
+)
 @pytest.mark.parametrize("kind", families.SHAPES)
 def test_states_equal_pytorch_and_weights_come_back_bitwise(
   kind, shape, length, tmp_path
@@ -150,7 +152,9 @@ def test_the_first_layers_keep_their_kinds_and_the_last_norm(tmp_path):
   assert written["layer_types"] == model.config.layer_types[:2]
 
 
-@pytest.mark.parametrize("kind, shape", [("modernbert", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(
+  "kind, shape", [("modernbert", 1), pytest.param("qwen3", 2, marks=pytest.mark.slow)]
+)
 def test_the_last_layer_for_few_tokens_gives_their_full_states(kind, shape, tmp_path):
   families.make_torch(kind, shape).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)
