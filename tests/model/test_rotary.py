@@ -21,14 +21,6 @@ from tests import models
 
 # What an exported folder says in its own way.
 SAID = {"architectures", "dtype", "use_cache", "sliding_window", "max_window_layers"}
-# Families of which one is enough where they share what is tested.
-QUICK = [
-  "modernbert",
-  *(
-    pytest.param(k, marks=pytest.mark.slow)
-    for k in ("qwen3", "gemma3_text", "nomic_bert")
-  ),
-]
 
 
 def assert_close(ours, theirs, rtol):
@@ -71,7 +63,7 @@ def test_states_equal_pytorch_and_weights_come_back_bitwise(
       assert written[name] == value, name
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", families.quickly("modernbert"))
 def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
   model = families.make_torch(kind)
   model.save_pretrained(tmp_path)
@@ -105,7 +97,8 @@ def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families.SHAPES)
 def test_bfloat16_states_are_near_those_of_float32(kind, tmp_path):
   families.make_torch(kind, 1).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)
