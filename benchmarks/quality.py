@@ -66,10 +66,10 @@ class Task:
   Attributes:
     student: before training.
     student_folder: the same, as sentence-transformers reads it.
-    sentences: of training, each once.
+    sentences: what is trained on, each once.
     teacher: the teacher's embeddings of these, [n, D].
     sets: STS-B dev and the seven test sets.
-    options: of the command line.
+    options: the command line's.
   """
 
   student: model_lib.Model
@@ -79,11 +79,10 @@ class Task:
   sets: dict[str, sts_sets.StsSet]
   options: argparse.Namespace
 
-  def score(self, embed) -> dict[str, float]:
-    """Spearman x 100 by set, of a function from sentences to embeddings."""
-    scores = sts.score_sts(embed, self.sets)
-    del scores["avg"]
-    return {name: float(value) for name, value in scores.items()}
+  def score(self, embed, names) -> dict[str, float]:
+    """Spearman x 100 by name of a set, of a function from sentences to embeddings."""
+    scores = sts.score_sts(embed, {name: self.sets[name] for name in names})
+    return {name: float(scores[name]) for name in names}
 
 
 def prepare(options) -> Task:
@@ -137,13 +136,14 @@ class Ours:
     # Sentences of the same tokens are one, and the teacher's rows follow.
     rows = np.asarray(task.teacher)[self._tokens.source_rows]
     self._teacher = TeacherEmbeddings([rows])
-    texts, self._places = sts.index_sentences(task.sets)
-    self._texts = student.tokenize(texts, student.max_length)
     self._mesh = mesh_lib.make_mesh(jax.devices()[:1])
     self._steps = {}
 
   def train(self, contender: str, steps: int, runs: list[tuple[float, int]]):
-    """Trains a model for each (rate, seed); yields each one's scores and seconds."""
+    """Trains a model for each (rate, seed).
+
+    Yields for each what scores it, from names of sets, and how long it took, seconds.
+    """
     together = self._task.options.together or len(runs)
     for start in range(0, len(runs), together):
       yield from self._train(contender, steps, runs[start : start + together])
@@ -179,14 +179,18 @@ class Ours:
     seconds = (time.perf_counter() - begin) / len(runs)
     for i, _ in enumerate(runs):
       own = jax.tree.map(lambda x, i=i: x[i], params) if several else params
-      embeddings = encode_tokens(
-        jax.device_put(own),
-        student.config,
-        self._texts,
-        pooling=student.pooling,
-        batch_size=256,
-      )
-      yield self._task.score(lambda _, embeddings=embeddings: embeddings), seconds
+      embed = functools.partial(self._embed, own)
+      yield functools.partial(self._task.score, embed), seconds
+
+  def _embed(self, params, sentences: list[str]) -> np.ndarray:
+    student = self._task.student
+    return encode_tokens(
+      jax.device_put(params),
+      student.config,
+      student.tokenize(sentences, student.max_length),
+      pooling=student.pooling,
+      batch_size=256,
+    )
 
   def _step(self, contender: str, steps: int, num_models: int):
     key = contender, steps, num_models
@@ -262,7 +266,8 @@ class Record:
     return {(run["rate"], run["seed"]): run for run in filter(wanted, self.runs)}
 
   def add(self, **run) -> None:
-    self.runs.append(run)
+    key = lambda each: [each[k] for k in ("contender", "steps", "rate", "seed")]
+    self.runs = [each for each in self.runs if key(each) != key(run)] + [run]
     beside = self._path.with_suffix(".part")
     beside.write_text(json.dumps({"facts": self._facts, "runs": self.runs}, indent=1))
     beside.rename(self._path)
@@ -270,13 +275,14 @@ class Record:
     self._path.with_suffix(".md").write_text(rows)
 
   def best_rate(self, contender: str, steps: int) -> float:
-    """The rate whose mean on dev is best, over as many seeds as any has."""
-    by_rate: dict[float, list[float]] = {}
-    for (rate, _), run in self.find(contender, steps).items():
-      by_rate.setdefault(rate, []).append(run["dev"])
-    # The chosen one has seeds that the others lack: judge by those that all have.
-    common = min(map(len, by_rate.values()))
-    return max(by_rate, key=lambda rate: statistics.fmean(by_rate[rate][:common]))
+    """The rate whose mean on dev is best, over the seeds that every rate has."""
+    done = self.find(contender, steps)
+    rates = dict.fromkeys(rate for rate, _ in done)
+    # The chosen one has seeds that the others lack.
+    seeds = {seed for _, seed in done}
+    common = [seed for seed in seeds if all((rate, seed) in done for rate in rates)]
+    dev = lambda rate: statistics.fmean(done[rate, seed]["dev"] for seed in common)
+    return max(rates, key=dev)
 
 
 def _spread(values: list[float]) -> str:
@@ -291,7 +297,10 @@ def table(record: Record) -> Iterator[str]:
   entries = {(run["steps"], run["contender"]): None for run in record.runs}
   for steps, contender in sorted(entries, key=lambda entry: entry[0]):
     rate = record.best_rate(contender, steps)
-    runs = [r for (own, _), r in record.find(contender, steps).items() if own == rate]
+    done = record.find(contender, steps).items()
+    runs = [run for (own, _), run in done if own == rate and "test" in run]
+    if not runs:
+      continue
     dev, test, seconds = ([r[k] for r in runs] for k in ("dev", "test", "seconds"))
     yield (
       f"| {steps} | {contender} | {rate:g} | {len(runs)} | {_spread(dev)} "
@@ -301,26 +310,40 @@ def table(record: Record) -> Iterator[str]:
 
 def measure(trainer, contender: str, steps: int, record: Record, options) -> None:
   """Trains what is missing: first what chooses the rate, then the other seeds."""
+  scorers = {}
 
   def train(runs):
-    done = record.find(contender, steps)
-    missing = [run for run in runs if run not in done]
-    if not missing:
-      return
-    results = trainer.train(contender, steps, missing)
-    for (rate, seed), (sets, seconds) in zip(missing, results):
-      test = statistics.fmean(sets[name] for name in sts_sets.SEVEN_TEST_SETS)
-      run = dict(contender=contender, steps=steps, rate=rate, seed=seed)
-      record.add(**run, dev=sets["STSB-dev"], test=test, seconds=seconds, sets=sets)
+    results = trainer.train(contender, steps, runs) if runs else ()
+    for (rate, seed), (score, seconds) in zip(runs, results):
+      scorers[rate, seed] = score
+      about = dict(contender=contender, steps=steps, rate=rate, seed=seed)
+      dev = score(("STSB-dev",))["STSB-dev"]
+      record.add(**about, dev=dev, seconds=seconds)
       print(
-        f"{contender}, {steps} steps, rate {rate:g}, seed {seed}: dev "
-        f"{sets['STSB-dev']:.2f}, seven sets {test:.2f}, {seconds:.0f} s",
+        f"{contender}, {steps} steps, rate {rate:g}, seed {seed}: dev {dev:.2f}, "
+        f"{seconds:.0f} s",
         flush=True,
       )
 
-  train([(r, seed) for r in options.rates for seed in options.seeds[: options.screen]])
+  done = record.find(contender, steps)
+  screened = [
+    (r, seed) for r in options.rates for seed in options.seeds[: options.screen]
+  ]
+  train([run for run in screened if run not in done])
   rate = record.best_rate(contender, steps)
-  train([(rate, seed) for seed in options.seeds])
+  done = record.find(contender, steps)
+  # One whose test was cut off is trained again: a model is not kept.
+  missing = [seed for seed in options.seeds if "test" not in done.get((rate, seed), {})]
+  train([(rate, seed) for seed in missing if (rate, seed) not in scorers])
+  for seed in missing:
+    sets = scorers[rate, seed](sts_sets.SEVEN_TEST_SETS)
+    run = record.find(contender, steps)[rate, seed]
+    record.add(**run, test=statistics.fmean(sets.values()), sets=sets)
+    print(
+      f"{contender}, {steps} steps, rate {rate:g}, seed {seed}: seven sets "
+      f"{statistics.fmean(sets.values()):.2f}",
+      flush=True,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ Where that cannot run for want of accelerate or datasets, a loop of a few lines 
 it does by default: AdamW without decay, the rate falling to 0, gradients clipped at 1.
 """
 
+import functools
 import importlib.util
 import tempfile
 import time
@@ -44,7 +45,7 @@ class Distiller:
       print("no accelerate or datasets: peers train by a loop of our own", flush=True)
 
   def train(self, contender: str, steps: int, runs: list[tuple[float, int]]):
-    """Trains a model for each (rate, seed); yields each one's scores and seconds."""
+    """Trains as `quality.Ours.train` does."""
     for rate, seed in runs:
       yield self._train(contender, steps, rate, seed)
 
@@ -64,7 +65,7 @@ class Distiller:
     model.max_seq_length = longest
     model.eval()
     encode = lambda texts: model.encode(texts, batch_size=256, show_progress_bar=False)
-    return self._task.score(encode), seconds
+    return functools.partial(self._task.score, encode), seconds
 
   def _rows(self, sentences: int, steps: int, seed: int):
     """Columns of sentences, and labels: their embeddings, or a query's cosines."""

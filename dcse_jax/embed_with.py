@@ -50,12 +50,12 @@ def embed_file(
     model: a folder or hub id, or ID@REVISION.
     source: a text as `config.text` takes it.
     output: the file to write, .npy; OUTPUT.json is written beside it.
-    column: of a table.
+    column: the table's column to embed; None for a plain text.
     prompt: the name of one of the model's prompts; None for its default, if any.
     prompt_text: stands before every sentence, in place of a prompt by name.
     truncate_dim: leading numbers that are kept; None for the model's own.
     batch_size: sentences that are embedded at once.
-    dtype: of the file, "float16" or "float32".
+    dtype: the file's, "float16" or "float32".
 
   Raises:
     UserError: bad input, or something that cannot be read or written.
@@ -126,13 +126,13 @@ def _load(name: str, truncate_dim: int | None) -> Any:
 
 
 def _prompt(encoder: Any, prompt: str | None, prompt_text: str | None) -> str:
-  """The words before every sentence, "" for none."""
+  """Returns the words before every sentence, "" for none."""
   name = prompt or encoder.default_prompt_name
   return prompt_text or encoder.prompts.get(name, "") or ""
 
 
 def _identity(encoder: Any, name: str) -> dict[str, Any]:
-  """What tells a model from others: its commit, or a digest of its folder."""
+  """Returns what tells a model from others: its commit, or a digest of its folder."""
   place, _, revision = name.partition("@")
   folder = files.user_path(name)
   known = {"model": name, "backend": _BACKENDS[0]}

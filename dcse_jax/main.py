@@ -1,6 +1,11 @@
 """Trains the models of a config's recipe.
 
-`python -m dcse_jax.main --config configs/quickstart.py --workdir DIR`
+`python -m dcse_jax.main --config quickstart --workdir runs/quickstart`
+`python -m dcse_jax.main --config distillcse:bert-base --config.text=my.txt --workdir DIR`
+`python -m dcse_jax.main --config my_config.py --config.seed=1 --workdir DIR`
+
+A config is a Python file, or the name of one that comes with the package; some have
+variants, after a colon. dcse_jax/config.py explains every field.
 """
 
 from absl import flags
@@ -13,8 +18,8 @@ from dcse_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
-  help_string="A file of configs/, with a variant after a colon if it has "
-  "any; --config.FIELD=VALUE overrides a field.",
+  help_string="A config's file, or the name of one that comes with the package, with a "
+  "variant after a colon if it has any; --config.FIELD=VALUE overrides a field.",
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -44,8 +49,9 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
 
 def main() -> None:
   if _CONFIG.value is None or not _WORKDIR.value:
-    raise UserError("give --config FILE.py and --workdir DIR")
-  command_line.check_config_file()
+    raise UserError(
+      "give --config FILE.py, or a packaged name such as quickstart, and --workdir DIR"
+    )
   processes.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   recipe_lib.run(_CONFIG.value, _WORKDIR.value, accept_changes=_ACCEPT_CHANGES.value)
 

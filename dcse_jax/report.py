@@ -1,8 +1,10 @@
 """Writes a page about a training run, finished or not.
 
-`python -m dcse_jax.report WORKDIR` writes WORKDIR/report/index.html, with scores,
-curves and the spread of teachers. The page holds its figures and can be mailed; beside
-it is each figure as a PNG. It only reads the files that the run leaves.
+`python -m dcse_jax.report WORKDIR`
+
+It is WORKDIR/report/index.html, with scores, curves and the spread of teachers. The
+page holds its figures and can be mailed; beside it is each figure as a PNG. It only
+reads the files that the run leaves.
 """
 
 import base64

@@ -1,7 +1,8 @@
 """Answers queries over an embedded file.
 
 `python -m dcse_jax.search --model DIR --embeddings emb.npy --sentences FILE.txt`
-reads queries from standard input, a line each; --query "..." asks one and may be
+
+It reads queries from standard input, a line each; --query "..." asks one and may be
 repeated. After each query come its answers, a line each: two spaces, the cosine, a
 tab, the sentence.
 """

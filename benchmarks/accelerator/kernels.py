@@ -29,10 +29,12 @@ def measure(sentences: int) -> dict[str, float]:
   states = lambda key, *s: jax.random.normal(key, s or shape, jnp.bfloat16)
   rows = jnp.arange(sentences * _LENGTH, dtype=jnp.int32).reshape(shape[:2])
   qkv = states(keys[0], *shape[:2], 3 * _WIDTH)
-  found = _compare("attention", *_attention(rows), (qkv,), states(keys[1]))
+  bias = 0.1 * jax.random.normal(keys[2], (3 * _WIDTH,))
+  found = _compare("attention", *_attention(rows), (qkv, bias), states(keys[1]))
   flat = lambda x: x.reshape(-1, _WIDTH)
   weight = 1.0 + 0.1 * jax.random.normal(keys[2], (_WIDTH,))
-  arguments = (flat(states(keys[3])), flat(states(keys[4])), weight, weight - 1.0)
+  branch = (flat(states(keys[4])), weight - 1.0)
+  arguments = (flat(states(keys[3])), *branch, weight, weight - 1.0)
   plain, kernel = _norm(rows.reshape(-1))
   return found | _compare("norm", plain, kernel, arguments, flat(states(keys[1])))
 
@@ -43,13 +45,13 @@ def _attention(rows) -> tuple[Callable, Callable]:
   mask = jnp.arange(_LENGTH) < 8 + rows[:, :1] % 25
   key = jnp.asarray([1, 2], jnp.uint32)
 
-  def plain(qkv):
-    parts = jnp.split(qkv, 3, axis=-1)
+  def plain(qkv, bias):
+    parts = jnp.split(qkv + bias.astype(qkv.dtype), 3, axis=-1)
     return bert.Layer._attend(layer, *parts, mask, rows, key, None)
 
-  def kernel(qkv):
+  def kernel(qkv, bias):
     return attention_kernel.self_attend(
-      qkv, mask, rows, heads=_HEADS, rate=_RATE, key=key
+      qkv, bias, mask, rows, heads=_HEADS, rate=_RATE, key=key
     )
 
   return plain, kernel
@@ -58,7 +60,8 @@ def _attention(rows) -> tuple[Callable, Callable]:
 def _norm(rows) -> tuple[Callable, Callable]:
   key = jnp.asarray([1, 2], jnp.uint32)
 
-  def plain(x, branch, weight, bias):
+  def plain(x, branch, branch_bias, weight, bias):
+    branch = branch + branch_bias.astype(branch.dtype)
     return ops.layer_norm(x + dropout(branch, _RATE, key, rows), weight, bias, _EPS)
 
   def kernel(*arrays):

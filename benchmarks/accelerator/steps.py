@@ -49,6 +49,8 @@ class Spec:
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
     kernels: "" for the backend's own, else "none", "attention" or "all".
+    graphs: whether a GPU launches many kernels at once, as it does by default; a
+      profile has their names only if not.
   """
 
   batch: int
@@ -57,6 +59,7 @@ class Spec:
   microbatches: int = 1
   layers: str = ""
   kernels: str = ""
+  graphs: bool = True
 
   @property
   def name(self) -> str:
@@ -65,6 +68,7 @@ class Spec:
     parts += [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
     parts += [f"layers {self.layers}"] * bool(self.layers)
     parts += [f"kernels {self.kernels}"] * bool(self.kernels)
+    parts += ["no graphs"] * (not self.graphs)
     return ", ".join(parts)
 
 
@@ -184,7 +188,8 @@ class Steps:
     with self._tracing:
       program = self._lower(spec)
     start = time.perf_counter()
-    program.run = program.run.compile()
+    options = {} if spec.graphs else {"xla_gpu_enable_command_buffer": ""}
+    program.run = program.run.compile(options)
     program.facts["compile_seconds"] = time.perf_counter() - start
     stats = program.run.memory_analysis()
     if stats is not None:
@@ -284,12 +289,23 @@ def profile(steps: Steps, program: Program, path: pathlib.Path) -> dict[str, Any
         entry[1] += event.duration_ns / 1e6
   if not totals:
     raise ValueError("the trace has no events of a device")
-  ranked = sorted(totals.items(), key=lambda item: -item[1][1])
+  sources = hlo.Program(program.run.as_text(), 1).sources()
+  by_source: dict[str, list[float]] = {}
+  for name, (count, ms, kernel) in totals.items():
+    entry = by_source.setdefault(sources.get(name, kernel[:80]), [0, 0.0])
+    entry[0] += count / 3
+    entry[1] += ms / 3
   return {
     "device_ms_a_step": sum(entry[1] for entry in totals.values()) / 3,
     "kernels_a_step": sum(entry[0] for entry in totals.values()) / 3,
+    "by_source": [
+      (name, *entry)
+      for name, entry in sorted(by_source.items(), key=lambda item: -item[1][1])
+    ],
     "most": [
       {"op": name, "kernel": kernel[:120], "calls": count / 3, "ms": ms / 3}
-      for name, (count, ms, kernel) in ranked[:400]
+      for name, (count, ms, kernel) in sorted(
+        totals.items(), key=lambda item: -item[1][1]
+      )[:400]
     ],
   }

@@ -233,7 +233,7 @@ def _teachers(
 
 
 def _cached(config, members, total: float):
-  """What is read with each batch: caches of models, and embeddings from files."""
+  """Returns what is read with each batch: caches of models, and files of embeddings."""
   widths, weights, dtypes = [], [], []
   for teacher, weight in members:
     is_model = isinstance(teacher, model_lib.Model)

@@ -18,11 +18,11 @@ from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_BLOCK_ROWS = 65_536  # Read at a time.
+_BLOCK_ROWS = 65_536  # How many are read at a time.
 
 
 def output_path(output: str) -> pathlib.Path:
-  """The path of a file that is to be written; UserError where it is no .npy."""
+  """Returns the path of a file to write; raises a UserError if it is no .npy."""
   path = files.user_path(output)
   if path.suffix != ".npy":
     raise UserError(f"{output}: the output is a NumPy file, name it NAME.npy")
@@ -46,9 +46,9 @@ def write_rows(
     path: the file.
     parts: gives the rows from a number on, which is the end of an earlier part, some at
       a time.
-    shape: of the whole.
+    shape: that of the whole file.
     origin: what the rows depend on, JSON.
-    dtype: of the file.
+    dtype: the file's.
 
   Returns:
     The SHA-256 of the rows.
@@ -104,11 +104,11 @@ def _write(path, parts, shape, origin, dtype) -> str:
 def _find_done(
   partial: pathlib.Path, progress: pathlib.Path, origin: dict[str, Any]
 ) -> tuple[int, Any]:
-  """How many rows are done and their digest; 0 if they are not what is wanted."""
+  """Returns how many rows are done and their digest; 0 if they are of another input."""
   digest = hashlib.sha256()
   try:
     before = json.loads(progress.read_bytes())
-    # For writing too, the map of a file cut off would fill up with zeros.
+    # A map that can be written would fill up a file that was cut off with zeros.
     rows = np.lib.format.open_memmap(partial, mode="r")
     if before["origin"] != origin or list(rows.shape) != origin["shape"]:
       return 0, digest
@@ -123,7 +123,7 @@ def _find_done(
 
 
 def _reserve(path: pathlib.Path) -> None:
-  """Takes the disk that a file's map will fill: a full disk would end the process."""
+  """Reserves a file's disk: writing its map to a full disk would kill the process."""
   if hasattr(os, "posix_fallocate"):
     with path.open("r+b") as file:
       os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

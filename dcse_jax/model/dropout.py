@@ -27,7 +27,7 @@ def keep_mask(
   key: jax.Array,
   rate: float,
   width: int,
-  first: jax.Array | int | None = None,
+  first: jax.Array | None = None,
 ) -> jax.Array:
   """Returns which elements dropout keeps, [..., width] bool.
 
@@ -36,15 +36,13 @@ def keep_mask(
     key: two uint32 numbers.
     rate: the probability of a zero, in [0, 1).
     width: how many features there are.
-    first: see `dropout`; a number stands for all rows.
+    first: see `dropout`.
   """
   rows = _mix(rows.astype(jnp.uint32) ^ key[0])[..., None]
   features = jax.lax.broadcasted_iota(
     jnp.uint32, (*(1,) * (rows.ndim - 1), width), rows.ndim - 1
   )
-  if isinstance(first, int):
-    features = features + jnp.uint32(first)
-  elif first is not None:
+  if first is not None:
     features = first.astype(jnp.uint32)[..., None] + features
   bits = _mix((rows + features) ^ key[1])
   return bits >= jnp.uint32(round(rate * 2**32))

@@ -1,8 +1,9 @@
 """Embeddings of token ids, in batches of sentences of similar length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import mesh as mesh_lib
+
+# Sentences tokenised and sorted at a time: enough that those of a batch have similar
+# lengths, and few enough that a stream of any length takes little memory.
+CHUNK = 16_384
 
 # Lengths are rounded up to these, so that few shapes are ever compiled.
 _LENGTHS = (
@@ -150,3 +155,10 @@ def encode_tokens(
   while waiting:
     fetch()
   return embeddings
+
+
+def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+  """Yields sentences in lists of `CHUNK`, the last one shorter."""
+  sentences = iter(sentences)
+  while chunk := list(itertools.islice(sentences, CHUNK)):
+    yield chunk

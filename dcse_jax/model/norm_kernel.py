@@ -24,19 +24,24 @@ _IS_PROVEN = False
 
 def is_for(rows: int, width: int, dtype: Any) -> bool:
   """Says whether there is a kernel here for as many rows of a width."""
-  fits = rows % _ROWS == 0 and _side(width) >= 64 and dtype == jnp.bfloat16
-  return _IS_PROVEN and fits and backend.current() == "gpu" and mesh_lib.is_one_device()
+  fits = _side(width) >= 64 and dtype == jnp.bfloat16
+  return _IS_PROVEN and fits and backend.current() == "gpu" and _divides(rows)
+
+
+def _divides(rows: int) -> bool:
+  return rows % _ROWS == 0 and mesh_lib.divides(rows // _ROWS)
 
 
 def _side(width: int) -> int:
-  """The largest power of two that divides a width: rows are held in such parts."""
+  """Returns the largest power of two that divides a width: a part that is held."""
   return width & -width
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
 def add_and_norm(
   x: jax.Array,
   branch: jax.Array,
+  branch_bias: jax.Array,
   weight: jax.Array,
   bias: jax.Array,
   rows: jax.Array,
@@ -45,23 +50,24 @@ def add_and_norm(
   eps: float,
   interpret: bool,
 ) -> jax.Array:
-  """Computes LayerNorm of x + dropout(branch).
+  """Computes LayerNorm of x + dropout(branch + branch_bias).
 
   Args:
     x: [T, D] bfloat16.
     branch: [T, D] bfloat16.
+    branch_bias: [D] float32.
     weight: [D] float32.
     bias: [D] float32.
-    rows: of each token, by which dropout draws, [T] int32.
-    key: of `make_keys`, [2] uint32.
-    rate: of dropout; 0: none.
-    eps: of LayerNorm.
+    rows: each token's number in the whole batch, by which dropout draws, [T] int32.
+    key: one that `make_keys` made, [2] uint32.
+    rate: the probability of a zero; 0 means no dropout.
+    eps: LayerNorm's.
     interpret: runs on any backend, slowly.
 
   Returns:
     [T, D] bfloat16.
   """
-  return _fwd(x, branch, weight, bias, rows, key, rate, eps, interpret)[0]
+  return _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret)[0]
 
 
 def _parts(width: int):
@@ -70,7 +76,7 @@ def _parts(width: int):
 
 
 def _keep(rows, key, rate, part):
-  return keep_mask(rows, key, rate, part.size, part.start)
+  return keep_mask(rows, key, rate, part.size, jnp.uint32(part.start))
 
 
 def _mean(parts, width):
@@ -84,7 +90,9 @@ def _normalize(parts, eps, width):
   return [p * scale for p in parts], scale
 
 
-def _forward_kernel(x, branch, weight, bias, rows, key, out, total, *, rate, eps):
+def _forward_kernel(
+  x, branch, branch_bias, weight, bias, rows, key, out, total, *, rate, eps
+):
   width = x.shape[-1]
   key = (key[0], key[1])
 
@@ -92,11 +100,12 @@ def _forward_kernel(x, branch, weight, bias, rows, key, out, total, *, rate, eps
     at = pl.ds(i * _AT_ONCE, _AT_ONCE)
     sums = []
     for part in _parts(width):
-      added = branch[at, part].astype(jnp.float32)
+      # Rounded wherever the plain form is, for the backward pass sees it so.
+      added = branch[at, part].astype(jnp.float32) + branch_bias[part][None]
+      added = added.astype(x.dtype).astype(jnp.float32)
       if rate:
         kept = _keep(rows[at], key, rate, part)
         added = jnp.where(kept, added / (1.0 - rate), 0.0)
-      # Rounded as it is written, for the backward pass sees it so.
       added = added.astype(x.dtype).astype(jnp.float32)
       summed = (x[at, part].astype(jnp.float32) + added).astype(x.dtype)
       total[at, part] = summed
@@ -110,9 +119,7 @@ def _forward_kernel(x, branch, weight, bias, rows, key, out, total, *, rate, eps
   jax.lax.fori_loop(0, x.shape[0] // _AT_ONCE, turn, 0)
 
 
-def _backward_kernel(
-  total, weight, rows, key, g, d_x, d_branch, d_weight, d_bias, *, rate, eps
-):
+def _backward_kernel(total, weight, rows, key, g, d_x, d_branch, *d_vectors, rate, eps):
   width = total.shape[-1]
   key = (key[0], key[1])
   parts = _parts(width)
@@ -133,16 +140,17 @@ def _backward_kernel(
       if rate:
         kept = _keep(rows[at], key, rate, part)
         d = jnp.where(kept, d.astype(jnp.float32) / (1.0 - rate), 0.0)
-      d_branch[at, part] = d.astype(d_branch.dtype)
-      sums[2 * j] += jnp.sum(gs[j] * normal[j], axis=0)
-      sums[2 * j + 1] += jnp.sum(gs[j], axis=0)
+      d = d.astype(d_branch.dtype)
+      d_branch[at, part] = d
+      for i, terms in enumerate((gs[j] * normal[j], gs[j], d.astype(jnp.float32))):
+        sums[3 * j + i] += jnp.sum(terms, axis=0)
     return tuple(sums)
 
-  zeros = tuple(jnp.zeros(part.size, jnp.float32) for part in parts for _ in range(2))
+  zeros = tuple(jnp.zeros(part.size, jnp.float32) for part in parts for _ in range(3))
   sums = jax.lax.fori_loop(0, total.shape[0] // _AT_ONCE, turn, zeros)
   for j, part in enumerate(parts):
-    d_weight[part] = sums[2 * j]
-    d_bias[part] = sums[2 * j + 1]
+    for i, d_vector in enumerate(d_vectors):
+      d_vector[part] = sums[3 * j + i]
 
 
 def _call(kernel, num_rows, in_specs, out_shape, out_specs, interpret):
@@ -168,18 +176,18 @@ def _specs(width):
   return states, feature, row, key, partial
 
 
-def _fwd(x, branch, weight, bias, rows, key, rate, eps, interpret):
+def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
   states, feature, row, key_spec, _ = _specs(x.shape[1])
   shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
   run = _call(
     functools.partial(_forward_kernel, rate=rate, eps=eps),
     x.shape[0],
-    (states, states, feature, feature, row, key_spec),
+    (states, states, feature, feature, feature, row, key_spec),
     (shape, shape),
     (states, states),
     interpret,
   )
-  out, total = run(x, branch, weight, bias, rows, key)
+  out, total = run(x, branch, branch_bias, weight, bias, rows, key)
   return out, (total, weight, rows, key)
 
 
@@ -193,12 +201,13 @@ def _bwd(rate, eps, interpret, residuals, g):
     functools.partial(_backward_kernel, rate=rate, eps=eps),
     num_rows,
     (states, feature, row, key_spec, states),
-    (shape, shape, sums, sums),
-    (states, states, partial, partial),
+    (shape, shape, sums, sums, sums),
+    (states, states, partial, partial, partial),
     interpret,
   )
-  d_x, d_branch, d_weight, d_bias = run(total, weight, rows, key, g)
-  return d_x, d_branch, d_weight.sum(axis=0), d_bias.sum(axis=0), None, None
+  d_x, d_branch, *partials = run(total, weight, rows, key, g)
+  d_weight, d_bias, d_branch_bias = (each.sum(axis=0) for each in partials)
+  return d_x, d_branch, d_branch_bias, d_weight, d_bias, None, None
 
 
 add_and_norm.defvjp(_fwd, _bwd)

@@ -113,7 +113,7 @@ class Inputs:
 
     Args:
       name: one of `embeddings`.
-      round_config: of the round that learns from it.
+      round_config: the config of the round that learns from it.
 
     Raises:
       UserError: they are not of that text, or some have no direction.
@@ -124,7 +124,7 @@ class Inputs:
 
   @_once
   def _rows(self, name, source):
-    """The row of each sentence of a text that is read, [rows]."""
+    """Returns where the embedding of each row of a text is, [rows]."""
     return texts.match(self.embeddings[name], self.texts[source], *source)
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
@@ -192,6 +192,8 @@ def read(
         if teacher not in embeddings:
           embeddings[teacher] = open_embeddings(teacher)
         _check_width(teacher, embeddings[teacher].width, round_config, inputs)
+        why = "is a file of embeddings of first columns"
+        _check_one_column(teacher, why, round_config, inputs)
         inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
@@ -259,6 +261,12 @@ def _check_round(
       name,
       model,
     )
+  every_column = start.columns > 1 and objective.asks_for(("teacher_positives",))
+  if every_column and round_config.teacher_cache:
+    raise UserError(
+      f"round {name}: teacher_cache={round_config.teacher_cache!r} keeps embeddings of "
+      "anchors, and a term wants those of every column: leave it out"
+    )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
     raise UserError(
@@ -279,6 +287,18 @@ def _check_width(
     )
 
 
+def _check_one_column(
+  name: str, why: str, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  """Refuses a teacher of first columns only where a term compares others, too."""
+  asked = losses.inputs_of(config_lib.terms(round_config))
+  if "teacher_positives" in asked and len(inputs.tokens(round_config).tokens) > 1:
+    raise UserError(
+      f"teacher {name} {why}, and a term wants it to embed every column: name another, "
+      "or a text of one column"
+    )
+
+
 def _check_teacher(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
@@ -287,6 +307,8 @@ def _check_teacher(
     raise UserError(f"teacher {name}: {fault}")
   _check_width(name, teacher.embedding_size, round_config, inputs)
   if not inputs.reads_alike(teacher):
+    why = "has another tokenizer or prompt than the student"
+    _check_one_column(name, why, round_config, inputs)
     _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
     inputs.teacher_tokens(name, round_config)
   elif teacher.config.max_tokens < round_config.max_length:

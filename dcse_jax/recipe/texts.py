@@ -81,7 +81,7 @@ def match(
   """Finds the embedding of each row of a text, and checks them.
 
   Args:
-    embeddings: of a teacher, for each row of the text file or by ids.
+    embeddings: the teacher's, for each row of the text file or by ids.
     text: what is read of that file.
     source: names it, as in `read`.
     columns: as in `read`.

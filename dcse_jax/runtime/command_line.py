@@ -8,7 +8,6 @@ import functools
 import io
 import logging
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -18,8 +17,8 @@ from typing import NoReturn
 from absl import app
 from absl import flags
 import absl.logging
-from ml_collections import config_flags
 
+from dcse_jax.runtime import arguments
 from dcse_jax.runtime import memory
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
@@ -28,6 +27,9 @@ from dcse_jax.runtime.errors import UserError
 # Nobody reads any more: the other end of a pipe was closed, or a terminal is gone.
 _UNREAD = (errno.EPIPE, errno.EIO)
 _UNREAD_STATUS = 128 + signal.SIGPIPE
+
+# What --help calls the command, if not `python -m MODULE`.
+program = ""
 
 
 def printable(content: str) -> str:
@@ -183,17 +185,6 @@ def _hush_writers() -> None:
   threading.excepthook, sys.unraisablehook = thread_hook, other_hook
 
 
-def check_config_file() -> None:
-  """Refuses a --config, a flag of ml_collections, whose file is not there.
-
-  Raises:
-    UserError: there is no such file; the error names it.
-  """
-  path = config_flags.get_config_filename(flags.FLAGS["config"])
-  if not pathlib.Path(path.partition(":")[0]).is_file():
-    raise UserError(f"there is no config file {path}: see configs/")
-
-
 def _end(status: int, why: str) -> NoReturn:
   print(why, file=sys.stderr)
   processes.end_all(status, why)
@@ -233,6 +224,12 @@ def run(
   try:
     stdout = _open_outputs(ends=gives_lines)
     define_flags()
+    sys.argv[1:] = arguments.normalize(sys.argv[1:])
+    if {"--help", "--h"}.intersection(sys.argv[1:]):
+      module = sys.modules["__main__"]
+      called = program or f"python -m {module.__spec__.name}"
+      print(arguments.help_text(module.__doc__, called), flush=True)
+      return
     app.run(start, flags_parser=functools.partial(_parse, max_arguments=max_arguments))
   except UserError as error:
     _end(2, f"error: {_one_line(error)}")

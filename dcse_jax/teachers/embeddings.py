@@ -105,7 +105,7 @@ class Embeddings:
     """Numbers the rows of a text file, which are as many, [rows].
 
     Args:
-      number: of the text file's rows, blank ones included.
+      number: how many rows the text file has, blank ones included.
       source: the text file, for errors.
 
     Raises:
@@ -123,7 +123,7 @@ class Embeddings:
     """Finds rows by their ids, [ids].
 
     Args:
-      ids: of a text file's rows.
+      ids: those of a text file's rows.
       source: the text file, for errors.
 
     Raises:

@@ -144,7 +144,7 @@ def stack_teachers(
 
 
 def _params(model: Model) -> encoder_lib.Params:
-  """The encoder's parameters, with those of dense layers as `head`."""
+  """Returns an encoder's parameters, with those of dense layers as `head`."""
   if not model.head:
     return model.params
   layers = [{"kernel": e.kernel, "bias": e.bias} for e in model.dense_layers]
@@ -154,7 +154,7 @@ def _params(model: Model) -> encoder_lib.Params:
 def _finish(
   stack: TeacherStack, layers: Sequence[Mapping[str, jax.Array]], pooled: jax.Array
 ) -> jax.Array:
-  """What follows the pooling, as `Model.finish` has it, but for normalising."""
+  """Computes what follows the pooling, as `Model.finish` does, without normalising."""
   for layer, activation in zip(layers, stack.activations):
     kernel, bias = (layer[name].astype(jnp.float32) for name in ("kernel", "bias"))
     pooled = _ACTIVATIONS[activation](pooled @ kernel + bias)
@@ -189,19 +189,22 @@ def teacher_embeddings(
   stacks: Sequence[TeacherStack | CachedTeachers],
   batch: Mapping[str, Any],
   *,
+  column: int = 0,
   dtype,
   packing: Packing | None = None,
   microbatches: Chunks = Chunks(),
 ) -> jax.Array:
-  """Computes the teachers' joint embeddings of a batch's first column.
+  """Computes the teachers' joint embeddings of one column of a batch.
 
   Args:
     params: those of each stack; anything for cached teachers.
     stacks: from `stack_teachers`, or `CachedTeachers`.
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
+    column: the column; `teacher_tokens` and `teacher_embeddings` have the first alone.
     dtype: that of the matrix products.
-    packing: that of a microbatch's first column; `teacher_tokens` keep their padding.
+    packing: that of a microbatch's first column, or of all columns; `teacher_tokens`
+      keep their padding.
     microbatches: how the batch is encoded.
 
   Returns:
@@ -229,7 +232,7 @@ def teacher_embeddings(
         dtype=dtype,
         packing=packing if stack.tokens is None else None,
       )
-      first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
+      first = {name: read[name][:, column] for name in ("input_ids", "attention_mask")}
       return _finish(stack, teacher.get("head", ()), microbatches.map(encode, first))
 
     embeddings.extend(run_stack(embed, stack_params))
