@@ -172,23 +172,23 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   if jax.default_backend() == "gpu":
     record.measure("kernels", lambda: kernels.measure(2 * scale.large), needs=20)
   small = [make(scale.small), make(scale.small, packed=True)]
-  small.append(make(scale.large, teachers=4))
   found = _measure_steps(record, steps, small) if record.left() > 60 else {}
-  _measure_peers(record, steps, peers, [p for s, p in found.items() if not s.teachers])
-  record.measure(
-    "encode", lambda: checks.encode(path, scale.large, peers.encode), needs=30
-  )
+  _measure_peers(record, steps, peers, list(found.values())[::-1])
   record.measure(
     "real run",
     lambda: checks.real_run(
       path / "run", _run_flags(options, scale), record.left() - 35
     ),
-    needs=75,
+    needs=60,
+  )
+  record.measure(
+    "encode", lambda: checks.encode(path, scale.large, peers.encode), needs=30
   )
   record.measure("parity", reference.compare, needs=60)
   if record.left() > 90:
     huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
-    taught = [make(scale.small, teachers=4), make(scale.large, teachers=1)]
+    taught = [make(size, teachers=4) for size in (scale.large, scale.small)]
+    taught.append(make(scale.large, teachers=1))
     scanned = dataclasses.replace(large, layers="scan")
     _measure_steps(record, steps, [huge, *taught, scanned])
   record.measure(

@@ -18,6 +18,7 @@ import numpy as np
 from dcse_jax import config as config_lib
 from dcse_jax.data import text
 from dcse_jax.hub import folder
+from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
@@ -197,7 +198,7 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
     if config.tokenizer:
-      vocab_size = len(folder.load_tokenizer(folder.locate(config.tokenizer)))
+      vocab_size = len(load_tokenizer(folder.locate(config.tokenizer)))
     shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)

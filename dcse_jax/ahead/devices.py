@@ -50,7 +50,7 @@ _HOPPER = dict(
 _AMPERE = dict(
   shared=167936, optin=166912, cores=108, units=64, cache=41943040, clock=1.41, major=8
 )
-# By the name of a topology; kinds are those of `flops.DEVICES`.
+# Each has the name that a topology begins with; kinds are those of `flops.DEVICES`.
 _GPUS = {
   "h100": dict(
     _HOPPER, kind="NVIDIA H100 80GB HBM3", memory=84929347584, rate=3352320000000

@@ -10,6 +10,8 @@ import math
 import re
 from typing import NamedTuple
 
+from dcse_jax.ahead import instructions as instructions_lib
+from dcse_jax.ahead.instructions import Instruction
 from dcse_jax.ahead.sources import Sources
 
 COLLECTIVES = (
@@ -20,10 +22,6 @@ COLLECTIVES = (
   "collective-permute",
 )
 
-_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
-_SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
 # These instructions name other arrays, or take no time of their own.
 _FREE = {
   "after-all",
@@ -45,29 +43,6 @@ _KERNEL = 'custom_call_target="__'
 _SLICES = ("dynamic-slice", "gather", "slice")
 # These read nothing until another instruction reads their result.
 _SAME = ("bitcast", "get-tuple-element", "tuple", "custom-call")
-
-
-class _Array(NamedTuple):
-  bytes: int
-  is_in_memory: bool  # On-chip memories, S(1) and up in layouts, do not count.
-
-
-class _Instruction(NamedTuple):
-  is_root: bool
-  name: str
-  op: str
-  results: list[_Array]
-  operands: list[str]
-  rest: str
-
-  @property
-  def size(self) -> int:
-    return sum(array.bytes for array in self.results)
-
-  def called(self, attribute: str) -> list[str]:
-    """Returns the computations that an attribute such as "body" names."""
-    found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
-    return _NAME.findall(found[1]) if found else []
 
 
 class _Place(NamedTuple):
@@ -118,15 +93,7 @@ class Program:
   def __init__(self, text: str, num_devices: int):
     self._num_devices = num_devices
     self._sources = Sources(text)
-    self._computations: dict[str, dict[str, _Instruction]] = {}
-    current, entry = {}, None
-    for line in text.splitlines():
-      if header := _HEADER.match(line):
-        current = self._computations[header[2]] = {}
-        entry = header[2] if header[1] else entry
-      elif found := _INSTRUCTION.match(line):
-        instruction = _instruction(*found.groups())
-        current[instruction.name] = instruction
+    self._computations, entry = instructions_lib.read(text)
     self._places = list(self._run(_Place(entry, 1, False)))
 
   def collectives(self) -> dict[str, Collective]:
@@ -193,7 +160,7 @@ class Program:
       for instruction in self._computations[place.name].values()
     }
 
-  def _attributes(self, instruction: _Instruction) -> str:
+  def _attributes(self, instruction: Instruction) -> str:
     """Returns what says who asked: a fusion that does not may be known by its root."""
     if instruction.op != "fusion" or "op_name=" in instruction.rest:
       return instruction.rest
@@ -228,7 +195,7 @@ class Program:
       for name in names:
         yield from self._run(_Place(name, times, is_fused))
 
-  def _trips(self, loop: _Instruction, condition: str) -> int:
+  def _trips(self, loop: Instruction, condition: str) -> int:
     """Returns how often a loop that counts from 0 runs."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
@@ -252,7 +219,7 @@ class Program:
     passes = 2 if kind == "all-reduce" else 1
     return size, passes * size * (n - 1) / n
 
-  def _moved(self, computation: str, instruction: _Instruction) -> int:
+  def _moved(self, computation: str, instruction: Instruction) -> int:
     """Counts the bytes that an instruction outside a fusion reads and writes."""
     op, known = instruction.op, self._computations[computation]
     is_kernel = op == "custom-call" and _KERNEL in instruction.rest
@@ -261,7 +228,10 @@ class Program:
     if is_kernel:
       # It may read an array in parts that it is given several times.
       names = dict.fromkeys(instruction.operands)
-      return instruction.size + sum(known[name].size for name in names)
+      reads = sum(known[name].size for name in names)
+      # What a library's product gives beside its result is room to work in.
+      is_product = "__cublas" in instruction.rest
+      return reads + (instruction.results[0].bytes if is_product else instruction.size)
     operands = [known[name] for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
       # It copies from one memory to another; the results name the source too.
@@ -324,7 +294,7 @@ class Program:
     parts = [instructions[name] for name in root.operands]
     return [sum(self._written(instructions, part)) for part in parts]
 
-  def _written(self, instructions, result: _Instruction) -> list[int]:
+  def _written(self, instructions, result: Instruction) -> list[int]:
     """Counts the bytes that are written of each array that an instruction returns."""
     while result.op == "bitcast":
       result = instructions[result.operands[0]]
@@ -333,27 +303,6 @@ class Program:
     # An array that passes through was there, or counts by its bytes on the links.
     is_new = result.op not in ("parameter", *_SAME)
     return [array.bytes * is_new for array in result.results]
-
-
-def _instruction(root, name, shape, op, rest) -> _Instruction:
-  results = [
-    _Array(_bytes(dtype, dims), "S(" not in layout or "S(0)" in layout)
-    for dtype, dims, layout in _SHAPE.findall(shape)
-  ]
-  depth, end = 1, 0
-  while depth and end < len(rest):
-    depth += {"(": 1, ")": -1}.get(rest[end], 0)
-    end += 1
-  return _Instruction(
-    bool(root), name, op, results, _NAME.findall(rest[: max(end - 1, 0)]), rest
-  )
-
-
-def _bytes(dtype: str, dims: str) -> int:
-  if dtype in ("token", "opaque"):
-    return 0
-  bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-  return math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

@@ -1,7 +1,6 @@
 """The class that turns sentences into embeddings, and searches among them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import itertools
 import logging
 from typing import Any
 
@@ -12,16 +11,12 @@ import tqdm
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
 from dcse_jax.hub import folder
+from dcse_jax.model.inference import chunks
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-
-# Sentences tokenised and sorted at a time: enough that those of a batch have similar
-# lengths, and few enough that a stream of any length takes little memory.
-_CHUNK = 16_384
 
 
 class SentenceEncoder:
@@ -65,6 +60,7 @@ class SentenceEncoder:
     *,
     batch_size: int = 64,
     normalize: bool | None = None,
+    prompt_name: str | None = None,
     show_progress: bool = False,
   ) -> np.ndarray:
     """Computes embeddings of sentences.
@@ -73,18 +69,19 @@ class SentenceEncoder:
       sentences: any number of strings, from a list or as they come; or one.
       batch_size: sentences in a compiled batch.
       normalize: whether to scale to unit length; None does as the folder's modules say.
+      prompt_name: the prompt put before them, as `Model.with_prompt` takes it.
       show_progress: whether to show a bar on the terminal.
 
     Returns:
       [n, D] float32, in the order given; [D] for a single string.
     """
     if isinstance(sentences, str):
-      return self.encode([sentences], normalize=normalize)[0]
+      return self.encode([sentences], normalize=normalize, prompt_name=prompt_name)[0]
     total = len(sentences) if isinstance(sentences, Sequence) else None
     with tqdm.tqdm(total=total, unit="sentence", disable=not show_progress) as bar:
       parts = []
       for part in self.encode_stream(
-        sentences, batch_size=batch_size, normalize=normalize
+        sentences, batch_size=batch_size, normalize=normalize, prompt_name=prompt_name
       ):
         parts.append(part)
         bar.update(len(part))
@@ -98,13 +95,14 @@ class SentenceEncoder:
     *,
     batch_size: int = 64,
     normalize: bool | None = None,
+    prompt_name: str | None = None,
   ) -> Iterator[np.ndarray]:
     """Yields the embeddings [m, D] of the next sentences, some thousands at a time.
 
     Memory does not grow with the number of sentences. See `encode`.
     """
-    model = self.model
-    for chunk in _chunks(_checked(sentences), _CHUNK):
+    model = self.model.with_prompt(prompt_name)
+    for chunk in chunks(_checked(sentences)):
       embeddings = encode_tokens(
         self._params,
         model.config,
@@ -237,9 +235,3 @@ def _checked(sentences: Iterable[str]) -> Iterator[str]:
         "string: leave it out, or make it one"
       )
     yield sentence
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-  items = iter(items)
-  while chunk := list(itertools.islice(items, size)):
-    yield chunk

@@ -70,8 +70,7 @@ _PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's fractions of 1 and `bert.EncoderConfig`'s, with what stands for one that
-# is not there.
+# config.json's fractions of 1 and the fields of `bert.EncoderConfig`, with their defaults.
 FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
@@ -127,11 +126,11 @@ def read_fields(
   """Reads fields of `bert.EncoderConfig`.
 
   Args:
-    settings: of config.json.
-    sizes: as `settings.SIZES`.
-    fractions: as `FRACTIONS`.
-    activation: the name of the activation there.
-    default_activation: what stands for one that is not there.
+    settings: those of config.json.
+    sizes: a table like `settings.SIZES`.
+    fractions: a table like `FRACTIONS`.
+    activation: the activation's name there.
+    default_activation: stands for an activation that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():

@@ -66,7 +66,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
 
 
 def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, SIZES, names.FRACTIONS, ARCHITECTURES)
   return {
     **content,

@@ -13,7 +13,7 @@ from dcse_jax.runtime.errors import UserError
 # The kinds of layers that are known.
 FULL, LOCAL = "full_attention", "sliding_attention"
 
-# The same of decoders' heads, and the tensors that families name alike.
+# Names of decoders' heads there and here, and the tensors that families name alike.
 _HEADS = {"num_key_value_heads": "kv_heads", "head_dim": "head_size"}
 ATTENTION = {
   "layers.attention.query": ("layers.{i}.self_attn.q_proj", LINEAR),

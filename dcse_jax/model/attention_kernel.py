@@ -20,15 +20,13 @@ from dcse_jax.runtime import backend
 from dcse_jax.runtime import mesh as mesh_lib
 
 # Scores of a head, [S, S], are held in registers, and a side must be a power of two.
-# No card has run it yet; benchmarks.accelerator does that.
-_IS_PROVEN = False
 _SIDES = (16, 32, 64, 128)
 
 
-def is_for(length: int, width: int, dtype: Any) -> bool:
+def is_for(sentences: int, length: int, width: int, dtype: Any) -> bool:
   """Returns whether sentences of a length and heads of a width have a kernel here."""
   fits = length in _SIDES and width in _SIDES and dtype == jnp.bfloat16
-  return fits and backend.current() == "gpu" and mesh_lib.is_one_device()
+  return fits and backend.current() == "gpu" and mesh_lib.divides(sentences)
 
 
 def self_attend(
@@ -40,6 +38,7 @@ def self_attend(
   heads: int,
   rate: float,
   key: jax.Array | None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Attends from every token of a sentence to every other.
 
@@ -51,6 +50,7 @@ def self_attend(
     heads: how many D is made of.
     rate: the dropout rate on the weights.
     key: the dropout key, [2] uint32; None means no dropout.
+    interpret: runs on any backend, slowly.
 
   Returns:
     [N, S, D].
@@ -61,7 +61,11 @@ def self_attend(
     key, rate = jnp.zeros(2, jnp.uint32), 0.0
   qkv = qkv.reshape(n, length, 3, heads, -1)
   bias = bias.reshape(qkv.shape[2:])
-  attended = attend(qkv, bias, mask, rows, key, rate, False)
+
+  def run(qkv, mask, rows, bias, key):
+    return attend(qkv, bias, mask, rows, key, rate, interpret)
+
+  attended = mesh_lib.over_rows(run, (qkv, mask, rows), (bias, key))
   return attended.reshape(n, length, width // 3)
 
 

@@ -17,6 +17,7 @@ from dcse_jax.model import ops
 from dcse_jax.model.dropout import dropout
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.runtime import backend
+from dcse_jax.runtime import mesh as mesh_lib
 
 
 def _exact_gelu(x):
@@ -129,9 +130,9 @@ def add_and_norm(
     norm: as `layer_norm` makes it.
     x: the states, [..., D].
     branch: [..., I].
-    rate: of dropout after the linear layer.
-    key: of dropout; None: none.
-    rows: as `dropout` takes them.
+    rate: the probability that dropout makes a zero of what the linear layer gives.
+    key: dropout's, see `dropout`; None means none.
+    rows: see `dropout`.
   """
   width = x.shape[-1]
   same = x.dtype == linear.dtype == norm.dtype
@@ -140,17 +141,18 @@ def add_and_norm(
   if key is None:
     key, rate = jnp.zeros(2, jnp.uint32), 0.0
   product, bias = fused_product((linear,), branch)
-  return norm_kernel.add_and_norm(
-    x.reshape(-1, width),
-    product.reshape(-1, width),
-    bias.astype(jnp.float32),
-    norm.scale[...],
-    norm.bias[...],
-    jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1),
-    key,
-    rate,
-    norm.epsilon,
-    False,
+  flat = lambda y: y.reshape(-1, width)
+
+  def run(x, product, rows, *vectors):
+    *vectors, key = vectors
+    return norm_kernel.add_and_norm(
+      x, product, *vectors, rows, key, rate, norm.epsilon, False
+    )
+
+  rows = jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1)
+  vectors = (bias.astype(jnp.float32), norm.scale[...], norm.bias[...])
+  return mesh_lib.over_rows(
+    run, (flat(x), flat(product), rows), (*vectors, key)
   ).reshape(x.shape)
 
 

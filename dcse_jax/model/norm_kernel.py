@@ -24,12 +24,16 @@ _IS_PROVEN = False
 
 def is_for(rows: int, width: int, dtype: Any) -> bool:
   """Says whether there is a kernel here for as many rows of a width."""
-  fits = rows % _ROWS == 0 and _side(width) >= 64 and dtype == jnp.bfloat16
-  return _IS_PROVEN and fits and backend.current() == "gpu" and mesh_lib.is_one_device()
+  fits = _side(width) >= 64 and dtype == jnp.bfloat16
+  return _IS_PROVEN and fits and backend.current() == "gpu" and _divides(rows)
+
+
+def _divides(rows: int) -> bool:
+  return rows % _ROWS == 0 and mesh_lib.divides(rows // _ROWS)
 
 
 def _side(width: int) -> int:
-  """The largest power of two that divides a width: rows are held in such parts."""
+  """Returns the largest power of two that divides a width: a part that is held."""
   return width & -width
 
 
@@ -54,10 +58,10 @@ def add_and_norm(
     branch_bias: [D] float32.
     weight: [D] float32.
     bias: [D] float32.
-    rows: of each token, by which dropout draws, [T] int32.
-    key: of `make_keys`, [2] uint32.
-    rate: of dropout; 0: none.
-    eps: of LayerNorm.
+    rows: each token's number in the whole batch, by which dropout draws, [T] int32.
+    key: one that `make_keys` made, [2] uint32.
+    rate: the probability of a zero; 0 means no dropout.
+    eps: LayerNorm's.
     interpret: runs on any backend, slowly.
 
   Returns:

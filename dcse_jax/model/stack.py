@@ -1,8 +1,8 @@
 """A stack of layers, run so that it compiles in the time of a few.
 
-The parameters of all layers are one tree with a leading axis, or those of one layer that
-all share. Layers of one kind, or turns of a pattern of kinds, run under `scan`; the last
-layer runs by itself, since many readers want few of its tokens.
+The parameters of all layers are one tree with a leading axis, or those of a single
+layer that all share. Layers of one kind, or turns of a pattern of kinds, run under
+`scan`; the last layer runs by itself, since many readers want few of its tokens.
 """
 
 from collections.abc import Callable, Hashable, Sequence

@@ -12,6 +12,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
+from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import digests as digests_lib
@@ -59,7 +60,7 @@ def make(
     cache: the folder that keeps the tokenizer, which is trained once.
   """
   if config.tokenizer:
-    tokenizer = folder.load_tokenizer(folder.locate(config.tokenizer))
+    tokenizer = load_tokenizer(folder.locate(config.tokenizer))
     if tokenizer.pad_token_id is None:
       raise UserError(
         f"config.tokenizer: that of {config.tokenizer} has no padding token: use another"
@@ -99,4 +100,4 @@ def _train_tokenizer(
       digests_lib.write(beside)
 
   processes.first_makes(path.parent, train)
-  return folder.load_tokenizer(path)
+  return load_tokenizer(path)
