@@ -75,6 +75,12 @@ def define_flags() -> None:
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("num_layers", None, "How many of the first layers to evaluate.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_multi_integer(
+    "truncate_dim",
+    [],
+    "Scores embeddings cut to as many first numbers. Repeat for several widths.",
+    1,
+  )
 
 
 def main() -> None:
@@ -102,6 +108,7 @@ def main() -> None:
       "num_layers": _FLAGS.num_layers,
       "max_length": _FLAGS.max_length,
     },
+    widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,
     markdown=_FLAGS.markdown,
   )

@@ -28,6 +28,7 @@ class SentenceEncoder:
     pooling: replaces the folder's own; a name that `pooling.get` knows.
     num_layers: how many of the first layers are kept; None keeps all.
     max_length: where sentences are cut, in tokens; replaces the folder's own.
+    truncate_dim: how many first numbers of embeddings are kept; likewise.
 
   Attributes:
     model: the model, as `folder.load` returns it.
@@ -43,13 +44,14 @@ class SentenceEncoder:
     pooling: str | None = None,
     num_layers: int | None = None,
     max_length: int | None = None,
+    truncate_dim: int | None = None,
   ):
     self.model = folder.load(
       str(name),
       pooling=pooling,
       num_layers=num_layers,
       max_length=max_length,
-    )
+    ).truncated(truncate_dim)
     self._params = jax.device_put(self.model.params)
     self._sentences: Sequence[str] = ()
     self._index: ExactIndex | FaissIndex | None = None
