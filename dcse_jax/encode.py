@@ -5,6 +5,7 @@
 Neither file need fit into memory. After an interruption the same command continues.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -39,7 +40,9 @@ def encode_file(
   output: str,
   *,
   batch_size: int = 64,
-  normalize: bool | None = None,
+  normalize: bool = False,
+  prompt_name: str | None = None,
+  prompt: str | None = None,
 ) -> None:
   """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
 
@@ -51,7 +54,9 @@ def encode_file(
     source: a text file with a sentence on each line; an empty line is a sentence.
     output: the file to write, .npy.
     batch_size: sentences in a compiled batch.
-    normalize: whether to scale to unit length; None does as the model's folder says.
+    normalize: scales to unit length; otherwise only if the model's folder does.
+    prompt_name: as in `SentenceEncoder.encode`.
+    prompt: likewise.
 
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
@@ -61,7 +66,8 @@ def encode_file(
   if not len(lines):
     raise UserError(f"{source} is empty: nothing to encode")
   with locks.output_locked(path):
-    _encode(encoder, lines, path, batch_size, normalize)
+    prompts = {"prompt_name": prompt_name, "prompt": prompt}
+    _encode(encoder, lines, path, batch_size, normalize, prompts)
 
 
 def _output_path(output: str) -> pathlib.Path:
@@ -76,7 +82,8 @@ def _encode(
   lines: Lines,
   path: pathlib.Path,
   batch_size: int,
-  normalize: bool | None,
+  normalize: bool,
+  prompts: dict[str, str | None],
 ) -> None:
   shape = (len(lines), encoder.model.embedding_size)
   partial = path.with_name(f".{path.name}.part")
@@ -86,7 +93,8 @@ def _encode(
     "model": model_lib.identity(encoder.model),
     "text": lines.digest,
     "shape": list(shape),
-    "normalize": encoder.model.normalize if normalize is None else normalize,
+    "normalize": encoder.model.normalize or normalize,
+    **{name: value for name, value in prompts.items() if value is not None},
   }
   done, digest = 0, hashlib.sha256()
   if progress.exists() and partial.exists():
@@ -108,7 +116,10 @@ def _encode(
       disable=not sys.stderr.isatty(),
     ) as bar:
       for part in encoder.encode_stream(
-        lines.iterate(done), batch_size=batch_size, normalize=normalize
+        lines.iterate(done),
+        batch_size=batch_size,
+        normalize_embeddings=normalize,
+        **prompts,
       ):
         rows[done : done + len(part)] = part
         rows.flush()
@@ -164,6 +175,10 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
+  flags.DEFINE_string(
+    "prompt_name", None, "The prompt before each sentence; by default the folder's."
+  )
+  flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
 
@@ -179,12 +194,16 @@ def main() -> None:
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
   )
+  if _FLAGS.normalize is False:
+    encoder.model = dataclasses.replace(encoder.model, normalize=False)
   encode_file(
     encoder,
     _FLAGS.input,
     _FLAGS.output,
     batch_size=_FLAGS.batch_size,
-    normalize=_FLAGS.normalize,
+    normalize=bool(_FLAGS.normalize),
+    prompt_name=_FLAGS.prompt_name,
+    prompt=_FLAGS.prompt,
   )
   print(f"written to {_FLAGS.output}")
 

@@ -86,13 +86,20 @@ class Model:
     """The text put before every sentence; "" for none."""
     return self.prompts.get(self.default_prompt, "")
 
-  def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+  def tokenize(
+    self, sentences: Sequence[str], max_length: int, prompt: str | None = None
+  ) -> list[list[int]]:
     """Returns token ids of each sentence after the prompt, as `tokenize` does.
+
+    Args:
+      sentences: any number of them.
+      max_length: where to cut them, in tokens.
+      prompt: takes the place of the default prompt; None keeps it.
 
     Raises:
       UserError: a sentence spells a token that the encoder has no row for.
     """
-    prompt = self.prompt
+    prompt = self.prompt if prompt is None else prompt
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
     ids = tokenize(self.tokenizer, sentences, max_length)
