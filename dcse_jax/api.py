@@ -77,7 +77,7 @@ def train(
     model: the encoder to start from, a folder or hub id; None leaves the config's.
     teachers: folders or hub ids that the last round learns from, or earlier rounds.
     config: a file, the name of a packaged config, either with :VARIANT, or a config
-      itself. By default `simcse`, or with teachers the student of `distillcse`.
+      itself. Without any `simcse`, or with teachers the student of `distillcse`.
     accept_changes: see `recipe.run`.
     **fields: fields of the config, such as `num_train_steps=500`; a mapping sets
       fields of a field: `info_nce={"temperature": 0.1}`.
@@ -157,11 +157,10 @@ def _set(config: config_lib.ConfigDict, name: str, value: Any) -> None:
     # A round may set any field for itself.
     is_round = len(path) == 2 and path[0] == "rounds"
     with target.unlocked() if is_round else contextlib.nullcontext():
+      _ = is_round or target[last]  # An unknown field is named better when it is read.
       target[last] = tuple(value) if isinstance(value, list) else value
   except (AttributeError, KeyError) as error:
-    raise UserError(
-      f"unknown config field {name!r}: dcse_jax/config.py lists them"
-    ) from error
+    raise arguments.unknown_field(error) from error
   except TypeError as error:
     raise UserTypeError(f"config.{name}={value!r:.80}: {error}") from error
 

@@ -151,8 +151,8 @@ def test_what_is_no_text_is_a_type_error_that_names_its_place(text, message, tmp
 @pytest.mark.parametrize(
   "fields, message",
   [
-    ({"learnig_rate": 1.0}, "unknown config field 'learnig_rate'"),
-    ({"info_nce": {"temprature": 1.0}}, "unknown config field 'info_nce.temprature'"),
+    ({"learnig_rate": 1.0}, "field 'learnig_rate': did you mean .learning_rate.?"),
+    ({"info_nce": {"temprature": 1.0}}, "unknown config field 'temprature'"),
     ({"batch_size": "many"}, "config.batch_size='many'"),
     ({"config": "nowhere"}, "no config file nowhere"),
     ({"text": []}, "text is empty"),
@@ -202,6 +202,7 @@ def test_a_term_of_ones_own_is_compiled_ahead_as_any_other(own_terms, place):
   assert "margin_info_nce" in metrics
 
 
+@pytest.mark.slow
 def test_a_term_without_a_docstring_trains_goes_on_and_has_a_report_and_a_card(
   place, tmp_path
 ):
