@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 
@@ -141,9 +142,14 @@ def shuffle(options) -> None:
 
 
 def main() -> None:
+  if sys.argv[1:2] == ["quality"]:
+    from benchmarks import quality
+
+    quality.main(sys.argv[2:])
+    return
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument(
-    "what", choices=("train", "ablation", "encode", "start", "shuffle")
+    "what", choices=("train", "ablation", "encode", "start", "shuffle", "quality")
   )
   parser.add_argument("--shape", default="6x384", choices=prepare.SHAPES)
   parser.add_argument("--batch", type=int, default=64)

@@ -35,6 +35,8 @@ ROUNDS = {
     distillation=dict(group_probability=0.1),
     **_TEACHER,
   ),
+  "embedding": dict(objective="embedding_distillation", **_TEACHER),
+  "spread": dict(objective="embedding_distillation + 0.1 * spread", **_TEACHER),
   "focal": dict(objective="focal_info_nce"),
   "sscl": dict(objective="sscl", **_PENULTIMATE),
   "adap_acse": dict(objective="adap_acse", **_TEACHER),

@@ -19,6 +19,7 @@ COMMANDS = {
   "demo": "demo",
   "convert": "convert",
   "compile": "compile",
+  "embed-with": "embed_with",
 }
 
 

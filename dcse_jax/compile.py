@@ -1,19 +1,17 @@
-"""Compiles a round's step for TPUs that are not there, and estimates its cost.
+"""Compiles a round's step for TPUs or GPUs that are not there, and estimates its cost.
 
 `python -m dcse_jax.compile --config distillcse --topology v5e:2x4`
 """
 
-import importlib.util
-import os
 from typing import Any
 
 from absl import flags
 import jax
-from jax.experimental import topologies
 from ml_collections import config_flags
 
 from dcse_jax import config as config_lib
 from dcse_jax.ahead import abstract_step
+from dcse_jax.ahead import devices as devices_lib
 from dcse_jax.ahead import hlo
 from dcse_jax.recipe import validate
 from dcse_jax.runtime import backend
@@ -29,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "Chips to compile for, such as v5e:2x4 or v5p:2x2x2."
+  "topology", None, "Chips to compile for, such as v5e:2x4, v5p:2x2x2 or h100:8."
 )
 _ROUND = flags.DEFINE_string(
   "round", None, "A round of the recipe; by default its last."
@@ -42,15 +40,13 @@ _BATCH_PER_CHIP = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_string("json", None, "JSON file to write, with the same.")
 
-_EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x2, v5p:2x2x2 or tpu7x:2x2x1"
-_GIB = 2**30
-# These keep libtpu from looking for a TPU here, complaining or locking it.
-_LIBTPU = {
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-}
+_PACKED = flags.DEFINE_float(
+  "packed",
+  None,
+  "Mean tokens of a sentence; batches are then packed and not padded.",
+  lower_bound=1.0,
+)
+_GIB, _SHOWN_MOVERS = 2**30, 10
 
 
 def compile_step(
@@ -59,25 +55,30 @@ def compile_step(
   *,
   name: str | None = None,
   batch_per_chip: int | None = None,
+  packed: float | None = None,
 ) -> dict[str, Any]:
-  """Compiles the step of a round for a TPU topology, with padded batches.
+  """Compiles the step of a round for a topology.
 
   Args:
     config: the recipe's.
-    topology: a generation and the shape of its chips, such as "v5e:2x4".
+    topology: a generation and the shape of its chips, such as "v5e:2x4"; or a GPU and
+      how many, such as "h100:8".
     name: the round's; None takes the recipe's last.
     batch_per_chip: sentences for each chip, in place of the round's batch_size.
+    packed: mean tokens of a sentence, of batches that are packed; None leaves the
+      padding in.
 
   Returns:
     JSON: what was compiled, and for each chip and step `memory` in bytes, model
-    `flops`, `collectives` with their count and bytes, and `estimate`, seconds by
-    published rates. One half of a TPU7x chip counts as a chip, as it does for JAX.
+    `flops`, `collectives` with their count and bytes, `moved` bytes in as many
+    `kernels`, the largest `movers` of them, and `estimate`, seconds by published rates.
+    One half of a TPU7x chip counts as a chip, as it does for JAX.
 
   Raises:
-    UserError: libtpu is not installed, there is no such topology, the config does not
-      fit it, or the step does not fit the chips' memory.
+    UserError: what compiles for it is not installed, there is no such topology, the
+      config does not fit it, or the step does not fit the chips' memory.
   """
-  devices = _devices(topology)
+  devices = devices_lib.find(topology)
   config = config.copy_and_resolve_references()
   name = name or (config.recipe[-1] if config.recipe else None)
   if name not in config.recipe:
@@ -87,11 +88,12 @@ def compile_step(
       config.rounds[name].batch_size = batch_per_chip * len(devices)
   validate.check(config)
   mesh = mesh_lib.make_mesh(devices, **config.mesh)
-  with backend.traced_for("tpu"):
-    step = abstract_step.make_abstract_step(config, name, mesh)
-    lowered = step.step_fn.lower(*step.arguments, None)
+  kind = "gpu" if devices_lib.is_gpu(topology) else "tpu"
+  with backend.traced_for(kind), devices_lib.traced(devices[0]):
+    step = abstract_step.make_abstract_step(config, name, mesh, mean_length=packed)
+    lowered = step.step_fn.lower(*step.arguments, step.packing)
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(devices_lib.options(topology))
   except jax.errors.JaxRuntimeError as error:
     raise _does_not_fit(error, topology) from error
   round_config = config_lib.of_round(config, name)
@@ -103,28 +105,11 @@ def compile_step(
     "batch_size": round_config.batch_size,
     "microbatches": round_config.microbatches,
     "dtype": round_config.dtype,
+    "packed": packed,
     "models": step.num_models,
     "memory": _memory(compiled.memory_analysis(), devices[0].device_kind),
     **_cost(compiled, step, round_config, devices),
   }
-
-
-def _devices(topology: str) -> list[jax.Device]:
-  if importlib.util.find_spec("libtpu") is None:
-    raise UserError(
-      "compiling for TPUs needs libtpu: pip install 'dcse_jax[tpu]', on any machine"
-    )
-  for variable, value in _LIBTPU.items():
-    os.environ.setdefault(variable, value)
-  # The two cores of a v4 chip are one device to JAX, as on later chips but TPU7x.
-  options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
-  try:
-    found = topologies.get_topology_desc(topology, platform="tpu", **options)
-  except jax.errors.JaxRuntimeError as error:
-    raise UserError(
-      f"--topology {topology}: {_first_line(error)}; name one such as {_EXAMPLES}"
-    ) from error
-  return found.devices
 
 
 def _first_line(error: Exception) -> str:
@@ -162,7 +147,7 @@ def _memory(stats: Any, device_kind: str) -> dict[str, float]:
 def _cost(compiled, step, config, devices) -> dict[str, Any]:
   chip = flops.DEVICES[devices[0].device_kind]
   program = hlo.Program(compiled.as_text(), len(devices))
-  collectives = program.collectives()
+  collectives, movers = program.collectives(), program.movers()
   model_flops = step.flops / len(devices)
   seconds = {
     "compute": model_flops / chip.peak(config.dtype),
@@ -175,6 +160,12 @@ def _cost(compiled, step, config, devices) -> dict[str, Any]:
     "collectives": {
       kind: {"count": total.count, "bytes": total.bytes}
       for kind, total in collectives.items()
+    },
+    "moved": program.memory_bytes(),
+    "kernels": program.kernels(),
+    "movers": {
+      name: {"count": mover.count, "bytes": mover.bytes}
+      for name, mover in list(movers.items())[:_SHOWN_MOVERS]
     },
     "estimate": {
       **seconds,
@@ -190,7 +181,8 @@ def _format(report: dict[str, Any]) -> str:
   ms = lambda field: f"{1e3 * estimate[field]:.2f}"
   lines = [
     f"round {report['round']} on {report['topology']}: {report['chips']} x "
-    f"{report['device_kind']}, batches of {report['batch_size']}, {report['dtype']}",
+    f"{report['device_kind']}, batches of {report['batch_size']}, {report['dtype']}"
+    + (f", packed at {report['packed']:g} tokens" if report["packed"] else ""),
     f"memory of a chip: arguments {gib('arguments')} GiB, temporaries "
     f"{gib('temporaries')}, in all {gib('total')} of {gib('chip')}",
     f"model FLOPs of a chip and step: {report['flops'] / 1e12:.3f} T",
@@ -198,6 +190,11 @@ def _format(report: dict[str, Any]) -> str:
     *(
       f"  {kind:<18} {total['count']:>5} x, {total['bytes'] / 1e6:>10.2f} MB in all"
       for kind, total in report["collectives"].items()
+    ),
+    f"bytes moved: {report['moved'] / 1e9:.2f} GB in {report['kernels']} kernels; most by",
+    *(
+      f"  {mover['bytes'] / 1e9:>7.2f} GB {mover['count']:>5} x  {name}"
+      for name, mover in report["movers"].items()
     ),
     "estimate by published rates, nothing was run: a step takes "
     f"{ms('step')} ms or more (compute {ms('compute')}, memory {ms('memory')}, links "
@@ -217,6 +214,7 @@ def main() -> None:
     _TOPOLOGY.value,
     name=_ROUND.value,
     batch_per_chip=_BATCH_PER_CHIP.value,
+    packed=_PACKED.value,
   )
   print(_format(report))
   if _JSON.value:

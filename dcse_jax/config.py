@@ -38,8 +38,10 @@ def default() -> ConfigDict:
 
   # The encoder that training starts from: a folder or hub id, or ID@REVISION with
   # a branch, tag or commit, as teachers are named too. Empty: a new one of shape
-  # `encoder`, with a WordPiece tokenizer trained on `text`.
+  # `encoder`, with the tokenizer of the model that `tokenizer` names, such as a
+  # teacher, or where that is empty with a WordPiece tokenizer trained on `text`.
   config.model = ""
+  config.tokenizer = ""
   config.encoder = ConfigDict(
     dict(
       family="bert",  # Or another of `model.encoder.NEW`: "modernbert", ...

@@ -6,32 +6,19 @@ Neither file need fit into memory. After an interruption the same command contin
 """
 
 import dataclasses
-import hashlib
-import json
-import logging
-import os
-import pathlib
-import sys
-from typing import Any
 
 from absl import flags
-import numpy as np
-import tqdm
 
 from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
+from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
-from dcse_jax.runtime import locks
 from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
-
-_log = logging.getLogger(__name__)
-
-_BLOCK_ROWS = 65_536  # How many are read at a time.
 
 
 def encode_file(
@@ -61,109 +48,27 @@ def encode_file(
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
   """
-  path = _output_path(output)
-  lines = Lines(source)
+  path = row_file.output_path(output)
+  lines, model = Lines(source), encoder.model
   if not len(lines):
     raise UserError(f"{source} is empty: nothing to encode")
-  with locks.output_locked(path):
-    prompts = {"prompt_name": prompt_name, "prompt": prompt}
-    _encode(encoder, lines, path, batch_size, normalize, prompts)
-
-
-def _output_path(output: str) -> pathlib.Path:
-  path = files.user_path(output)
-  if path.suffix != ".npy":
-    raise UserError(f"{output}: the output is a NumPy file, name it NAME.npy")
-  return path
-
-
-def _encode(
-  encoder: SentenceEncoder,
-  lines: Lines,
-  path: pathlib.Path,
-  batch_size: int,
-  normalize: bool,
-  prompts: dict[str, str | None],
-) -> None:
-  shape = (len(lines), encoder.model.embedding_size)
-  partial = path.with_name(f".{path.name}.part")
-  progress = path.with_name(f".{path.name}.part.json")
-  # Everything that the rows depend on.
-  origin = {
-    "model": model_lib.identity(encoder.model),
-    "text": lines.digest,
-    "shape": list(shape),
-    "normalize": encoder.model.normalize or normalize,
-    **{name: value for name, value in prompts.items() if value is not None},
-  }
-  done, digest = 0, hashlib.sha256()
-  if progress.exists() and partial.exists():
-    done, digest = _find_done(partial, progress, origin)
-    if done:
-      _log.info("going on from line %d of %d", done, len(lines))
-    else:
-      _log.info("%s is damaged or of another text or model: from the start", partial)
-  try:
-    if not done:
-      progress.unlink(missing_ok=True)
-      np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-      _reserve(partial)
-    rows = np.lib.format.open_memmap(partial, mode="r+")
-    with tqdm.tqdm(
-      total=len(lines),
-      initial=done,
-      unit="sentence",
-      disable=not sys.stderr.isatty(),
-    ) as bar:
-      for part in encoder.encode_stream(
-        lines.iterate(done),
-        batch_size=batch_size,
-        normalize_embeddings=normalize,
-        **prompts,
-      ):
-        rows[done : done + len(part)] = part
-        rows.flush()
-        done += len(part)
-        digest.update(np.ascontiguousarray(part))
-        files.write_json(
-          progress, {"origin": origin, "rows": done, "sha256": digest.hexdigest()}
-        )
-        bar.update(len(part))
-    del rows
-    files.to_disk(partial)
-    partial.replace(path)
-    files.to_disk(path.parent)
-    progress.unlink(missing_ok=True)
-  except OSError as error:
-    raise files.cannot_write(path, error) from error
-
-
-def _find_done(
-  partial: pathlib.Path, progress: pathlib.Path, origin: dict[str, Any]
-) -> tuple[int, Any]:
-  """Returns how many rows are done and their digest; 0 if they are of another input."""
-  digest = hashlib.sha256()
-  try:
-    before = json.loads(progress.read_bytes())
-    # A map that can be written would fill up a file that was cut off with zeros.
-    rows = np.lib.format.open_memmap(partial, mode="r")
-    if before["origin"] != origin or list(rows.shape) != origin["shape"]:
-      return 0, digest
-    done = rows[: before["rows"]]
-    for start in range(0, len(done), _BLOCK_ROWS):
-      digest.update(done[start : start + _BLOCK_ROWS])
-    if (len(done), digest.hexdigest()) == (before["rows"], before["sha256"]):
-      return len(done), digest
-  except Exception:  # Damaged files fail in many ways.
-    pass
-  return 0, hashlib.sha256()
-
-
-def _reserve(path: pathlib.Path) -> None:
-  """Reserves a file's disk: writing its map to a full disk would kill the process."""
-  if hasattr(os, "posix_fallocate"):
-    with path.open("r+b") as file:
-      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  prompts = {"prompt_name": prompt_name, "prompt": prompt}
+  row_file.write_rows(
+    path,
+    lambda done: encoder.encode_stream(
+      lines.iterate(done),
+      batch_size=batch_size,
+      normalize_embeddings=normalize,
+      **prompts,
+    ),
+    shape=(len(lines), model.embedding_size),
+    origin={
+      "model": model_lib.identity(model),
+      "text": lines.digest,
+      "normalize": model.normalize or normalize,
+      **{name: text for name, text in prompts.items() if text is not None},
+    },
+  )
 
 
 def define_flags() -> None:
@@ -187,7 +92,7 @@ def main() -> None:
   if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
     raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
   # Check the paths before a model is fetched and loaded.
-  _output_path(_FLAGS.output)
+  row_file.output_path(_FLAGS.output)
   decoding.check_file(str(files.user_path(_FLAGS.input)))
   encoder = SentenceEncoder(
     _FLAGS.model,

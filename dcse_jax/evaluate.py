@@ -1,4 +1,4 @@
-"""Scores models side by side on STS sets, transfer tasks and masked words.
+"""Scores models side by side on STS sets, retrieval, transfer tasks and masked words.
 
 `python -m dcse_jax.evaluate --model A --model B --sts DIR --output results.json`
 
@@ -67,6 +67,9 @@ def define_flags() -> None:
     lambda above: above is None or math.isfinite(above),
     "must be a finite number",
   )
+  flags.DEFINE_boolean(
+    "bm25", False, "A row for BM25 in the table of retrieval, to compare with."
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
@@ -81,9 +84,11 @@ def main() -> None:
   """Scores every model on every set and task."""
   places = {kind: _FLAGS[kind].value for kind in registry.EVALUATORS}
   if not _FLAGS.model or not any(places.values()):
-    raise UserError("give --model DIR_or_id and --sts DIR or --transfer DIR")
+    raise UserError("give --model DIR_or_id and --sts, --retrieval or --transfer DIR")
   if _FLAGS.alignment_set and not _FLAGS.sts:
     raise UserError(f"--alignment_set {_FLAGS.alignment_set}: --sts holds none")
+  if _FLAGS.bm25 and not _FLAGS.retrieval:
+    raise UserError("--bm25 ranks documents: name some by --retrieval DIR")
   offline.evaluate(
     _FLAGS.model,
     places,
@@ -93,6 +98,7 @@ def main() -> None:
       classifier=_FLAGS.transfer_classifier,
       alignment_set=_FLAGS.alignment_set,
       alignment_above=_FLAGS.alignment_above,
+      bm25=_FLAGS.bm25,
     ),
     loading={
       "pooling": _FLAGS.pooling,

@@ -1,4 +1,4 @@
-"""Random PyTorch models of every family with rotary positions, and what they compute."""
+"""Random PyTorch models of every rotary family, and what they compute."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ _COMMON = dict(vocab_size=120, hidden_size=24, intermediate_size=40, **_TOKENS)
 _DECODER = dict(_COMMON, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
 _SLIDING = ["full_attention", "sliding_attention", "sliding_attention"]
 
-# Of each family three shapes: small; of other numbers; with all that may be different.
+# Three shapes of each family: small; with other numbers; with all that may differ.
 SHAPES = {
   "modernbert": (
     transformers.ModernBertConfig,
@@ -78,7 +78,7 @@ ENCODERS = {
 
 
 def make_torch(kind, shape=0, make=transformers.AutoModel.from_config, **changes):
-  """A model whose biases and norms are random too."""
+  """Makes a model whose biases and norms are random too."""
   torch.manual_seed(shape)
   config_class, *shapes = SHAPES[kind]
   fields = shapes[0] | (shapes[shape] if shape else {}) | changes
@@ -95,20 +95,20 @@ def make_torch(kind, shape=0, make=transformers.AutoModel.from_config, **changes
 
 
 def read(path):
-  """Our parameters and shape of a saved model."""
+  """Reads our parameters and shape of a saved model."""
   config = huggingface.read_config(pathlib.Path(path))
   return huggingface.from_tensors(read_tensors(pathlib.Path(path)), config), config
 
 
 def padded_inputs(length, seed=0):
-  """Token ids and a mask, [4, S]: a full row, a half one, and two short ones."""
+  """Draws token ids and a mask, [4, S]: a full row, a half one, and two short ones."""
   rng = np.random.default_rng(seed)
   mask = np.arange(length) < np.asarray([length, length // 2, 2, 1])[:, None]
   return np.where(mask, rng.integers(5, 120, mask.shape), 0), mask
 
 
 def torch_states(model, ids, mask):
-  """The states after the embeddings, before the last layer and at the end."""
+  """Computes the states after the embeddings, before the last layer and at the end."""
   found = model(
     input_ids=torch.tensor(ids),
     attention_mask=torch.tensor(mask.astype(int)),

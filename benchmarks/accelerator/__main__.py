@@ -31,6 +31,7 @@ import jax  # noqa: E402
 from benchmarks import prepare  # noqa: E402
 from benchmarks.accelerator import checks  # noqa: E402
 from benchmarks.accelerator import device  # noqa: E402
+from benchmarks.accelerator import kernels  # noqa: E402
 from benchmarks.accelerator import peers as peers_lib  # noqa: E402
 from benchmarks.accelerator import report  # noqa: E402
 from benchmarks.accelerator import steps as steps_lib  # noqa: E402
@@ -98,7 +99,7 @@ def _measure_steps(record, steps, specs) -> dict[Spec, steps_lib.Program]:
 
 def _measure_peers(record, steps, peers, programs) -> None:
   for program in programs:
-    for label in ("tuned", "tuned, compiled"):
+    for label in peers.labels:
       record.measure(
         f"peer: {label} against {program.spec.name}",
         lambda p=program, label=label: peers.measure(steps, p, label),
@@ -106,7 +107,8 @@ def _measure_peers(record, steps, peers, programs) -> None:
 
 
 def _fastest(programs, is_packed) -> steps_lib.Program | None:
-  found = [p for p in programs if p.spec.packed == is_packed and p.milliseconds]
+  fits = lambda p: p.milliseconds and p.spec.graphs and p.spec.packed == is_packed
+  found = list(filter(fits, programs))
   return min(found, key=lambda p: p.milliseconds, default=None)
 
 
@@ -118,14 +120,19 @@ def _first_step(record: Record, facts) -> dict[str, float]:
 
 
 def _profile(record, steps, program, path: pathlib.Path) -> None:
-  def measure():
-    return {"step": program.spec.name, **steps_lib.profile(steps, program, path)}
+  name = program.spec.name
+  record.measure(f"profile: {name}", lambda: steps_lib.profile(steps, program, path))
+  file = record.folder / ("packed.hlo.gz" if program.spec.packed else "padded.hlo.gz")
+  record.measure(f"program: {name}", lambda: steps_lib.save_program(program, file))
 
-  record.measure("profile", measure)
-  record.measure(
-    "program",
-    lambda: steps_lib.save_program(program, record.folder / "step.hlo.gz"),
-  )
+
+def _forms(scale: Scale) -> list[Spec]:
+  """The programs of the large batch whose times decide how the rest is run."""
+  large, packed = Spec(scale.large), Spec(scale.large, packed=True)
+  if jax.default_backend() != "gpu":
+    return [large, packed]
+  fused = [dataclasses.replace(spec, kernels="all") for spec in (large, packed)]
+  return [large, *fused, *(dataclasses.replace(s, graphs=False) for s in fused)]
 
 
 def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
@@ -142,38 +149,31 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
     return
   reference = checks.Reference(path, scale.small)
   stack.callback(reference.close)
-  name = "cuda" if jax.default_backend() == "gpu" else "cpu"
-  peers = peers_lib.Peers(path, name, (scale.large, scale.small))
+  # PyTorch has no TPU: there none of its sizes is measured.
+  name = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+  sizes = () if jax.default_backend() == "tpu" else (scale.large, scale.small)
+  peers = peers_lib.Peers(path, name, sizes)
   stack.callback(peers.close)
   steps = steps_lib.Steps(path)
   record.facts["mean_tokens"] = float(steps.lengths.mean())
 
-  large, packed = Spec(scale.large), Spec(scale.large, packed=True)
-  forms = [large, dataclasses.replace(large, layers="scan"), packed]
-  if jax.default_backend() == "gpu":
-    kernel = {"attention": "kernel"}
-    forms[2:] = [dataclasses.replace(spec, **kernel) for spec in (large, packed)]
-  programs = _measure_steps(record, steps, forms)
+  large = Spec(scale.large)
+  programs = _measure_steps(record, steps, _forms(scale))
   if large in programs:
     record.measure("first step", lambda: _first_step(record, programs[large].facts))
+  for program in programs.values():
+    if not program.spec.graphs or jax.default_backend() != "gpu":
+      _profile(record, steps, program, path / f"profile-{program.spec.packed}")
   # What was fastest goes on.
   best, best_packed = (_fastest(programs.values(), is_packed) for is_packed in (0, 1))
-  attention = best.spec.attention if best else ""
-  make = functools.partial(Spec, attention=attention)
+  make = functools.partial(Spec, kernels=best.spec.kernels if best else "")
   record.measure("peers", lambda: peers.settle(min(45, record.left() / 6)))
   _measure_peers(record, steps, peers, filter(None, (best, best_packed)))
-  if best:
-    _profile(record, steps, best, path / "profile")
+  if jax.default_backend() == "gpu":
+    record.measure("kernels", lambda: kernels.measure(2 * scale.large), needs=20)
   small = [make(scale.small), make(scale.small, packed=True)]
   found = _measure_steps(record, steps, small) if record.left() > 60 else {}
   _measure_peers(record, steps, peers, list(found.values())[::-1])
-  record.measure("parity", reference.compare, needs=40)
-  if jax.default_backend() == "gpu":
-    record.measure("attention", lambda: checks.attention(2 * scale.large), needs=15)
-  if record.left() > 90:
-    huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
-    taught = [make(scale.large, teachers=4), make(scale.large, teachers=1)]
-    _measure_steps(record, steps, [huge, *taught, make(scale.small, teachers=4)])
   record.measure(
     "real run",
     lambda: checks.real_run(
@@ -184,6 +184,13 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   record.measure(
     "encode", lambda: checks.encode(path, scale.large, peers.encode), needs=30
   )
+  record.measure("parity", reference.compare, needs=60)
+  if record.left() > 90:
+    huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
+    taught = [make(size, teachers=4) for size in (scale.large, scale.small)]
+    taught.append(make(scale.large, teachers=1))
+    scanned = dataclasses.replace(large, layers="scan")
+    _measure_steps(record, steps, [huge, *taught, scanned])
   record.measure(
     "forms of a stack", lambda: checks.stack_forms(path, scale.large, 4), needs=30
   )

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from typing import Any
 from unittest import mock
 
@@ -25,8 +24,6 @@ from benchmarks import prepare
 from benchmarks.accelerator import device
 from dcse_jax import losses
 from dcse_jax.hub import folder
-from dcse_jax.model import attention_kernel
-from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import stack
 from dcse_jax.objective.inputs import StepInputs
@@ -112,7 +109,7 @@ class Reference:
       raise ValueError(f"the reference ended: {errors[-500:]}")
     reference = np.load(self._file)
     return {
-      f"{dtype} {name}": _relative(found[name], reference[name])
+      f"{dtype} {name}": relative(found[name], reference[name])
       for dtype, found in ours.items()
       for name in reference.files
     }
@@ -121,50 +118,10 @@ class Reference:
     self._process.kill()
 
 
-def _relative(found: np.ndarray, reference: np.ndarray) -> float:
+def relative(found: np.ndarray, reference: np.ndarray) -> float:
+  """Returns the norm of the difference over that of the reference."""
   found, reference = (np.asarray(x, np.float64) for x in (found, reference))
   return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
-
-
-def attention(sentences: int) -> dict[str, float]:
-  """Compares attention's kernel with its plain form, with dropout, and times both."""
-  length, heads, width, rate = 32, 12, 64, 0.1
-  keys = jax.random.split(jax.random.key(0), 2)
-  shape = (sentences, length, 3 * heads * width)
-  qkv = jax.random.normal(keys[0], shape, jnp.bfloat16)
-  g = jax.random.normal(keys[1], (*shape[:2], heads * width), jnp.bfloat16)
-  rows = jnp.arange(sentences * length, dtype=jnp.int32).reshape(shape[:2])
-  mask = jnp.arange(length) < 8 + rows[:, :1] % 25
-  key = jnp.asarray([1, 2], jnp.uint32)
-  settings = {"num_heads": heads, "attention_dropout": rate}
-  layer = types.SimpleNamespace(config=types.SimpleNamespace(**settings))
-
-  def plain(qkv):
-    parts = jnp.split(qkv, 3, axis=-1)
-    return bert.Layer._attend(layer, *parts, mask, rows, key, None)
-
-  def kernel(qkv):
-    return attention_kernel.self_attend(
-      qkv, mask, rows, heads=heads, rate=rate, key=key
-    )
-
-  def both(fn, dtype):
-    def run(qkv, g):
-      out, pull = jax.vjp(fn, qkv.astype(dtype))
-      return out, pull(g.astype(dtype))[0]
-
-    return jax.jit(run)
-
-  with jax.default_matmul_precision("highest"):
-    exact = jax.device_get(both(plain, jnp.float32)(qkv, g))
-  found = {}
-  for name, fn in (("plain", plain), ("kernel", kernel)):
-    run = both(fn, jnp.bfloat16)
-    out, gradient = jax.device_get(run(qkv, g))
-    found[f"{name} error"] = _relative(out, exact[0])
-    found[f"{name} gradient error"] = _relative(gradient, exact[1])
-    found[f"{name} ms"] = 1e3 * device.seconds(run, qkv, g)
-  return found
 
 
 def encode(path: pathlib.Path, batch: int, peer) -> dict[str, Any]:

@@ -25,17 +25,14 @@ class Peers:
     flags = ["--device", device, "--bfloat16"]
     self._waiting: dict[tuple[int, str], threading.Thread] = {}
     self._unfit: dict[tuple[int, str], str] = {}
-    self.encode = Contender(
-      "sentence-transformers",
-      "encode sentence-transformers",
-      str(path),
-      batches[-1],
-      "--device",
-      device,
-    )
+    self.labels = ("tuned", "tuned, compiled") if batches else ()
+    name = "encode sentence-transformers"
+    size = batches[0] if batches else 64
+    self.encode = Contender(name, name, str(path), size, *flags[:2])
     self._all, self._tuned = [self.encode], {}
     for batch in batches:
-      for label, extra in (("tuned", []), ("tuned, compiled", ["--compile"])):
+      for label in self.labels:
+        extra = ["--compile"] if "compiled" in label else []
         peer = Contender(label, "tuned", str(path), batch, *flags, *extra)
         if extra:
           # It compiles and gives back what memory it took, while we compile too.

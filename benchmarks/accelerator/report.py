@@ -65,27 +65,30 @@ def _lines(results: dict[str, Any]) -> list[str]:
         f"{row['our_speed']:.2f} ({low:.2f} to {high:.2f}) |"
       )
   lines += ["", "## Beside the step", ""]
-  for name in ("parity", "attention", "encode", "forms of a stack", "first step"):
+  for name in ("parity", "kernels", "encode", "forms of a stack", "first step"):
     if name in measured:
       shown = ", ".join(f"{k} {v:.4g}" for k, v in measured[name].items() if _is(v))
       lines.append(f"- {name}: {shown}")
   if run := measured.get("real run"):
     lines.append(f"- real run: {run['seconds']:.0f} s, status {run['status']}")
     lines += ["", "```", *run["last_words"].splitlines()[-12:], "```"]
-  if profile := measured.get("profile"):
-    lines += ["", "## Where the device's time goes", ""]
-    lines.append(
-      f"{profile['device_ms_a_step']:.2f} ms in {profile['kernels_a_step']:.0f} kernels "
-      f"a step of {profile['step']}"
-    )
-    lines += ["", "| op | kernel | calls | ms |", "| --- | --- | --- | --- |"]
-    for row in profile["most"][:25]:
-      lines.append(
-        f"| {row['op'][:60]} | {row['kernel'][:50]} | {row['calls']:.0f} | "
-        f"{row['ms']:.3f} |"
-      )
+  for name, profile in measured.items():
+    if name.startswith("profile: "):
+      lines += _profile(name.removeprefix("profile: "), profile)
   lines += ["", "## Not measured", ""]
   lines += [f"- {name}: {error}" for name, error in results["errors"].items()]
+  return lines
+
+
+def _profile(name: str, profile: dict[str, Any]) -> list[str]:
+  lines = ["", f"## Where the device's time goes: {name}", ""]
+  lines.append(
+    f"{profile['device_ms_a_step']:.2f} ms in {profile['kernels_a_step']:.0f} kernels a "
+    "step"
+  )
+  lines += ["", "| asked for by | calls | ms |", "| --- | --- | --- |"]
+  for who, calls, ms in profile["by_source"][:30]:
+    lines.append(f"| {who} | {calls:.0f} | {ms:.3f} |")
   return lines
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import gzip
 import pathlib
@@ -20,6 +21,7 @@ from dcse_jax import losses
 from dcse_jax.ahead import hlo
 from dcse_jax.hub import folder
 from dcse_jax.model import attention_kernel
+from dcse_jax.model import norm_kernel
 from dcse_jax.model import packing as packing_lib
 from dcse_jax.model import stack
 from dcse_jax.model.chunks import Chunks
@@ -46,7 +48,9 @@ class Spec:
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
     layers: "" for the backend's own form, else "scan" or "unrolled".
-    attention: "" for the backend's own form, else "plain" or "kernel".
+    kernels: "" for the backend's own, else "none", "attention" or "all".
+    graphs: whether a GPU launches many kernels at once, as it does by default; a
+      profile has their names only if not.
   """
 
   batch: int
@@ -54,7 +58,8 @@ class Spec:
   packed: bool = False
   microbatches: int = 1
   layers: str = ""
-  attention: str = ""
+  kernels: str = ""
+  graphs: bool = True
 
   @property
   def name(self) -> str:
@@ -62,7 +67,8 @@ class Spec:
     parts += [f"{self.teachers} teachers"] * bool(self.teachers)
     parts += [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
     parts += [f"layers {self.layers}"] * bool(self.layers)
-    parts += [f"attention {self.attention}"] * bool(self.attention)
+    parts += [f"kernels {self.kernels}"] * bool(self.kernels)
+    parts += ["no graphs"] * (not self.graphs)
     return ", ".join(parts)
 
 
@@ -143,16 +149,16 @@ class Steps:
     step_fn = loop.make_step(
       objective, self._tx, self._schedule, mesh=self.mesh, num_steps=1000
     )
-    unroll = {"scan": lambda _: 1, "unrolled": lambda n: n}.get(spec.layers)
     start = time.perf_counter()
-    has_kernel = {
-      "plain": lambda *_: False,
-      "kernel": lambda *_: jax.default_backend() == "gpu",
-    }.get(spec.attention, attention_kernel.is_for)
-    with (
-      mock.patch.object(stack, "_unroll", unroll or stack._unroll),
-      mock.patch.object(attention_kernel, "is_for", has_kernel),
-    ):
+    with contextlib.ExitStack() as patches:
+      set_to = lambda *patch: patches.enter_context(mock.patch.object(*patch))
+      if spec.layers:
+        set_to(
+          stack, "_unroll", (lambda _: 1) if spec.layers == "scan" else lambda n: n
+        )
+      if spec.kernels:
+        set_to(attention_kernel, "is_for", lambda *_: spec.kernels != "none")
+        set_to(norm_kernel, "is_for", lambda *_: spec.kernels == "all")
       lowered = step_fn.lower(
         self._state, self._batch(spec.batch), frozen, self._packing(spec)
       )
@@ -182,7 +188,8 @@ class Steps:
     with self._tracing:
       program = self._lower(spec)
     start = time.perf_counter()
-    program.run = program.run.compile()
+    options = {} if spec.graphs else {"xla_gpu_enable_command_buffer": ""}
+    program.run = program.run.compile(options)
     program.facts["compile_seconds"] = time.perf_counter() - start
     stats = program.run.memory_analysis()
     if stats is not None:
@@ -282,12 +289,23 @@ def profile(steps: Steps, program: Program, path: pathlib.Path) -> dict[str, Any
         entry[1] += event.duration_ns / 1e6
   if not totals:
     raise ValueError("the trace has no events of a device")
-  ranked = sorted(totals.items(), key=lambda item: -item[1][1])
+  sources = hlo.Program(program.run.as_text(), 1).sources()
+  by_source: dict[str, list[float]] = {}
+  for name, (count, ms, kernel) in totals.items():
+    entry = by_source.setdefault(sources.get(name, kernel[:80]), [0, 0.0])
+    entry[0] += count / 3
+    entry[1] += ms / 3
   return {
     "device_ms_a_step": sum(entry[1] for entry in totals.values()) / 3,
     "kernels_a_step": sum(entry[0] for entry in totals.values()) / 3,
+    "by_source": [
+      (name, *entry)
+      for name, entry in sorted(by_source.items(), key=lambda item: -item[1][1])
+    ],
     "most": [
       {"op": name, "kernel": kernel[:120], "calls": count / 3, "ms": ms / 3}
-      for name, (count, ms, kernel) in ranked[:400]
+      for name, (count, ms, kernel) in sorted(
+        totals.items(), key=lambda item: -item[1][1]
+      )[:400]
     ],
   }

@@ -4,22 +4,25 @@ The cost of a step depends on shapes alone. It is the step that the round trains
 so what is compiled from it is what will run.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import itertools
+import math
 import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 
 from dcse_jax import config as config_lib
 from dcse_jax.data import text
 from dcse_jax.hub import folder
+from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import packing as packing_lib
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
@@ -27,6 +30,9 @@ from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
+from dcse_jax.teachers.embeddings import Embeddings
+from dcse_jax.teachers.embeddings import is_embeddings
+from dcse_jax.teachers.embeddings import open_embeddings
 from dcse_jax.train import loop
 from dcse_jax.train import step as step_lib
 
@@ -42,9 +48,10 @@ class AbstractStep:
     step_fn: see `loop.Trainer.step_fn`.
     arguments: the arguments of step_fn, as shapes with shardings.
     num_columns: how many columns the text has.
-    flops: those of one call, on all devices together, with padding.
+    flops: those of one call, on all devices together, of what the layout computes.
     stacks: the teachers.
     num_models: how many models one call trains together.
+    packing: the last argument of step_fn.
   """
 
   step_fn: Any
@@ -53,12 +60,17 @@ class AbstractStep:
   flops: float
   stacks: tuple[stacks_lib.TeacherStack | stacks_lib.CachedTeachers, ...]
   num_models: int
+  packing: packing_lib.Packing | None
 
 
 def make_abstract_step(
-  config: config_lib.ConfigDict, name: str, mesh: Mesh
+  config: config_lib.ConfigDict,
+  name: str,
+  mesh: Mesh,
+  *,
+  mean_length: float | None = None,
 ) -> AbstractStep:
-  """Makes the step of a round, on padded batches.
+  """Makes the step of a round.
 
   It reads only config.json and the like of models that exist. A teacher from elsewhere
   is taken to read the student's token ids if its vocabulary has the same size.
@@ -67,19 +79,29 @@ def make_abstract_step(
     config: the recipe's, which has been checked.
     name: the round's.
     mesh: over any devices, also those of a topology.
+    mean_length: tokens of a sentence in packed batches; None leaves the padding in.
 
   Raises:
-    UserError: a model cannot be read, or the batch does not divide.
+    UserError: a model cannot be read, the batch does not divide, or sentences are to be
+      longer than they may be.
   """
   round_config = config_lib.of_round(config, name)
   trainer_lib.check_batch(round_config, name, mesh)
   start = _start(config)
   members = _teachers(config, round_config, start)
   stacks, teacher_params, teacher_batch = (), (), {}
-  if members and round_config.teacher_cache:
-    stacks, teacher_params, teacher_batch = _cached(round_config, members)
-  elif members:
-    stacks, teacher_params, teacher_batch = _online(round_config, members, start)
+  total = sum(weight for _, weight in members)
+  runs = lambda each: (
+    isinstance(each, model_lib.Model) and not round_config.teacher_cache
+  )
+  online = [pair for pair in members if runs(pair[0])]
+  read = [pair for pair in members if not runs(pair[0])]
+  if online:
+    stacks, teacher_params, teacher_batch = _online(round_config, online, total, start)
+  if read:
+    beside = _cached(round_config, read, total)
+    stacks, teacher_params = stacks + beside[0], teacher_params + beside[1]
+    teacher_batch |= beside[2]
   num_models = len(round_config.seeds) if round_config.parallel_seeds else 1
 
   loss_fn = compose.make_objective(round_config, start, stacks, groups=mesh.size)
@@ -99,11 +121,12 @@ def make_abstract_step(
     **teacher_batch,
     **loss_fn.abstract_batch(round_config.batch_size, round_config.max_length),
   }
+  length = mean_length or round_config.max_length
   size = Size(
     batch=round_config.batch_size,
     columns=columns,
-    length=round_config.max_length,
-    squared_length=round_config.max_length**2,
+    length=length,
+    squared_length=length**2,
     max_length=round_config.max_length,
   )
   head = None
@@ -131,7 +154,22 @@ def make_abstract_step(
     flops=num_models * loss_fn.flops(size),
     stacks=stacks,
     num_models=num_models,
+    packing=_packing(round_config, columns, mean_length, mesh),
   )
+
+
+def _packing(config, columns: int, mean_length: float | None, mesh: Mesh):
+  """Returns a packing whose groups are as full as they are in the mean, or None."""
+  if mean_length is None:
+    return None
+  if mean_length > config.max_length:
+    raise UserError(
+      f"sentences of {mean_length:g} tokens in the mean, where they have "
+      f"max_length={config.max_length} at most: give fewer"
+    )
+  groups = mesh.size * config.microbatches
+  tokens = math.ceil(mean_length * columns * config.batch_size / groups)
+  return packing_lib.Packing(packing_lib.rounded(tokens), groups)
 
 
 def _shape(x: Any, **kwargs: Any) -> jax.ShapeDtypeStruct:
@@ -159,6 +197,8 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   if not config.model:
     vocab_size = config.encoder.vocab_size
+    if config.tokenizer:
+      vocab_size = len(load_tokenizer(folder.locate(config.tokenizer)))
     shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
   shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
@@ -171,7 +211,9 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
   return _model(dataclasses.replace(shape, num_layers=num_layers), pooling)
 
 
-def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]]:
+def _teachers(
+  config, round_config, start
+) -> list[tuple[model_lib.Model | Embeddings, float]]:
   """Lists every teacher of a round with its weight."""
   earlier = {name: config_lib.of_round(config, name) for name in config.recipe}
   teachers = []
@@ -182,22 +224,29 @@ def _teachers(config, round_config, start) -> list[tuple[model_lib.Model, float]
     if group:
       teachers += [(start, share / len(group))] * len(group)
       continue
+    if is_embeddings(teacher):
+      teachers.append((open_embeddings(teacher), share))
+      continue
     shape, pooling = folder.load_shape(teacher, default_pooling=config.pooling)
     teachers.append((_model(shape, pooling), share))
   return teachers
 
 
-def _cached(config, members: Sequence[tuple[model_lib.Model, float]]):
-  widths = tuple(model.pooled_size for model, _ in members)
-  total = sum(weight for _, weight in members)
-  weights = tuple(weight / total for _, weight in members)
+def _cached(config, members, total: float):
+  """Returns what is read with each batch: caches of models, and files of embeddings."""
+  widths, weights, dtypes = [], [], []
+  for teacher, weight in members:
+    is_model = isinstance(teacher, model_lib.Model)
+    widths.append(teacher.embedding_size if is_model else teacher.width)
+    dtypes.append(jnp.dtype(config.teacher_cache) if is_model else teacher.dtype)
+    weights.append(weight / total)
   shape = (config.batch_size, sum(widths))
-  embeddings = jax.ShapeDtypeStruct(shape, jnp.dtype(config.teacher_cache))
-  stack = stacks_lib.CachedTeachers(widths, weights)
+  embeddings = jax.ShapeDtypeStruct(shape, np.result_type(*dtypes))
+  stack = stacks_lib.CachedTeachers(tuple(widths), tuple(weights))
   return (stack,), ((),), {"teacher_embeddings": embeddings}
 
 
-def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
+def _online(config, members, total: float, start):
   # A vocabulary of another size belongs to another tokenizer.
   own = {
     model.config.vocab_size: None
@@ -209,6 +258,7 @@ def _online(config, members: Sequence[tuple[model_lib.Model, float]], start):
     [dataclasses.replace(model, params={}) for model, _ in members],
     [weight for _, weight in members],
     [places.get(model.config.vocab_size) for model, _ in members],
+    total=total,
   )
   params = tuple(
     _with_axis(

@@ -10,6 +10,10 @@ import math
 import re
 from typing import NamedTuple
 
+from dcse_jax.ahead import instructions as instructions_lib
+from dcse_jax.ahead.instructions import Instruction
+from dcse_jax.ahead.sources import Sources
+
 COLLECTIVES = (
   "all-reduce",
   "all-gather",
@@ -18,10 +22,6 @@ COLLECTIVES = (
   "collective-permute",
 )
 
-_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
-_SHAPE = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
 # These instructions name other arrays, or take no time of their own.
 _FREE = {
   "after-all",
@@ -43,29 +43,6 @@ _KERNEL = 'custom_call_target="__'
 _SLICES = ("dynamic-slice", "gather", "slice")
 # These read nothing until another instruction reads their result.
 _SAME = ("bitcast", "get-tuple-element", "tuple", "custom-call")
-
-
-class _Array(NamedTuple):
-  bytes: int
-  is_in_memory: bool  # On-chip memories, S(1) and up in layouts, do not count.
-
-
-class _Instruction(NamedTuple):
-  is_root: bool
-  name: str
-  op: str
-  results: list[_Array]
-  operands: list[str]
-  rest: str
-
-  @property
-  def size(self) -> int:
-    return sum(array.bytes for array in self.results)
-
-  def called(self, attribute: str) -> list[str]:
-    """Returns the computations that an attribute such as "body" names."""
-    found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
-    return _NAME.findall(found[1]) if found else []
 
 
 class _Place(NamedTuple):
@@ -92,6 +69,19 @@ class Collective:
   sent: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Mover:
+  """What moves memory.
+
+  Attributes:
+    count: instructions a run.
+    bytes: that they read and write.
+  """
+
+  count: int = 0
+  bytes: int = 0
+
+
 class Program:
   """A compiled program.
 
@@ -102,15 +92,8 @@ class Program:
 
   def __init__(self, text: str, num_devices: int):
     self._num_devices = num_devices
-    self._computations: dict[str, dict[str, _Instruction]] = {}
-    current, entry = {}, None
-    for line in text.splitlines():
-      if header := _HEADER.match(line):
-        current = self._computations[header[2]] = {}
-        entry = header[2] if header[1] else entry
-      elif found := _INSTRUCTION.match(line):
-        instruction = _instruction(*found.groups())
-        current[instruction.name] = instruction
+    self._sources = Sources(text)
+    self._computations, entry = instructions_lib.read(text)
     self._places = list(self._run(_Place(entry, 1, False)))
 
   def collectives(self) -> dict[str, Collective]:
@@ -143,14 +126,47 @@ class Program:
   def memory_bytes(self) -> int:
     """Counts the bytes that a run reads from the device's memory and writes to it.
 
-    If only slices of an array are read, only they count.
+    Of an array that is cut into slices where it is read, only these count.
     """
-    return sum(
-      place.times * self._moved(place.name, instruction)
+    return sum(mover.bytes for mover in self.movers().values())
+
+  def kernels(self) -> int:
+    """Counts what a run launches: all that reads memory or writes to it."""
+    return sum(mover.count for mover in self.movers().values())
+
+  def movers(self) -> dict[str, Mover]:
+    """Returns what moves memory by the name of the code that asked for it.
+
+    The largest come first.
+    """
+    totals: dict[str, Mover] = {}
+    for place in self._places:
+      if place.is_fused:
+        continue
+      for instruction in self._computations[place.name].values():
+        moved = self._moved(place.name, instruction)
+        if moved:
+          name = self._sources.name(self._attributes(instruction))
+          old = totals.get(name, Mover())
+          totals[name] = Mover(old.count + place.times, old.bytes + place.times * moved)
+    return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
+
+  def sources(self) -> dict[str, str]:
+    """Returns by the name of each instruction that of the code that asked for it."""
+    return {
+      instruction.name: self._sources.name(self._attributes(instruction))
       for place in self._places
       if not place.is_fused
       for instruction in self._computations[place.name].values()
-    )
+    }
+
+  def _attributes(self, instruction: Instruction) -> str:
+    """Returns what says who asked: a fusion that does not may be known by its root."""
+    if instruction.op != "fusion" or "op_name=" in instruction.rest:
+      return instruction.rest
+    (called,) = instruction.called("calls")
+    (root,) = (i for i in self._computations[called].values() if i.is_root)
+    return root.rest
 
   def _run(self, place: _Place) -> Iterator[_Place]:
     """Yields a computation and all that it calls, except for scalar functions."""
@@ -179,7 +195,7 @@ class Program:
       for name in names:
         yield from self._run(_Place(name, times, is_fused))
 
-  def _trips(self, loop: _Instruction, condition: str) -> int:
+  def _trips(self, loop: Instruction, condition: str) -> int:
     """Returns how often a loop that counts from 0 runs."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
@@ -203,7 +219,7 @@ class Program:
     passes = 2 if kind == "all-reduce" else 1
     return size, passes * size * (n - 1) / n
 
-  def _moved(self, computation: str, instruction: _Instruction) -> int:
+  def _moved(self, computation: str, instruction: Instruction) -> int:
     """Counts the bytes that an instruction outside a fusion reads and writes."""
     op, known = instruction.op, self._computations[computation]
     is_kernel = op == "custom-call" and _KERNEL in instruction.rest
@@ -212,7 +228,10 @@ class Program:
     if is_kernel:
       # It may read an array in parts that it is given several times.
       names = dict.fromkeys(instruction.operands)
-      return instruction.size + sum(known[name].size for name in names)
+      reads = sum(known[name].size for name in names)
+      # What a library's product gives beside its result is room to work in.
+      is_product = "__cublas" in instruction.rest
+      return reads + (instruction.results[0].bytes if is_product else instruction.size)
     operands = [known[name] for name in instruction.operands]
     if op in ("copy-start", "slice-start"):
       # It copies from one memory to another; the results name the source too.
@@ -275,7 +294,7 @@ class Program:
     parts = [instructions[name] for name in root.operands]
     return [sum(self._written(instructions, part)) for part in parts]
 
-  def _written(self, instructions, result: _Instruction) -> list[int]:
+  def _written(self, instructions, result: Instruction) -> list[int]:
     """Counts the bytes that are written of each array that an instruction returns."""
     while result.op == "bitcast":
       result = instructions[result.operands[0]]
@@ -284,27 +303,6 @@ class Program:
     # An array that passes through was there, or counts by its bytes on the links.
     is_new = result.op not in ("parameter", *_SAME)
     return [array.bytes * is_new for array in result.results]
-
-
-def _instruction(root, name, shape, op, rest) -> _Instruction:
-  results = [
-    _Array(_bytes(dtype, dims), "S(" not in layout or "S(0)" in layout)
-    for dtype, dims, layout in _SHAPE.findall(shape)
-  ]
-  depth, end = 1, 0
-  while depth and end < len(rest):
-    depth += {"(": 1, ")": -1}.get(rest[end], 0)
-    end += 1
-  return _Instruction(
-    bool(root), name, op, results, _NAME.findall(rest[: max(end - 1, 0)]), rest
-  )
-
-
-def _bytes(dtype: str, dims: str) -> int:
-  if dtype in ("token", "opaque"):
-    return 0
-  bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-  return math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import hashlib
 import os
 from typing import Any
 
@@ -177,6 +178,28 @@ def _reader(source: str) -> _Reader:
       "may be followed by .gz"
     )
   return _FILES[suffix]
+
+
+def first_cells(source: str, columns: Sequence[str] = ()) -> Iterator[str]:
+  """Yields the first column's sentence of every row, "" for a row that is left out."""
+  for cells in iterate_rows(source, columns):
+    yield cut(cells[0]) if cells and all(cells) else ""
+
+
+def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
+  """Counts the rows of a source, and digests their first column.
+
+  Args:
+    source: as in `read_text`.
+    columns: as in `read_text`.
+  """
+  number, digest = 0, hashlib.blake2b(digest_size=16)
+  for cell in first_cells(source, columns):
+    digest.update(f"{cell}\n".encode())
+    number += 1
+  if not number:
+    raise decoding.user_error(f"{source}: is empty; give a source with a row of text")
+  return number, digest.hexdigest()
 
 
 def read_ids(source: str, column: str) -> list[str]:

@@ -5,7 +5,6 @@ Where it does what sentence-transformers' SentenceTransformer does, it has its n
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
-import itertools
 import logging
 from typing import Any
 
@@ -20,17 +19,14 @@ from dcse_jax.embed.precision import check_precision
 from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
+from dcse_jax.model.inference import chunks
 from dcse_jax.model.inference import encode_tokens
+from dcse_jax.model.model import ROLES
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-
-# Sentences tokenised and sorted at a time: enough that those of a batch have similar
-# lengths, and few enough that a stream of any length takes little memory.
-_CHUNK = 16_384
 
 
 class SentenceEncoder:
@@ -67,9 +63,7 @@ class SentenceEncoder:
       max_length=max_length,
     )
     self._name = str(name)
-    if default_prompt_name is not None:
-      self._named_prompt(default_prompt_name)
-      self.model = dataclasses.replace(self.model, default_prompt=default_prompt_name)
+    self.model = self.model.with_prompt(default_prompt_name)
     self._params = jax.device_put(self.model.params)
     self._sentences: Sequence[str] = ()
     self._index: ExactIndex | FaissIndex | None = None
@@ -90,8 +84,7 @@ class SentenceEncoder:
   @property
   def prompts(self) -> dict[str, str]:
     """The texts that may stand before a sentence, by name."""
-    # sentence-transformers always has these two names.
-    return {"query": "", "document": "", **self.model.prompts}
+    return {**dict.fromkeys(ROLES, ""), **self.model.prompts}
 
   @property
   def default_prompt_name(self) -> str | None:
@@ -151,8 +144,7 @@ class SentenceEncoder:
 
     Args:
       sentences: any number of strings, from a list or as they come; or one.
-      prompt_name: the name of a prompt of the folder to put before each sentence;
-        None takes the default one, if there is any.
+      prompt_name: the prompt put before them, as `Model.with_prompt` takes it.
       prompt: a text to put there in place of any of the folder's.
       batch_size: sentences in a compiled batch.
       show_progress_bar: whether to show a bar on the terminal.
@@ -206,29 +198,22 @@ class SentenceEncoder:
 
     Memory does not grow with the number of sentences. See `encode`.
     """
-    model = self.model
-    if prompt is None and prompt_name is not None:
-      prompt = self._named_prompt(prompt_name)
+    model = self.model.with_prompt(prompt_name if prompt is None else None)
+    if prompt is not None:
+      model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
     if truncate_dim is not None:
       if type(truncate_dim) is not int or truncate_dim < 1:
         raise UserError(f"truncate_dim={truncate_dim!r}: must be 1 or more")
       model = dataclasses.replace(model, truncate_dim=truncate_dim)
-    for chunk in _chunks(checked(sentences), _CHUNK):
+    for chunk in chunks(checked(sentences)):
       embeddings = encode_tokens(
         self._params,
         model.config,
-        model.tokenize(chunk, model.max_length, prompt),
+        model.tokenize(chunk, model.max_length),
         pooling=model.pooling,
         batch_size=batch_size,
       )
       yield model.finish(embeddings, normalize_embeddings or None)
-
-  def _named_prompt(self, name: str) -> str:
-    if name not in self.prompts:
-      raise UserError(
-        f"prompt_name={name!r}: the model has the prompts {', '.join(self.prompts)}"
-      )
-    return self.prompts[name]
 
   def _prompt_for(self, *names: str) -> str | None:
     """Returns the first of these names for which the folder has a prompt."""
@@ -353,9 +338,3 @@ class SentenceEncoder:
       for found in zip(cosines, rows)
     ]
     return found[0] if isinstance(queries, str) else found
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-  items = iter(items)
-  while chunk := list(itertools.islice(items, size)):
-    yield chunk

@@ -12,6 +12,7 @@ from dcse_jax.eval import tables
 from dcse_jax.eval.evaluator import Embed
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
+from dcse_jax.eval.evaluator import Stream
 from dcse_jax.eval.evaluator import Subject
 from dcse_jax.eval.evaluator import embed_once
 from dcse_jax.hub import folder
@@ -63,16 +64,24 @@ def evaluate(
     if path.is_dir():
       raise UserError(f"{path} is a folder: name a file to write")
   loading = {k: value for k, value in (loading or {}).items() if value is not None}
-  pooled = {}
+  pooled: dict[str, Any] = {}
   for name, group in members.items():
     runs = []
     for place in group:
       start = time.monotonic()
       encoder = SentenceEncoder(place, **loading)
-      scores = score(encoder.encode, evaluators, encoder.model, place)
+      stream = lambda texts, prompt, encoder=encoder: encoder.encode_stream(
+        texts, prompt_name=prompt
+      )
+      scores = score(encoder.encode, evaluators, encoder.model, place, stream)
       runs.append({"model": place, **scores})
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     pooled[name] = pool(runs)
+  for each in evaluators:
+    for name, scores in each.references().items():
+      if name in pooled:
+        raise UserError(f"--model {name}=...: is the name of a row of reference")
+      pooled[name] = pool([{"model": name, each.kind: scores}])
   results = {
     "convention": options.convention,
     "dev": options.dev,
@@ -135,6 +144,7 @@ def score(
   evaluators: Sequence[Evaluator],
   model: Model | None = None,
   name: str = "the model",
+  stream: Stream | None = None,
 ) -> dict[str, dict[str, float]]:
   """Scores one model with each evaluator; each distinct sentence is encoded once.
 
@@ -143,6 +153,7 @@ def score(
     evaluators: those that score it.
     model: the model itself, for evaluators that need more than embeddings.
     name: the model's, for errors.
+    stream: encodes texts as they come, for evaluators that have too many to keep.
 
   Returns:
     What `Evaluator.score` returns, by kind.
@@ -155,15 +166,15 @@ def score(
     if lacking := [field for field in each.required if getattr(model, field) is None]:
       raise UserError(f"{name} has no {lacking[0]}, which {each.kind} is measured by")
 
-  def checked(sentences):
-    embeddings = encode(sentences)
+  def check(embeddings):
     if not is_finite(embeddings).all():
       raise UserError(
         "the model yields NaN or infinity, which nothing can be scored by"
       )
     return embeddings
 
-  subject = Subject(model, embed_once(checked, evaluators))
+  embed = embed_once(lambda sentences: check(encode(sentences)), evaluators)
+  subject = Subject(model, embed, lambda *texts: map(check, stream(*texts)))
   return {each.kind: each.score(subject) for each in evaluators}
 
 

@@ -1,10 +1,11 @@
-"""ALBERT as Hugging Face has it: what `huggingface` asks of a family."""
+"""ALBERT as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 import re
 from typing import Any
 
 from dcse_jax.hub import bert as names
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
@@ -41,7 +42,7 @@ IGNORED = re.compile(
 rename = names.rename
 
 _SIZES = {
-  **names.SIZES,
+  **SIZES,
   "type_vocab_size": "type_vocab_size",
   "embedding_size": "embedding_size",
 }
@@ -65,7 +66,7 @@ def read_config(settings: Settings) -> albert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   settings.choice("position_embedding_type", "absolute", ["absolute"])
   for name in _GROUPS:
@@ -79,7 +80,7 @@ def read_config(settings: Settings) -> albert.EncoderConfig:
 
 
 def config_to_json(config: albert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, _SIZES, _FRACTIONS, ARCHITECTURES)
   return {**content, "hidden_act": config.activation}
 
@@ -87,5 +88,5 @@ def config_to_json(config: albert.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: albert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -69,16 +70,7 @@ _PREFIX = re.compile(r"(bert|roberta|mpnet|distilbert|electra|albert)\.")
 # Names in checkpoints that were converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
-# config.json's numbers and the fields of `bert.EncoderConfig`: sizes, and fractions
-# of 1 with their defaults.
-SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "intermediate_size": "intermediate_size",
-  "max_position_embeddings": "max_positions",
-}
+# config.json's fractions of 1 and the fields of `bert.EncoderConfig`, with their defaults.
 FRACTIONS = {
   "layer_norm_eps": ("layer_norm_eps", 1e-12),
   "hidden_dropout_prob": ("dropout", 0.1),
@@ -135,10 +127,10 @@ def read_fields(
 
   Args:
     settings: those of config.json.
-    sizes: a table like `SIZES`.
+    sizes: a table like `settings.SIZES`.
     fractions: a table like `FRACTIONS`.
     activation: the activation's name there.
-    default_activation: what stands for an activation that is not there.
+    default_activation: stands for an activation that is not there.
   """
   fields = {field: settings.size(name) for name, field in sizes.items()}
   for name, (field, default) in fractions.items():

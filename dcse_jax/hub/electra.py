@@ -1,10 +1,11 @@
-"""ELECTRA as Hugging Face has it: what `huggingface` asks of a family."""
+"""ELECTRA as Hugging Face has it: what `huggingface` needs of a family."""
 
 from collections.abc import Mapping
 import re
 from typing import Any
 
 from dcse_jax.hub import bert as names
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
@@ -15,7 +16,7 @@ TENSORS = {
   **{ours: theirs for ours, theirs in names.TENSORS.items() if ours != "pooler"},
   "embeddings.project": ("embeddings_project", LINEAR),
 }
-# Of a generator; a discriminator has none.
+# The head of a generator; a discriminator has none.
 _HEAD = {
   "dense": ("generator_predictions.dense", LINEAR),
   "norm": ("generator_predictions.LayerNorm", NORM),
@@ -30,12 +31,12 @@ IGNORED = re.compile(
 rename = names.rename
 
 _SIZES = {
-  **names.SIZES,
+  **SIZES,
   "type_vocab_size": "type_vocab_size",
   "embedding_size": "embedding_size",
 }
 READ = {*names.READ, *_SIZES}
-# What another model than the discriminator has.
+# Tensors of models other than the discriminator.
 HARMLESS = {"generator_size"}
 
 
@@ -43,7 +44,7 @@ def read_config(settings: Settings) -> electra.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   settings.choice("position_embedding_type", "absolute", ["absolute"])
   return electra.EncoderConfig(
@@ -53,7 +54,7 @@ def read_config(settings: Settings) -> electra.EncoderConfig:
 
 
 def config_to_json(config: electra.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   content = names.write_fields(config, _SIZES, names.FRACTIONS, ARCHITECTURES)
   return {**content, "hidden_act": config.activation}
 
@@ -61,5 +62,5 @@ def config_to_json(config: electra.EncoderConfig) -> dict[str, Any]:
 def head_tensors(
   config: electra.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

@@ -1,11 +1,12 @@
 """Gemma 3 for text as Hugging Face has it, as in EmbeddingGemma.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import NORM
@@ -37,10 +38,10 @@ _FRACTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "attention_dropout": ("attention_dropout", 0.0),
 }
-# All keys that are read here. A limit of the scores, attn_logit_softcapping, is not, and
-# is refused unless it is null.
+# The keys that are read here. A limit of the scores, attn_logit_softcapping, is not
+# read, and refused unless it is null.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *rotary.DECODER_READ,
   *_FRACTIONS,
   "hidden_activation",
@@ -51,8 +52,8 @@ READ = {
   "rope_theta",
   "rope_local_base_freq",
 }
-# Keys of this family that change no embedding: the layers' pattern again, and a limit of
-# the vocabulary's scores.
+# Keys of this family that change no embedding: the layers' pattern again, and a limit
+# of the vocabulary's scores.
 HARMLESS = {
   "_sliding_window_pattern",
   "final_logit_softcapping",
@@ -64,7 +65,7 @@ def read_config(settings: Settings) -> gemma3.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   fields = rotary.read_fields(
     settings,
@@ -96,7 +97,7 @@ def read_config(settings: Settings) -> gemma3.EncoderConfig:
 
 
 def config_to_json(config: gemma3.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     **rotary.decoder_to_json(config),
@@ -105,12 +106,12 @@ def config_to_json(config: gemma3.EncoderConfig) -> dict[str, Any]:
     "sliding_window": config.sliding_window,
     "use_bidirectional_attention": config.is_bidirectional,
     "rope_parameters": rotary.rope_to_json(config.global_theta, config.local_theta),
-    # For transformers 4.
+    # transformers 4 reads these.
     "rope_theta": config.global_theta,
     "rope_local_base_freq": config.local_theta,
   }
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix."""
+  """Returns a tensor's name without the model's prefix."""
   return without_prefix(name, "model")

@@ -116,7 +116,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
 
   Args:
     tensors: arrays by Hugging Face name, with or without the model's prefix.
-    config: the encoder's shape. With a pooler or without.
+    config: the encoder's shape, with a pooler or without.
 
   Returns:
     A nested dict of float32 numpy arrays; those of layers are stacked on axis 0.
@@ -167,7 +167,7 @@ def _fitting(
   shape: tuple[int, ...],
   part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-  """Fits a part of a tensor to a parameter's shape; a ValueError says why it does not."""
+  """Fits a part of a tensor to a parameter's shape, or raises a ValueError."""
   if tensor is None:
     raise ValueError("is missing")
   number, parts = part

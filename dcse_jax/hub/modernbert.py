@@ -1,6 +1,6 @@
 """ModernBERT, Ettin, mmBERT and gte-modernbert as Hugging Face has them.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
@@ -8,11 +8,13 @@ import re
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.hub.tables import without_prefix
+from dcse_jax.model import layers
 from dcse_jax.model import modernbert
 
 # The class that transformers names in config.json, by model_type.
@@ -33,7 +35,7 @@ TENSORS = {
   "layers.mlp.down": ("layers.{i}.mlp.Wo", LINEAR),
   "norm": ("final_norm", NORM),
 }
-# The same of a masked-language model's head.
+# The same table for a masked-language model's head.
 _HEAD = {
   "dense": ("head.dense", LINEAR),
   "norm": ("head.norm", NORM),
@@ -58,9 +60,9 @@ _FLAGS = {
   "classifier_bias": False,
   "decoder_bias": True,
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *_FRACTIONS,
   *_FLAGS,
   "model_type",
@@ -95,7 +97,7 @@ def read_config(settings: Settings) -> modernbert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   fields = rotary.read_fields(
     settings,
@@ -118,26 +120,26 @@ def read_config(settings: Settings) -> modernbert.EncoderConfig:
       settings, rotary.FULL, "global_rope_theta", 160_000.0
     ),
     local_theta=rotary.read_theta(settings, rotary.LOCAL, "local_rope_theta", 10_000.0),
-    classifier_activation=rotary.read_activation(
-      settings, "classifier_activation", "gelu"
+    classifier_activation=settings.choice(
+      "classifier_activation", "gelu", layers.ACTIVATIONS
     ),
     **fields,
   )
 
 
 def config_to_json(config: modernbert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   same = (*_FLAGS, "local_attention", "classifier_activation")
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     "model_type": config.model_type,
-    **{theirs: getattr(config, ours) for theirs, ours in rotary.SIZES.items()},
+    **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
     **{theirs: getattr(config, ours) for theirs, (ours, _) in _FRACTIONS.items()},
     **{name: getattr(config, name) for name in same},
     "hidden_activation": config.activation,
     "layer_types": rotary.layer_types(config.is_local),
     "rope_parameters": rotary.rope_to_json(config.global_theta, config.local_theta),
-    # For transformers 4, where the layers have a pattern that it can say.
+    # transformers 4 reads these, if the layers have a pattern that it can say.
     **_old_pattern(config),
     "pad_token_id": config.pad_token_id,
     "dtype": "float32",
@@ -157,12 +159,12 @@ def _old_pattern(config: modernbert.EncoderConfig) -> dict[str, Any]:
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix."""
+  """Returns a tensor's name without the model's prefix."""
   return without_prefix(name, "model")
 
 
 def head_tensors(
   config: modernbert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

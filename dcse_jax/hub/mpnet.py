@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcse_jax.hub import bert as names
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -31,7 +32,7 @@ ABSENT: dict[str, float] = {}
 IGNORED, rename = names.IGNORED, names.rename
 
 READ = {
-  *names.SIZES,
+  *SIZES,
   *names.FRACTIONS,
   "model_type",
   "hidden_act",
@@ -54,7 +55,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
   pad = settings.token_id("pad_token_id", 1)
   settings.check("pad_token_id", pad, pad == 1, "1, after which positions are counted")
   config = mpnet.EncoderConfig(
-    **names.read_fields(settings, names.SIZES, names.FRACTIONS, "hidden_act"),
+    **names.read_fields(settings, SIZES, names.FRACTIONS, "hidden_act"),
     type_vocab_size=0,
     pad_token_id=pad,
     has_pooler=True,
@@ -66,7 +67,7 @@ def read_config(settings: Settings) -> mpnet.EncoderConfig:
 
 def config_to_json(config: mpnet.EncoderConfig) -> dict[str, Any]:
   """Returns the config.json that Hugging Face's AutoModel reads."""
-  content = names.write_fields(config, names.SIZES, names.FRACTIONS, ARCHITECTURES)
+  content = names.write_fields(config, SIZES, names.FRACTIONS, ARCHITECTURES)
   return {
     **content,
     "hidden_act": config.activation,

@@ -1,6 +1,7 @@
-"""NomicBERT as transformers 5.24 and later read and write it, without code of its own.
+"""NomicBERT as transformers 5.24 and later read and write it, without its own code.
 
-Tensors have the names of the code that it came with, config.json has new ones. Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Tensors have the names of the code that it came with, config.json has new ones. This
+holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ import re
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
@@ -33,7 +35,7 @@ TENSORS = {
   "layers.mlp.down": ("encoder.layers.{i}.mlp.fc2", LINEAR),
   "layers.norm": ("encoder.layers.{i}.norm2", NORM),
 }
-# The same of a masked-language model's head.
+# The same table for a masked-language model's head.
 _HEAD = {
   "dense": ("cls.predictions.transform.dense", LINEAR),
   "norm": ("cls.predictions.transform.layer_norm", NORM),
@@ -51,9 +53,9 @@ _FRACTIONS = {
   "hidden_dropout_prob": ("dropout", 0.0),
   "attention_probs_dropout_prob": ("attention_dropout", 0.0),
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *_FRACTIONS,
   "model_type",
   "hidden_act",
@@ -72,7 +74,7 @@ def read_config(settings: Settings) -> nomic_bert.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   fields = rotary.read_fields(
     settings,
@@ -93,11 +95,11 @@ def read_config(settings: Settings) -> nomic_bert.EncoderConfig:
 
 
 def config_to_json(config: nomic_bert.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     "model_type": config.model_type,
-    **{theirs: getattr(config, ours) for theirs, ours in rotary.SIZES.items()},
+    **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
     **{theirs: getattr(config, ours) for theirs, (ours, _) in _FRACTIONS.items()},
     "hidden_act": config.activation,
     "type_vocab_size": config.type_vocab_size,
@@ -108,12 +110,12 @@ def config_to_json(config: nomic_bert.EncoderConfig) -> dict[str, Any]:
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix."""
+  """Returns a tensor's name without the model's prefix."""
   return without_prefix(name, "nomic_bert")
 
 
 def head_tensors(
   config: nomic_bert.EncoderConfig,
 ) -> Mapping[str, tuple[str, Mapping[str, str]]]:
-  """What `TENSORS` is, of the masked-language model's head."""
+  """Returns the table like `TENSORS` for the masked-language model's head."""
   return _HEAD

@@ -1,11 +1,12 @@
 """Qwen3 as Hugging Face has it, as in Qwen3-Embedding.
 
-Holds what `huggingface` asks of a family: config.json's keys, and the tensors' names.
+Holds what `huggingface` needs of a family: config.json's keys, and the tensors' names.
 """
 
 from typing import Any
 
 from dcse_jax.hub import rotary
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import NORM
@@ -35,9 +36,9 @@ _FRACTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "attention_dropout": ("attention_dropout", 0.0),
 }
-# All keys that are read here.
+# The keys that are read here.
 READ = {
-  *rotary.SIZES,
+  *SIZES,
   *rotary.DECODER_READ,
   *_FRACTIONS,
   "hidden_act",
@@ -54,7 +55,7 @@ def read_config(settings: Settings) -> qwen3.EncoderConfig:
   """Reads the shape of an encoder.
 
   Raises:
-    UserError: a kind of encoder that is not known here, or numbers that none has.
+    UserError: the kind of encoder is not supported, or no encoder has such numbers.
   """
   fields = rotary.read_fields(
     settings,
@@ -83,7 +84,7 @@ def read_config(settings: Settings) -> qwen3.EncoderConfig:
 
 
 def config_to_json(config: qwen3.EncoderConfig) -> dict[str, Any]:
-  """The config.json that Hugging Face's AutoModel reads."""
+  """Returns the config.json that Hugging Face's AutoModel reads."""
   return {
     "architectures": [ARCHITECTURES[config.model_type]],
     **rotary.decoder_to_json(config),
@@ -92,11 +93,11 @@ def config_to_json(config: qwen3.EncoderConfig) -> dict[str, Any]:
     "use_sliding_window": any(config.is_local),
     "max_window_layers": config.num_layers,
     "rope_parameters": rotary.rope_to_json(config.theta),
-    # For transformers 4.
+    # transformers 4 reads these.
     "rope_theta": config.theta,
   }
 
 
 def rename(name: str) -> str:
-  """A tensor's name without the model's prefix."""
+  """Returns a tensor's name without the model's prefix."""
   return without_prefix(name, "model")

@@ -1,9 +1,10 @@
-"""What config.json says of rotary positions, windows and gates, in all its forms."""
+"""Reads and writes rotary positions, windows and gates in config.json's forms."""
 
 from collections.abc import Mapping
 import re
 from typing import Any
 
+from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.model import layers
@@ -12,18 +13,7 @@ from dcse_jax.runtime.errors import UserError
 # The kinds of layers that are known.
 FULL, LOCAL = "full_attention", "sliding_attention"
 
-# config.json's names of what all families here have, and `rotary.RotaryConfig`'s.
-SIZES = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "intermediate_size": "intermediate_size",
-  "max_position_embeddings": "max_positions",
-}
-
-
-# The same of decoders' heads, and the tensors that families name alike.
+# Names of decoders' heads there and here, and the tensors that families name alike.
 _HEADS = {"num_key_value_heads": "kv_heads", "head_dim": "head_size"}
 ATTENTION = {
   "layers.attention.query": ("layers.{i}.self_attn.q_proj", LINEAR),
@@ -38,7 +28,7 @@ MLP = {
 }
 # Heads of decoders, and buffers.
 DECODER_HEADS = re.compile(r"lm_head\..*|score\..*|(.*\.)?rotary_emb\..*")
-# What decoders' families read beside `SIZES`.
+# What decoders' families read besides `SIZES`.
 DECODER_READ = (
   *_HEADS,
   "model_type",
@@ -61,40 +51,22 @@ def read_fields(
   """Reads the fields of `rotary.RotaryConfig`.
 
   Args:
-    settings: of config.json.
-    fractions: its numbers in [0, 1), by name our names and what stands for ones that are
-      not there.
-    activation: its name of the gate's.
-    default_activation: where it is not there.
-    default_pad: the pad token's id where it is not there.
+    settings: those of config.json.
+    fractions: its numbers in [0, 1): our name and the default, by its name.
+    activation: its name for the gate's activation.
+    default_activation: stands for one that is not there.
+    default_pad: stands for a pad token's id that is not there.
 
   Raises:
-    UserError: numbers that no encoder has.
+    UserError: no encoder has such numbers.
   """
   fields = {field: settings.size(name) for name, field in SIZES.items()}
   for name, (field, default) in fractions.items():
     fields[field] = settings.fraction(name, default)
-  fields["activation"] = read_activation(settings, activation, default_activation)
-  pad = settings.values.get("pad_token_id")
-  pad = default_pad if pad is None else pad
-  is_right = type(pad) is int and 0 <= pad < fields["vocab_size"]
-  settings.check("pad_token_id", pad, is_right, "a whole number below vocab_size")
-  return {"model_type": settings.take("model_type"), "pad_token_id": pad, **fields}
-
-
-def read_activation(settings: Settings, name: str, default: str) -> str:
-  """A key of `layers.ACTIVATIONS`.
-
-  Raises:
-    UserError: another one.
-  """
-  value = settings.values.get(name, default)
-  if value not in list(layers.ACTIVATIONS):
-    raise UserError(
-      f"{settings.path}: {name} {value!r:.80} is not supported; known are "
-      + ", ".join(layers.ACTIVATIONS)
-    )
-  return value
+  known = layers.ACTIVATIONS
+  fields["activation"] = settings.choice(activation, default_activation, known)
+  fields["pad_token_id"] = settings.token_id("pad_token_id", default_pad)
+  return {"model_type": settings.take("model_type"), **fields}
 
 
 def check_heads(settings: Settings, fields: Mapping[str, Any]) -> None:
@@ -106,7 +78,7 @@ def check_heads(settings: Settings, fields: Mapping[str, Any]) -> None:
 
 
 def read_heads(settings: Settings, num_heads: int) -> dict[str, Any]:
-  """Reads the heads of a decoder: how many have keys and values, and how wide they are."""
+  """Reads a decoder's heads: how many have keys and values, and how wide they are."""
   fields = {field: settings.size(name) for name, field in _HEADS.items()}
   kv_heads, size = fields["kv_heads"], fields["head_size"]
   is_right = num_heads % kv_heads == 0
@@ -117,7 +89,7 @@ def read_heads(settings: Settings, num_heads: int) -> dict[str, Any]:
 
 
 def decoder_to_json(config: Any) -> dict[str, Any]:
-  """The keys of config.json that decoders' families write alike."""
+  """Returns the keys of config.json that decoders' families write alike."""
   return {
     "model_type": config.model_type,
     **{theirs: getattr(config, ours) for theirs, ours in (SIZES | _HEADS).items()},
@@ -135,15 +107,15 @@ def decoder_to_json(config: Any) -> dict[str, Any]:
 def read_local(
   settings: Settings, num_layers: int, default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
-  """Reads `layer_types`: for each layer, whether its tokens see a window alone.
+  """Reads `layer_types`: for each layer, whether its tokens see only a window.
 
   Args:
-    settings: of config.json.
-    num_layers: how many.
-    default: where it is not there.
+    settings: those of config.json.
+    num_layers: how many there are.
+    default: stands for one that is not there.
 
   Raises:
-    UserError: another kind of layer, or another number of them.
+    UserError: there is another kind of layer, or another number of them.
   """
   types = settings.values.get("layer_types")
   if types is None:
@@ -162,16 +134,16 @@ def read_local(
 def read_theta(
   settings: Settings, kind: str | None, old_name: str, default: float
 ) -> float:
-  """Reads the base of the angles, of `rope_parameters` or as transformers 4 had it.
+  """Reads the base of the angles, from `rope_parameters` or as transformers 4 has it.
 
   Args:
-    settings: of config.json.
-    kind: of layers, where they differ; None where they do not.
-    old_name: in transformers 4.
-    default: where neither says anything.
+    settings: those of config.json.
+    kind: the kind of layers, if they differ; None if they do not.
+    old_name: its name in transformers 4.
+    default: the base if neither says anything.
 
   Raises:
-    UserError: positions of another kind, or a number that is none.
+    UserError: positions are of another kind, or the base is not a number above 1.
   """
   parameters, where = settings.values.get("rope_parameters"), "rope_parameters"
   if kind and parameters is not None:
@@ -207,7 +179,7 @@ def _unsupported(settings: Settings, field: str, value: Any) -> UserError:
 
 
 def rope_to_json(full: float, local: float | None = None) -> dict[str, Any]:
-  """`rope_parameters` of one base, or of one for each kind of layers."""
+  """Returns `rope_parameters` with one base, or with one for each kind of layers."""
   make = lambda theta: {"rope_type": "default", "rope_theta": theta}
   if local is None:
     return make(full)
@@ -215,5 +187,5 @@ def rope_to_json(full: float, local: float | None = None) -> dict[str, Any]:
 
 
 def layer_types(is_local: tuple[bool, ...]) -> list[str]:
-  """The inverse of `read_local`."""
+  """Inverts `read_local`."""
   return [LOCAL if each else FULL for each in is_local]

@@ -10,6 +10,16 @@ from dcse_jax.runtime.files import read_json
 
 MEND = "fetch the folder again"
 
+# config.json's sizes of an encoder, and the fields of its shape.
+SIZES = {
+  "vocab_size": "vocab_size",
+  "hidden_size": "hidden_size",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "intermediate_size": "intermediate_size",
+  "max_position_embeddings": "max_positions",
+}
+
 
 def read_settings(path: pathlib.Path) -> dict[str, Any]:
   """Reads one of a model folder's JSON objects.
@@ -95,7 +105,7 @@ class Settings:
     if value not in list(known):
       raise UserError(
         f"{self.path}: {name} is {value!r:.80}, which is not supported: use a model "
-        f"with {' or '.join(known)}"
+        f"with {'one of ' * (len(known) > 1)}{', '.join(known)}"
       )
     return value
 
@@ -115,7 +125,7 @@ class Settings:
     return value
 
   def flag(self, name: str, default: bool) -> bool:
-    """A truth, or what stands for one that is not there or null."""
+    """Returns true or false, or the default if it is not there or null."""
     value = self.values.get(name)
     value = default if value is None else value
     self.check(name, value, type(value) is bool, "true or false")

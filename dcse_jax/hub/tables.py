@@ -1,4 +1,4 @@
-"""Tables of weights: which tensor of a checkpoint each parameter of ours is.
+"""Tables of weights: the tensor of a checkpoint for each parameter of ours.
 
 A family's table has, for each of the encoder's modules, a Hugging Face module and the
 names of its parameters. "{i}" is the layer, which is a leading axis on our side. Where
@@ -19,7 +19,7 @@ Table = Mapping[str, Entry]
 def find(
   table: Table, module: str, parameter: str, num_layers: int
 ) -> tuple[list[str], tuple[int, int]]:
-  """The tensors of a parameter, one or one a layer, and its part of each."""
+  """Finds the tensors of a parameter, one or one a layer, and its part of each."""
   theirs, names, *part = table[module]
   key = f"{theirs}.{names[parameter]}"
   keys = [key.format(i=i) for i in range(num_layers)] if "{i}" in key else [key]
@@ -27,5 +27,5 @@ def find(
 
 
 def without_prefix(name: str, prefix: str) -> str:
-  """A tensor's name without the name of the model that a head stands upon."""
+  """Returns a tensor's name without that of the model that a head stands on."""
   return name.removeprefix(f"{prefix}.")

@@ -9,10 +9,10 @@ import pkgutil
 from dcse_jax.losses.contrastive import focal_info_nce
 from dcse_jax.losses.contrastive import info_nce
 from dcse_jax.losses.distillation import distillation
-from dcse_jax.losses.distillation import group_shuffle
 from dcse_jax.losses.distillation import join_teachers
 from dcse_jax.losses.distillation import share_one_hot
 from dcse_jax.losses.distillation import similarity_divergence
+from dcse_jax.losses.group_shuffle import group_shuffle
 from dcse_jax.losses.language_model import masked_language_model
 from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.terms import TERMS

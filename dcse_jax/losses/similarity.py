@@ -75,3 +75,16 @@ def own_columns(
 def row_keys(rng: jax.Array, labels: jax.Array) -> jax.Array:
   """Makes a key for each row from its number, so that chunks do not change it."""
   return jax.vmap(lambda number: jax.random.fold_in(rng, number))(labels)
+
+
+def mask_own(similarity: jax.Array, is_own: jax.Array) -> jax.Array:
+  """Returns similarities, [b, B] float32, with those of a sentence with itself masked."""
+  return jnp.where(is_own, MASKED, similarity.astype(jnp.float32))
+
+
+def check_rows(name: str, similarity: jax.Array) -> None:
+  """Refuses what is not rows of a batch's similarities, [b, B], by a ValueError."""
+  if similarity.ndim != 2 or similarity.shape[0] > similarity.shape[1]:
+    raise ValueError(f"{name} must be rows of [B, B], not {similarity.shape}")
+  if similarity.shape[1] < 2:
+    raise ValueError(f"{name} needs a batch of 2 or more: no other sentence")

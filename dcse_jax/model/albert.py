@@ -15,7 +15,7 @@ class EncoderConfig(bert.EncoderConfig):
   """The shape of an ALBERT, whose layers share their parameters.
 
   Attributes:
-    embedding_size: numbers in the embedding of a token.
+    embedding_size: the width of a token's embedding.
   """
 
   embedding_size: int = 128

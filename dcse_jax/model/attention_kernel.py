@@ -20,35 +20,37 @@ from dcse_jax.runtime import backend
 from dcse_jax.runtime import mesh as mesh_lib
 
 # Scores of a head, [S, S], are held in registers, and a side must be a power of two.
-# No card has run it yet; benchmarks.accelerator does that.
-_IS_PROVEN = False
 _SIDES = (16, 32, 64, 128)
 
 
-def is_for(length: int, width: int, dtype: Any) -> bool:
+def is_for(sentences: int, length: int, width: int, dtype: Any) -> bool:
   """Returns whether sentences of a length and heads of a width have a kernel here."""
   fits = length in _SIDES and width in _SIDES and dtype == jnp.bfloat16
-  return _IS_PROVEN and fits and backend.current() == "gpu" and mesh_lib.is_one_device()
+  return fits and backend.current() == "gpu" and mesh_lib.divides(sentences)
 
 
 def self_attend(
   qkv: jax.Array,
+  bias: jax.Array,
   mask: jax.Array,
   rows: jax.Array,
   *,
   heads: int,
   rate: float,
   key: jax.Array | None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Attends from every token of a sentence to every other.
 
   Args:
     qkv: queries, keys and values of all heads, side by side, [N, S, 3 D].
+    bias: that they still lack, [3 D].
     mask: true for tokens, [N, S].
     rows: the number of each token, by which dropout draws, [N, S].
     heads: how many D is made of.
     rate: the dropout rate on the weights.
     key: the dropout key, [2] uint32; None means no dropout.
+    interpret: runs on any backend, slowly.
 
   Returns:
     [N, S, D].
@@ -58,13 +60,19 @@ def self_attend(
   if key is None:
     key, rate = jnp.zeros(2, jnp.uint32), 0.0
   qkv = qkv.reshape(n, length, 3, heads, -1)
-  attended = attend(qkv, mask, rows, key, rate, False)
+  bias = bias.reshape(qkv.shape[2:])
+
+  def run(qkv, mask, rows, bias, key):
+    return attend(qkv, bias, mask, rows, key, rate, interpret)
+
+  attended = mesh_lib.over_rows(run, (qkv, mask, rows), (bias, key))
   return attended.reshape(n, length, width // 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend(
   qkv: jax.Array,
+  bias: jax.Array,
   mask: jax.Array,
   rows: jax.Array,
   key: jax.Array,
@@ -74,7 +82,8 @@ def attend(
   """Computes softmax(Q K^T / sqrt(d)) V, with dropout of the weights.
 
   Args:
-    qkv: [N, S, 3, heads, d] bfloat16.
+    qkv: queries, keys and values, [N, S, 3, heads, d] bfloat16.
+    bias: is added to them, [3, heads, d].
     mask: true for tokens, [N, S].
     rows: the number of each token's head, for dropout, [N, heads, S] int32.
     key: a key of `make_keys`, [2] uint32.
@@ -84,7 +93,7 @@ def attend(
   Returns:
     [N, S, heads, d].
   """
-  return _forward(qkv, mask, rows, key, rate, interpret)
+  return _forward(qkv, bias, mask, rows, key, rate, interpret)
 
 
 def _dot(a, b, of_a: int, of_b: int):
@@ -106,17 +115,23 @@ def _weights(q, k, mask, rows, key, rate):
   return weights, keep_mask(rows, key, rate, weights.shape[-1])
 
 
-def _forward_kernel(q, k, v, mask, rows, key, out, *, rate):
+def _add(x, bias):
+  return (x[...].astype(jnp.float32) + bias[...][None]).astype(x.dtype)
+
+
+def _forward_kernel(q, k, v, q_bias, k_bias, v_bias, mask, rows, key, out, *, rate):
   key = (key[0], key[1])
-  weights, keep = _weights(q[...], k[...], mask[...], rows[...], key, rate)
+  query, keys, values = _add(q, q_bias), _add(k, k_bias), _add(v, v_bias)
+  weights, keep = _weights(query, keys, mask[...], rows[...], key, rate)
   if keep is not None:
     weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
-  out[...] = _dot(weights.astype(v.dtype), v[...], 1, 0).astype(out.dtype)
+  out[...] = _dot(weights.astype(v.dtype), values, 1, 0).astype(out.dtype)
 
 
-def _backward_kernel(q, k, v, mask, rows, key, g, out, *, rate):
+def _backward_kernel(q, k, v, q_bias, k_bias, v_bias, mask, rows, key, g, out, *, rate):
   key = (key[0], key[1])
-  query, keys, values, g = q[...], k[...], v[...], g[...]
+  query, keys, values = _add(q, q_bias), _add(k, k_bias), _add(v, v_bias)
+  g = g[...]
   weights, keep = _weights(query, keys, mask[...], rows[...], key, rate)
   kept = weights
   if keep is not None:
@@ -137,8 +152,10 @@ def _specs(qkv):
   part = lambda i: pl.BlockSpec(
     (None, length, None, None, width), lambda n, h: (n, 0, i, h, 0)
   )
+  bias = lambda i: pl.BlockSpec((None, None, width), lambda n, h: (i, h, 0))
   return (
     *(part(i) for i in range(3)),
+    *(bias(i) for i in range(3)),
     pl.BlockSpec((None, length), lambda n, h: (n, 0)),
     pl.BlockSpec((None, None, length), lambda n, h: (n, h, 0)),
     pl.BlockSpec((2,), lambda n, h: (0,)),
@@ -159,29 +176,33 @@ def _call(kernel, qkv, out_shape, specs, out_spec, interpret):
   )
 
 
-def _forward(qkv, mask, rows, key, rate, interpret):
+def _forward(qkv, bias, mask, rows, key, rate, interpret):
   n, length, _, heads, width = qkv.shape
   spec = pl.BlockSpec((None, length, None, width), lambda n, h: (n, 0, h, 0))
   kernel = functools.partial(_forward_kernel, rate=rate)
   shape = (n, length, heads, width)
   run = _call(kernel, qkv, shape, _specs(qkv), spec, interpret)
-  return run(qkv, qkv, qkv, mask, rows, key)
+  bias = bias.astype(jnp.float32)
+  return run(*[qkv] * 3, *[bias] * 3, mask, rows, key)
 
 
-def _attend_fwd(qkv, mask, rows, key, rate, interpret):
-  out = _forward(qkv, mask, rows, key, rate, interpret)
-  return out, (qkv, mask, rows, key)
+def _attend_fwd(qkv, bias, mask, rows, key, rate, interpret):
+  out = _forward(qkv, bias, mask, rows, key, rate, interpret)
+  return out, (qkv, bias, mask, rows, key)
 
 
 def _attend_bwd(rate, interpret, residuals, g):
-  qkv, mask, rows, key = residuals
+  qkv, bias, mask, rows, key = residuals
   _, length, _, _, width = qkv.shape
   g_spec = pl.BlockSpec((None, length, None, width), lambda n, h: (n, 0, h, 0))
   spec = pl.BlockSpec((None, length, 3, None, width), lambda n, h: (n, 0, 0, h, 0))
   kernel = functools.partial(_backward_kernel, rate=rate)
   specs = (*_specs(qkv), g_spec)
   run = _call(kernel, qkv, qkv.shape, specs, spec, interpret)
-  return run(qkv, qkv, qkv, mask, rows, key, g), None, None, None
+  wide = bias.astype(jnp.float32)
+  d_qkv = run(*[qkv] * 3, *[wide] * 3, mask, rows, key, g)
+  d_bias = d_qkv.astype(jnp.float32).sum(axis=(0, 1)).astype(bias.dtype)
+  return d_qkv, d_bias, None, None, None
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)

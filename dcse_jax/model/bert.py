@@ -104,7 +104,7 @@ class EncoderConfig:
 
 
 def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
-  """The shape of a new BERT for sentences of max_tokens, of `EncoderConfig`'s fields."""
+  """Makes the shape of a new BERT for sentences of max_tokens, from its fields."""
   return EncoderConfig(
     model_type="bert",
     max_positions=max(512, max_tokens),
@@ -131,22 +131,24 @@ class Embeddings(nnx.Module):
       self.project = layers_lib.linear(config, size, config.hidden_size, dtype, rngs)
 
   def __call__(self, input_ids, layout, key):
-    positions = self._positions(input_ids, layout.mask)
-    positions = jnp.broadcast_to(positions, input_ids.shape)
-    x = self.word(layout.flat(input_ids)) + self.position(layout.flat(positions))
+    x = self.word(layout.flat(input_ids)) + self._position(input_ids, layout)
     if self.config.type_vocab_size:
       x = x + self.token_type(jnp.zeros((1, 1), jnp.int32))
     x = self.norm(mesh_lib.by_row(x))
     x = dropout(x, self.config.dropout, key, layout.rows)
     return mesh_lib.by_row(self.project(x)) if self.config.is_projected else x
 
-  def _positions(self, input_ids, attention_mask):
+  def _position(self, input_ids, layout):
+    """Looks up the embeddings of every token's position, laid out as the layout says."""
     if self.config.skips_padding:
       # A text may spell the pad token, which then is seen but has no position.
       pad = self.config.pad_token_id
-      mask = (attention_mask & (input_ids != pad)).astype(jnp.int32)
-      return jnp.cumsum(mask, axis=1) * mask + pad
-    return jnp.arange(attention_mask.shape[1])[None]
+      mask = (layout.mask & (input_ids != pad)).astype(jnp.int32)
+      return self.position(layout.flat(jnp.cumsum(mask, axis=1) * mask + pad))
+    # The same for every sentence: its gradient is a sum over them, and no scatter.
+    row = self.position.embedding[...][: input_ids.shape[1]]
+    grid = jnp.broadcast_to(row, (*input_ids.shape, row.shape[-1]))
+    return layout.flat(grid.astype(self.position.dtype))
 
 
 class Layer(nnx.Module):
@@ -166,16 +168,22 @@ class Layer(nnx.Module):
 
   def __call__(self, x, layout, keys, bias=None):
     """Computes every token's next state, laid out as x; scores get a bias [h, S, S]."""
-    qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
-    qkv = layout.grid(mesh_lib.by_row(qkv))
     config, mask, rows = self.config, layout.mask, layout.grid_rows
     width = config.hidden_size // config.num_heads
-    if bias is None and attention_kernel.is_for(qkv.shape[1], width, qkv.dtype):
-      rate = config.attention_dropout
+    linears, x = (self.query, self.key, self.value), mesh_lib.by_row(x)
+    if bias is None and attention_kernel.is_for(*mask.shape, width, linears[0].dtype):
+      qkv, qkv_bias = layers_lib.fused_product(linears, x)
       attended = attention_kernel.self_attend(
-        qkv, mask, rows, heads=config.num_heads, rate=rate, key=keys[0]
+        layout.grid(qkv),
+        qkv_bias,
+        mask,
+        rows,
+        heads=config.num_heads,
+        rate=config.attention_dropout,
+        key=keys[0],
       )
     else:
+      qkv = layout.grid(mesh_lib.by_row(layers_lib.fused(linears, x)))
       query, key, value = jnp.split(qkv, 3, axis=-1)
       attended = self._attend(query, key, value, mask, rows, keys[0], bias)
     return self._rest(x, layout.flat(attended), layout.rows, keys)
@@ -192,12 +200,20 @@ class Layer(nnx.Module):
     return self._rest(x, attended, rows, keys)
 
   def _rest(self, x, attended, rows, keys):
-    config = self.config
-    attended = self.attention_output(mesh_lib.by_row(attended))
-    x = self.attention_norm(x + dropout(attended, config.dropout, keys[1], rows))
+    config, add_and_norm = self.config, layers_lib.add_and_norm
+    attended = mesh_lib.by_row(attended)
+    x = add_and_norm(
+      self.attention_output,
+      self.attention_norm,
+      x,
+      attended,
+      config.dropout,
+      keys[1],
+      rows,
+    )
     up = mesh_lib.by_row(self.up(mesh_lib.by_row(x)))
-    forward = self.down(layers_lib.ACTIVATIONS[config.activation](up))
-    x = self.norm(x + dropout(forward, config.dropout, keys[2], rows))
+    up = layers_lib.ACTIVATIONS[config.activation](up)
+    x = add_and_norm(self.down, self.norm, x, up, config.dropout, keys[2], rows)
     return mesh_lib.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):

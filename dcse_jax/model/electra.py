@@ -16,12 +16,12 @@ class EncoderConfig(bert.EncoderConfig):
   """The shape of an ELECTRA.
 
   Attributes:
-    embedding_size: numbers in the embedding of a token.
+    embedding_size: the width of a token's embedding.
   """
 
   embedding_size: int = 128
 
   @property
   def language_model(self) -> family.LanguageModel:
-    # The generator's has GELU, whatever its layers have.
+    # The generator's head has GELU, whatever its layers have.
     return family.LanguageModel("gelu", width=self.embedding_size)

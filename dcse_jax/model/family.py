@@ -1,4 +1,4 @@
-"""What a family of encoders is: a file like `bert`, with a shape and a module.
+"""A family of encoders: a file like `bert`, with a shape and a module.
 
 The rest of the code knows a family only through what is here. A new family is a file
 with its own `EncoderConfig` and `Encoder` and a line in `encoder`; its folders need a
@@ -27,7 +27,7 @@ class LanguageModel:
     dense_bias: whether its linear layer has a bias.
     norm_bias: whether its LayerNorm has one.
     bias: whether the scores have one.
-    width: numbers in what the scores are of, as in the embedding of a token; None: as
+    width: the width of what is scored, like that of a token's embedding; None: as
       in a state.
   """
 
@@ -43,9 +43,9 @@ class Work:
   """The matrix products of an encoder: a multiplication and an addition each.
 
   Attributes:
-    token: FLOPs of a layer's linear layers, a token.
-    key_value: of these, for keys and values.
-    pair: FLOPs of a query and a key, scores and weighted values.
+    token: FLOPs of a layer's linear layers for each token.
+    key_value: the part of these for keys and values.
+    pair: FLOPs of a query and a key: scores and weighted values.
     reaches: which keys a query meets, for each layer.
     before: FLOPs of a token before the first layer.
   """
@@ -91,11 +91,11 @@ class EncoderConfig(Protocol):
 
   @property
   def work(self) -> Work:
-    """What a layer computes."""
+    """The matrix products of the encoder."""
 
 
 def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
-  """The shape with a pooler or without, of a family that may have one.
+  """Returns the shape with a pooler or without, in a family that may have one.
 
   It takes no part here; it is kept so that an exported folder is complete.
   """
@@ -105,7 +105,7 @@ def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
 
 
 def has_dropout(config: EncoderConfig) -> bool:
-  """Whether two passes over a sentence differ in training."""
+  """Returns whether two passes over a sentence differ in training."""
   fields = (field.name for field in dataclasses.fields(config))
   return any(getattr(config, name) > 0 for name in fields if "dropout" in name)
 

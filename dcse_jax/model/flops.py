@@ -38,7 +38,7 @@ def encoder_flops(
 
 
 def score_flops(config: encoder_lib.EncoderConfig) -> float:
-  """Counts the scores of one state over the vocabulary."""
+  """Counts FLOPs of one state's scores over the vocabulary."""
   width = config.language_model.width or config.hidden_size
   return 2 * width * (config.hidden_size + config.vocab_size)
 

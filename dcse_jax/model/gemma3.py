@@ -1,6 +1,6 @@
-"""Gemma 3 for text, of which EmbeddingGemma is made.
+"""Gemma 3 for text, which EmbeddingGemma is made from.
 
-After Schechter Vera et al., EmbeddingGemma, 2025 (arXiv:2509.20354): a decoder whose
+Schechter Vera et al., EmbeddingGemma, 2025 (arXiv:2509.20354): a decoder whose
 tokens see each other in both directions, with norms before and after each part.
 """
 
@@ -19,12 +19,12 @@ class EncoderConfig(rotary.RotaryConfig):
   """The shape of a Gemma 3 text model; see `rotary.RotaryConfig`.
 
   Attributes:
-    kv_heads: heads of keys and values, a divisor of `num_heads`.
-    head_size: numbers of a head.
-    is_local: for each layer, whether its tokens see a window alone. What is said of more
-      layers is left out.
-    sliding_window: as config.json has it: in both directions half of it on either side,
-      else the token itself and those before it.
+    kv_heads: how many heads keys and values have, a divisor of `num_heads`.
+    head_size: the width of a head.
+    is_local: for each layer, whether its tokens see only a window. Values for more
+      layers are dropped.
+    sliding_window: as in config.json: if tokens see both directions half of it is on
+      either side, otherwise it is the token itself and those before it.
     is_bidirectional: whether tokens see those after them.
     scalar: scores are divided by its root.
     attention_bias: whether attention's linear layers have biases.

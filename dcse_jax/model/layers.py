@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
+from dcse_jax.model.dropout import dropout
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.runtime import backend
+from dcse_jax.runtime import mesh as mesh_lib
 
 
 def _exact_gelu(x):
@@ -46,14 +49,30 @@ ACTIVATIONS = {
 
 def fused(linears: Sequence[nnx.Linear], x: jax.Array) -> jax.Array:
   """Applies several linear layers to one input as one product; outputs side by side."""
+  dtype = linears[0].dtype
+  kernel, bias = _joined(linears)
+  if bias is None:
+    bias = jnp.zeros(kernel.shape[-1])  # XLA leaves the addition out.
+  return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+def fused_product(
+  linears: Sequence[nnx.Linear], x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what `fused` does before it adds the biases, and these, side by side."""
+  dtype = linears[0].dtype
+  kernel, bias = _joined(linears)
+  none = jnp.zeros(kernel.shape[-1], dtype)
+  product = ops.linear(x.astype(dtype), kernel.astype(dtype), none)
+  return product, none if bias is None else bias
+
+
+def _joined(linears: Sequence[nnx.Linear]) -> tuple[jax.Array, jax.Array | None]:
   join = lambda xs: xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
   kernel = join([linear.kernel[...] for linear in linears])
-  dtype = linears[0].dtype
-  if linears[0].use_bias:
-    bias = join([linear.bias[...] for linear in linears])
-  else:
-    bias = jnp.zeros(kernel.shape[-1], dtype)  # XLA leaves the addition out.
-  return ops.linear(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+  if not linears[0].use_bias:
+    return kernel, None
+  return kernel, join([linear.bias[...] for linear in linears])
 
 
 class _LayerNorm(nnx.LayerNorm):
@@ -84,6 +103,59 @@ class _Linear(nnx.Linear):
     return fused((self,), x)
 
 
+class _Embed(nnx.Embed):
+  """Flax's layer, cast after the look-up.
+
+  So the gradient is summed in float32: a frequent token has thousands of terms, and
+  a GPU adds bfloat16 numbers to one place far more slowly.
+  """
+
+  def __call__(self, ids):
+    return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+
+
+def add_and_norm(
+  linear: nnx.Linear,
+  norm: nnx.LayerNorm,
+  x: jax.Array,
+  branch: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  rows: jax.Array,
+) -> jax.Array:
+  """Adds to states what a linear layer makes of a branch, and normalises the sum.
+
+  Args:
+    linear: from [..., I] to [..., D].
+    norm: as `layer_norm` makes it.
+    x: the states, [..., D].
+    branch: [..., I].
+    rate: the probability that dropout makes a zero of what the linear layer gives.
+    key: dropout's, see `dropout`; None means none.
+    rows: see `dropout`.
+  """
+  width = x.shape[-1]
+  same = x.dtype == linear.dtype == norm.dtype
+  if not (same and norm_kernel.is_for(x.size // width, width, x.dtype)):
+    return norm(x + dropout(linear(branch), rate, key, rows))
+  if key is None:
+    key, rate = jnp.zeros(2, jnp.uint32), 0.0
+  product, bias = fused_product((linear,), branch)
+  flat = lambda y: y.reshape(-1, width)
+
+  def run(x, product, rows, *vectors):
+    *vectors, key = vectors
+    return norm_kernel.add_and_norm(
+      x, product, *vectors, rows, key, rate, norm.epsilon, False
+    )
+
+  rows = jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1)
+  vectors = (bias.astype(jnp.float32), norm.scale[...], norm.bias[...])
+  return mesh_lib.over_rows(
+    run, (flat(x), flat(product), rows), (*vectors, key)
+  ).reshape(x.shape)
+
+
 def linear(
   config: EncoderConfig,
   d_in: int,
@@ -102,9 +174,7 @@ def linear(
 def embed(config: EncoderConfig, rows: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
   """Makes a table of embeddings, [rows, D]."""
   init = nnx.initializers.normal(config.initializer_range)
-  return nnx.Embed(
-    rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
-  )
+  return _Embed(rows, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs)
 
 
 def layer_norm(
@@ -123,12 +193,12 @@ def layer_norm(
 def rms_norm(
   config: EncoderConfig, dtype: Any, size: int | None = None, *, offset: float = 0.0
 ) -> nnx.Module:
-  """A new RMSNorm, after Zhang and Sennrich, 2019 (arXiv:1910.07467).
+  """Makes an RMSNorm, Zhang and Sennrich, 2019 (arXiv:1910.07467).
 
   Args:
-    config: of the encoder.
-    dtype: of what it gives.
-    size: numbers that are normed together; the width of states by default.
-    offset: added to the weights, as Gemma has it: 1 leaves them near 0.
+    config: the encoder's.
+    dtype: that of what it returns.
+    size: how many numbers are normed together; by default the width of states.
+    offset: is added to the weights, as in Gemma: 1 leaves them near 0.
   """
   return _RmsNorm(size or config.hidden_size, config.layer_norm_eps, offset, dtype)

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from dcse_jax.runtime.errors import UserError
 
 # The ways to compare embeddings, named as in sentence-transformers.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+# The prompts that every model has, if only as an empty one.
+ROLES = ("query", "document")
 
 # The tokenizer first sees this many characters of a text, then twice as many for as
 # long as they might hold too few tokens. This many spare tokens beyond those that are
@@ -86,25 +89,36 @@ class Model:
     """The text put before every sentence; "" for none."""
     return self.prompts.get(self.default_prompt, "")
 
-  def tokenize(
-    self, sentences: Sequence[str], max_length: int, prompt: str | None = None
-  ) -> list[list[int]]:
-    """Returns token ids of each sentence after the prompt, as `tokenize` does.
+  def with_prompt(self, name: str | None) -> Self:
+    """Returns the model with another prompt before every sentence.
 
     Args:
-      sentences: any number of them.
-      max_length: where to cut them, in tokens.
-      prompt: takes the place of the default prompt; None keeps it.
+      name: one of `prompts`; None keeps the default one. "query" and "document" may
+        be missing and then put nothing there, not even the default, as
+        sentence-transformers' encode_query and encode_document do.
+
+    Raises:
+      UserError: there is no such prompt.
+    """
+    if name is None:
+      return self
+    if name not in (*self.prompts, *ROLES):
+      raise UserError(
+        f"no prompt is named {name!r}: this model has {', '.join(self.prompts) or 'none'}"
+      )
+    return dataclasses.replace(self, default_prompt=name)
+
+  def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+    """Returns token ids of each sentence after the prompt, as `tokenize` does.
 
     Raises:
       UserError: a sentence spells a token that the encoder has no row for.
     """
-    prompt = self.prompt if prompt is None else prompt
+    prompt = self.prompt
     if prompt:
       sentences = [prompt + sentence for sentence in sentences]
     ids = tokenize(self.tokenizer, sentences, max_length)
-    if len(self.tokenizer) > self.config.vocab_size:
-      _check_rows(self, sentences, ids)
+    _check_rows(self, sentences, ids)
     return ids
 
   def finish(self, embeddings: np.ndarray, normalize: bool | None = None) -> np.ndarray:
@@ -126,6 +140,7 @@ class Model:
 def _check_rows(
   model: Model, sentences: Sequence[str], token_ids: Sequence[Sequence[int]]
 ) -> None:
+  """Refuses tokens that are not among the encoder's, which some added ones are not."""
   size = model.config.vocab_size
   for sentence, ids in zip(sentences, token_ids):
     if (last := max(ids, default=0)) >= size:
@@ -193,6 +208,8 @@ def digest(model: Model) -> str:
   state = hashlib.blake2b(digest_size=16)
   pooling = pooling_lib.recorded(model.pooling)
   state.update(f"{model.config} {pooling}".encode())
+  if model.truncate_dim is not None:
+    state.update(f"{model.truncate_dim}".encode())
   arrays = [model.params]
   for layer in model.dense_layers:
     state.update(layer.activation.encode())
@@ -211,6 +228,4 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
-  if model.truncate_dim is not None:
-    about.append(model.truncate_dim)
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

@@ -1,7 +1,7 @@
 """ModernBERT and its kin: Ettin, mmBERT, gte-modernbert.
 
-After Warner et al., 2024 (arXiv:2412.13663): rotary positions, norms before each part,
-gated feed-forward, and layers that see a window of neighbours between ones that see all.
+Warner et al., 2024 (arXiv:2412.13663): rotary positions, norms before each part, gated
+feed-forward, and layers that see a window of neighbours between ones that see all.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ class EncoderConfig(rotary.RotaryConfig):
   """The shape of an encoder; see `rotary.RotaryConfig`.
 
   Attributes:
-    is_local: for each layer, whether its tokens see a window alone; empty for all but
-      every third, from the first. What is said of more layers is left out, so that a
-      model cut to its first layers keeps their pattern.
+    is_local: for each layer, whether its tokens see only a window; empty for all but
+      every third, from the first. Values for more layers are dropped, so that a model
+      that is cut to its first layers keeps their pattern.
     local_attention: the window's width, half of it on either side.
-    embedding_dropout: rate after the embeddings, in [0, 1); attention_dropout is one on
-      attention's output, too, and mlp_dropout one on what the MLP gates.
-    norm_bias: whether norms have biases; attention_bias, mlp_bias and classifier_bias
-      say so of linear layers, the last of the language-model head, as does decoder_bias
-      of its scores.
-    classifier_activation: of the language-model head.
+    embedding_dropout: rate after the embeddings, in [0, 1); attention_dropout is also
+      the rate on attention's output, and mlp_dropout that on what the MLP gates.
+    norm_bias: whether norms have biases; attention_bias and mlp_bias say so for linear
+      layers, classifier_bias for that of the language-model head, and decoder_bias for
+      its scores.
+    classifier_activation: the language-model head's.
   """
 
   max_positions: int = 8192
@@ -74,9 +74,9 @@ class EncoderConfig(rotary.RotaryConfig):
 
 
 def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
-  """The shape of a new encoder for sentences of max_tokens, of the config's fields.
+  """Makes the shape of a new encoder for sentences of max_tokens, from config fields.
 
-  It has dropout, which released ones have not: two views of a sentence would be one.
+  It has dropout, which released ones lack: without it two views would be the same.
   """
   return EncoderConfig(
     model_type="modernbert",
@@ -105,7 +105,7 @@ class Layer(rotary.Layer):
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.rate = config.attention_dropout
-    # Layer 0 has one, too, which nothing reads: all layers are of one form.
+    # Layer 0 has one too, which nothing reads, since all layers have one form.
     self.attention_norm = layers_lib.layer_norm(config, dtype, rngs, config.norm_bias)
     self.attention = rotary.Attention(
       config, dtype, rngs, use_bias=config.attention_bias

@@ -1,6 +1,6 @@
 """NomicBERT: a BERT with rotary positions and a gated feed-forward part.
 
-After Nussbaum et al., Nomic Embed, 2024 (arXiv:2402.01613).
+Nussbaum et al., Nomic Embed, 2024 (arXiv:2402.01613).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class EncoderConfig(rotary.RotaryConfig):
   """The shape of an encoder; see `rotary.RotaryConfig`.
 
   Attributes:
-    type_vocab_size: kinds of segments, of which there is but the first.
+    type_vocab_size: how many kinds of segments there are; only the first is used.
     theta: the base of the angles.
     dropout: rate after embeddings and sublayers, in [0, 1).
   """
@@ -38,9 +38,9 @@ class EncoderConfig(rotary.RotaryConfig):
 
 
 def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
-  """The shape of a new encoder for sentences of max_tokens, of the config's fields.
+  """Makes the shape of a new encoder for sentences of max_tokens, from config fields.
 
-  It has dropout, which released ones have not: two views of a sentence would be one.
+  It has dropout, which released ones lack: without it two views would be the same.
   """
   return EncoderConfig(
     model_type="nomic_bert",

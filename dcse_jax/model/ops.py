@@ -123,7 +123,7 @@ def _rms(x, eps):
 
 @jax.custom_vjp
 def rms_norm(x, weight, eps):
-  """RMSNorm of x [..., D], in its dtype; the statistics are float32."""
+  """Computes RMSNorm of x [..., D], in its dtype; the statistics are float32."""
   return _rms_norm_fwd(x, weight, eps)[0]
 
 
@@ -138,7 +138,7 @@ def _rms_norm_bwd(residuals, g):
   normal, scale = _keep(_rms(x.astype(jnp.float32), eps))
   g = _keep(g).astype(jnp.float32)
   scaled = g * weight
-  # Kept before it is summed, as in LayerNorm.
+  # The product is kept before it is summed, as in LayerNorm.
   aligned = _keep(scaled * normal).mean(axis=-1, keepdims=True)
   d_x = scale * (scaled - normal * aligned)
   return d_x.astype(x.dtype), (g * normal).sum(tuple(range(g.ndim - 1))), None
@@ -152,8 +152,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
   Args:
     x: queries or keys, [N, S, h, d]; feature i is paired with i + d / 2.
-    cos: of the angles, [N or 1, S, 1, d / 2] float32.
-    sin: as cos.
+    cos: cosines of the angles, [N or 1, S, 1, d / 2] float32.
+    sin: their sines, likewise.
 
   References:
     arXiv:2104.09864, Eq. 34, with the pairs as GPT-NeoX and transformers have them.

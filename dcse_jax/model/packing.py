@@ -65,12 +65,17 @@ def make_packings(
   rows = rng.integers(len(num_tokens), size=(_SAMPLED_BATCHES, batch_size))
   fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
   sizes = {
-    int(-(-np.quantile(fullest, share) // _MULTIPLE) * _MULTIPLE)
+    rounded(np.quantile(fullest, share))
     for share, least_steps in _SHARES
     if num_steps >= least_steps
   }
   limit = _WORTH * padded * batch_size / groups
   return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)
+
+
+def rounded(tokens: float) -> int:
+  """Returns the smallest size of a group that holds as many tokens."""
+  return int(-(-tokens // _MULTIPLE) * _MULTIPLE)
 
 
 def count_tokens(num_tokens: np.ndarray, groups: int) -> int:

@@ -1,6 +1,6 @@
-"""Qwen3 as an embedder: each token sees those before it, and the last one all.
+"""Qwen3 as an embedder: each token sees those before it, so the last one sees all.
 
-After Zhang et al., Qwen3 Embedding, 2025 (arXiv:2506.05176): norms of queries and keys,
+Zhang et al., Qwen3 Embedding, 2025 (arXiv:2506.05176): norms of queries and keys,
 heads that share keys and values, and a gated feed-forward part.
 """
 
@@ -18,11 +18,11 @@ class EncoderConfig(rotary.RotaryConfig):
   """The shape of a decoder that is read as an encoder; see `rotary.RotaryConfig`.
 
   Attributes:
-    kv_heads: heads of keys and values, a divisor of `num_heads`.
-    head_size: numbers of a head.
-    is_local: for each layer, whether its tokens see a window alone. What is said of more
-      layers is left out.
-    sliding_window: how many tokens the window has, the token itself and those before it.
+    kv_heads: how many heads keys and values have, a divisor of `num_heads`.
+    head_size: the width of a head.
+    is_local: for each layer, whether its tokens see only a window. Values for more
+      layers are dropped.
+    sliding_window: how many tokens the window has: the token itself and those before.
     attention_bias: whether attention's linear layers have biases.
   """
 
@@ -52,7 +52,7 @@ class EncoderConfig(rotary.RotaryConfig):
 
 
 class Embeddings(nnx.Module):
-  """Word embeddings alone."""
+  """Word embeddings, and nothing else."""
 
   def __init__(self, config: EncoderConfig, dtype, rngs: nnx.Rngs):
     self.word = layers_lib.embed(config, config.vocab_size, dtype, rngs)

@@ -1,7 +1,7 @@
-"""What encoders with rotary positions share; their families put it together.
+"""The parts of encoders with rotary positions, which their families put together.
 
-Positions are angles by which queries and keys are turned (RoPE), layers may see a
-window of their neighbours alone, heads may share keys and values, and the feed-forward
+Positions are angles by which queries and keys are turned (RoPE), layers may see only a
+window of their neighbours, heads may share keys and values, and the feed-forward
 part is gated.
 """
 
@@ -27,7 +27,7 @@ from dcse_jax.runtime import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What tells a layer's program from another's.
+  """A kind of layer: what its program depends on.
 
   Attributes:
     theta: the base of its angles.
@@ -40,12 +40,12 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class RotaryConfig:
-  """What the shapes of all families here have.
+  """The fields that the shapes of all families here have.
 
   Attributes:
     max_positions: the longest sentence, in tokens.
-    layer_norm_eps: of all norms.
-    activation: of the gate, a key of `layers.ACTIVATIONS`.
+    layer_norm_eps: epsilon of all norms.
+    activation: the gate's, a key of `layers.ACTIVATIONS`.
     attention_dropout: rate on attention probabilities, in [0, 1).
   """
 
@@ -71,17 +71,17 @@ class RotaryConfig:
 
   @property
   def num_kv_heads(self) -> int:
-    """Heads of keys and values, a divisor of `num_heads`."""
+    """The number of heads of keys and values, a divisor of `num_heads`."""
     return self.num_heads
 
   @property
   def head_dim(self) -> int:
-    """Numbers of a head."""
+    """The width of a head."""
     return self.hidden_size // self.num_heads
 
   @property
   def divisor(self) -> float:
-    """Scores are divided by its root."""
+    """The number by whose root scores are divided."""
     return self.head_dim
 
   @property
@@ -91,12 +91,12 @@ class RotaryConfig:
 
   @property
   def language_model(self):
-    """No head of a masked-language model."""
+    """The head of a masked-language model: these families have none."""
     return None
 
   @property
   def work(self) -> Work:
-    """Two products of queries and outputs, two of keys and values, three of the MLP."""
+    """Products: two of queries and outputs, two of keys and values, three of MLPs."""
     width, queries = self.hidden_size, self.num_heads * self.head_dim
     key_value = 4 * width * self.num_kv_heads * self.head_dim
     return Work(
@@ -109,8 +109,8 @@ class RotaryConfig:
 
 @functools.lru_cache(maxsize=64)
 def _angles(length: int, width: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-  """Cosines and sines of all positions, [S, 1, d / 2] float32."""
-  # Rounded where PyTorch rounds: at position 8,000 a last place is visible.
+  """Computes cosines and sines of all positions, [S, 1, d / 2] float32."""
+  # It rounds where PyTorch does: at position 8,000 a last place is visible.
   powers = np.float32(np.arange(0, width, 2) / width)
   frequencies = np.float32(1) / np.float32(np.float64(theta) ** powers)
   angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
@@ -121,12 +121,12 @@ class Attention(nnx.Module):
   """Self-attention with rotary positions.
 
   Args:
-    config: of the encoder.
-    dtype: of the matrix products.
-    rngs: of new parameters.
+    config: the encoder's.
+    dtype: that of the matrix products.
+    rngs: draws new parameters.
     use_bias: whether linear layers have biases.
-    norm: makes a norm of a head's queries, and one of its keys, from its width; None for
-      none.
+    norm: makes a norm for a head's queries, and one for its keys, from its width; None
+      for none.
   """
 
   def __init__(self, config, dtype, rngs, *, use_bias=False, norm=None):
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
       self.query_norm, self.key_norm = norm(head), norm(head)
 
   def __call__(self, x, layout, kind, key):
-    """Every token's, laid out as x; key is a dropout key or None."""
+    """Attends for every token, laid out as x; key is a dropout key or None."""
     qkv = layers_lib.fused((self.query, self.key, self.value), mesh_lib.by_row(x))
     qkv = layout.grid(mesh_lib.by_row(qkv))
     queries, keys = self.query.out_features, self.key.out_features
@@ -152,7 +152,7 @@ class Attention(nnx.Module):
     return self.output(mesh_lib.by_row(layout.flat(attended)))
 
   def at(self, x, positions, layout, kind, key):
-    """The same of the tokens at positions [N, K] alone, [N, K, D]."""
+    """Attends for the tokens at positions [N, K] only, [N, K, D]."""
     pair = mesh_lib.by_row(layers_lib.fused((self.key, self.value), x))
     pair = jnp.split(layout.grid(pair), 2, axis=-1)
     query = mesh_lib.by_row(self.query(layout.select(x, positions)))
@@ -185,11 +185,11 @@ class GatedMlp(nnx.Module):
   """A gated linear unit, after Shazeer, 2020 (arXiv:2002.05202): GeGLU, SwiGLU.
 
   Args:
-    config: of the encoder.
-    dtype: of the matrix products.
-    rngs: of new parameters.
+    config: the encoder's.
+    dtype: that of the matrix products.
+    rngs: draws new parameters.
     use_bias: whether linear layers have biases.
-    rate: of dropout on what is gated.
+    rate: the dropout rate on what is gated.
   """
 
   def __init__(self, config, dtype, rngs, *, use_bias=False, rate=0.0):
@@ -202,7 +202,7 @@ class GatedMlp(nnx.Module):
     self.down = linear(inner, width)
 
   def __call__(self, x, rows, key):
-    """States [..., D] of tokens whose numbers in the whole batch are rows."""
+    """Maps states [..., D] of tokens; rows are their numbers in the whole batch."""
     both = layers_lib.fused((self.gate, self.up), mesh_lib.by_row(x))
     gate, up = jnp.split(mesh_lib.by_row(both), 2, axis=-1)
     inner = layers_lib.ACTIVATIONS[self.activation](gate) * up
@@ -212,18 +212,18 @@ class GatedMlp(nnx.Module):
 class Layer(nnx.Module):
   """Attention and feed-forward, each with a residual.
 
-  A family says what comes before attention (`_before`) and all that comes after it
+  A family says what comes before attention (`_before`) and everything after it
   (`_rest`), and has the attention as `attention`.
   """
 
   def __call__(self, x, layout, keys, kind, number):
-    """Every token's next state, laid out as x; number counts layers from 0."""
+    """Computes every token's next state, laid out as x; layers are numbered from 0."""
     before = self._before(x, number)
     attended = self.attention(before, layout, kind, keys[0])
     return mesh_lib.by_row(self._rest(x, attended, layout.rows, keys))
 
   def at(self, x, positions, layout, keys, kind, number):
-    """The next states of the tokens at positions [N, K] alone, [N, K, D]."""
+    """Computes the next states of the tokens at positions [N, K] only, [N, K, D]."""
     before = self._before(x, number)
     attended = self.attention.at(before, positions, layout, kind, keys[0])
     x, rows = layout.select(x, positions), layout.rows_at(positions)

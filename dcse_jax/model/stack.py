@@ -1,9 +1,8 @@
 """A stack of layers, run so that it compiles in the time of a few.
 
-The parameters of all layers are one tree with a leading axis, or those of one layer that
-all share. Layers of one kind, or
-turns of a pattern of kinds, run under `scan`; the last layer runs by itself, since many
-readers want few of its tokens.
+The parameters of all layers are one tree with a leading axis, or those of a single
+layer that all share. Layers of one kind, or turns of a pattern of kinds, run under
+`scan`; the last layer runs by itself, since many readers want few of its tokens.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -24,7 +23,7 @@ def _unroll(num_layers: int) -> int:
 
 
 def _period(kinds: Sequence[Hashable]) -> int:
-  """The number of layers after which kinds repeat."""
+  """Returns the number of layers after which kinds repeat."""
   repeats = lambda p: all(kinds[i] == kinds[i - p] for i in range(p, len(kinds)))
   return next((p for p in range(1, len(kinds)) if repeats(p)), len(kinds) or 1)
 
@@ -54,12 +53,12 @@ def run_stack(
 
   Args:
     stack: the layers, as many as kinds, or one in place of all.
-    first: what the first of them takes.
+    first: the input of the first layer.
     keys: dropout keys, [L, K, 2]; None means no dropout.
-    kinds: for each layer what differs in its program.
-    call: runs one, from (layer, x, its K keys or Nones, its kind, its number, from 0).
-    call_last: the same of the last.
-    layers: whose results are wanted, counted from 1, all before the last.
+    kinds: what differs in each layer's program.
+    call: runs one, given (layer, x, its K keys or Nones, its kind, its number from 0).
+    call_last: the same for the last one.
+    layers: those whose results are wanted, counted from 1, all before the last.
 
   Returns:
     What comes before the last layer and after it, and a tuple of what comes after
@@ -72,7 +71,7 @@ def run_stack(
     shared, every = jax.tree.map(lambda x: x[0], every), None
   turns = (num_layers - 1) // period
   looped = turns * period
-  # Split, not sliced: the gradient of a split is one concatenation.
+  # They are split, not sliced: the gradient of a split is one concatenation.
   split = lambda x: jax.lax.split(x, (looped, *[1] * (num_layers - looped)))
   leaves, tree = jax.tree.flatten((every, keys, jnp.arange(num_layers)))
   parts = [jax.tree.unflatten(tree, part) for part in zip(*map(split, leaves))]

@@ -20,6 +20,10 @@ from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
 from dcse_jax.runtime.errors import UserError
+from dcse_jax.teachers.embeddings import Embeddings
+from dcse_jax.teachers.embeddings import ExampleRows
+from dcse_jax.teachers.embeddings import is_embeddings
+from dcse_jax.teachers.embeddings import open_embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +55,8 @@ class Inputs:
     dev: the evaluators that choose the best parameters; none if the config names
       neither a folder of sets nor anything else.
     test: those that score the best parameters once.
-    outside: the teachers that no round trains, by name.
+    outside: the models of teachers that no round trains, by name.
+    embeddings: those of teachers of which there is nothing else, by name.
     texts: the texts that rounds name, by source and columns.
   """
 
@@ -61,6 +66,7 @@ class Inputs:
   dev: Sequence[registry.Named]
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
+  embeddings: Mapping[str, Embeddings]
   texts: Mapping[tuple[str, tuple[str, ...]], text_lib.Text]
 
   def sentences(
@@ -101,6 +107,25 @@ class Inputs:
       self.workdir / "cache",
       keep_repeats=True,
     )
+
+  def example_rows(self, name: str, round_config: config_lib.ConfigDict) -> ExampleRows:
+    """Returns a teacher's embeddings of a round's sentences.
+
+    Args:
+      name: one of `embeddings`.
+      round_config: the config of the round that learns from it.
+
+    Raises:
+      UserError: they are not of that text, or some have no direction.
+    """
+    rows = self._rows(name, _source(round_config))
+    examples = self.tokens(round_config).source_rows
+    return ExampleRows(self.embeddings[name], rows[examples])
+
+  @_once
+  def _rows(self, name, source):
+    """Returns where the embedding of each row of a text is, [rows]."""
+    return texts.match(self.embeddings[name], self.texts[source], *source)
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
     """Returns whether a teacher makes the same tokens of a sentence as the student."""
@@ -156,11 +181,20 @@ def read(
     columns = read_texts[_source(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
   outside: dict[str, model_lib.Model] = {}
-  inputs = Inputs(config, workdir, start, dev, test, outside, read_texts)
+  embeddings: dict[str, Embeddings] = {}
+  inputs = Inputs(config, workdir, start, dev, test, outside, embeddings, read_texts)
   for name, round_config in rounds.items():
     _check_round(name, round_config, rounds, inputs)
     for teacher in round_config.teachers:
       if config_lib.members(rounds, teacher):
+        continue
+      if is_embeddings(teacher):
+        if teacher not in embeddings:
+          embeddings[teacher] = open_embeddings(teacher)
+        _check_width(teacher, embeddings[teacher].width, round_config, inputs)
+        why = "is a file of embeddings of first columns"
+        _check_one_column(teacher, why, round_config, inputs)
+        inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
         model = folder.load(teacher, default_pooling=config.pooling)
@@ -219,12 +253,19 @@ def _check_round(
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
-  if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+  has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
+  if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
       "name pairs, or set the dropouts in a copy of its config.json",
       name,
       model,
+    )
+  every_column = start.columns > 1 and objective.asks_for(("teacher_positives",))
+  if every_column and round_config.teacher_cache:
+    raise UserError(
+      f"round {name}: teacher_cache={round_config.teacher_cache!r} keeps embeddings of "
+      "anchors, and a term wants those of every column: leave it out"
     )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
@@ -234,25 +275,40 @@ def _check_round(
     )
 
 
+def _check_width(
+  name: str, width: int, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  asked = losses.inputs_of(config_lib.terms(round_config))
+  ours = inputs.start.pooled_size
+  if "predictions" in asked and width != ours:
+    raise UserError(
+      f"teacher {name} is {width} wide and the student {ours}: predictions are of "
+      "embeddings as wide as the student's; use another"
+    )
+
+
+def _check_one_column(
+  name: str, why: str, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  """Refuses a teacher of first columns only where a term compares others, too."""
+  asked = losses.inputs_of(config_lib.terms(round_config))
+  if "teacher_positives" in asked and len(inputs.tokens(round_config).tokens) > 1:
+    raise UserError(
+      f"teacher {name} {why}, and a term wants it to embed every column: name another, "
+      "or a text of one column"
+    )
+
+
 def _check_teacher(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
   teacher = inputs.outside[name]
   if fault := pooling_lib.fault(teacher.config, teacher.pooling):
     raise UserError(f"teacher {name}: {fault}")
-  if teacher.head or teacher.truncate_dim:
-    raise UserError(
-      f"teacher {name} has a dense layer or truncate_dim after its pooling, which a "
-      "teacher may not: remove it from a copy of the folder"
-    )
-  asked = losses.inputs_of(config_lib.terms(round_config))
-  width = inputs.start.pooled_size
-  if "predictions" in asked and teacher.pooled_size != width:
-    raise UserError(
-      f"teacher {name} is {teacher.pooled_size} wide and the student {width}: "
-      "predictions are of embeddings as wide as the student's; use another"
-    )
+  _check_width(name, teacher.embedding_size, round_config, inputs)
   if not inputs.reads_alike(teacher):
+    why = "has another tokenizer or prompt than the student"
+    _check_one_column(name, why, round_config, inputs)
     _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
     inputs.teacher_tokens(name, round_config)
   elif teacher.config.max_tokens < round_config.max_length:

@@ -149,7 +149,12 @@ def _digests(rounds: Rounds, inputs: inputs_lib.Inputs) -> dict[str, str]:
   """Digests the models from elsewhere, by name; the start's name is empty."""
   each = (itertools.chain(*members(rounds, c)) for c in rounds.values())
   names = {m for m in itertools.chain(*each) if isinstance(m, str)}
-  digests = {name: model_lib.digest(inputs.outside[name]) for name in names}
+  digests = {
+    name: inputs.embeddings[name].digest
+    if name in inputs.embeddings
+    else model_lib.digest(inputs.outside[name])
+    for name in names
+  }
   return {**digests, "": model_lib.digest(inputs.start)}
 
 

@@ -22,6 +22,7 @@ from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.files import read_json
 from dcse_jax.runtime.files import write_json
+from dcse_jax.teachers.teaching import EmbeddedTeacher
 from dcse_jax.teachers.teaching import Teacher
 
 _log = logging.getLogger(__name__)
@@ -39,12 +40,24 @@ class Probe:
     held_out: sentences of the dev sets, likewise; empty without sets.
     batch_size: the round's.
     max_length: the round's, in tokens.
+    rows: the example ids of `train`.
   """
 
   train: list[str]
   held_out: list[str]
   batch_size: int
   max_length: int
+  rows: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+
+  def teach(self, teacher: Teacher | EmbeddedTeacher, split: str) -> np.ndarray:
+    """Returns a teacher's embeddings of a split, [n, B, D].
+
+    One that is only embeddings has none of the held-out sentences.
+    """
+    if isinstance(teacher, Teacher):
+      return self.embed(teacher.model, split)
+    assert split == "train"
+    return self.batches(np.asarray(teacher.rows[self.rows], np.float32))
 
   def embed(self, model: model_lib.Model, split: str) -> np.ndarray:
     """Computes a model's embeddings of a split, [n, B, D]."""
@@ -93,6 +106,7 @@ def make_probe(
   held_out = dev_sentences(inputs.dev)
   return Probe(
     train=inputs.sentences(config, np.concatenate(rows)),
+    rows=np.concatenate(rows),
     held_out=held_out[: probe_size(len(held_out), config.batch_size)],
     batch_size=config.batch_size,
     max_length=config.max_length,
@@ -100,7 +114,9 @@ def make_probe(
 
 
 def write_spread(
-  path: pathlib.Path, teachers: Sequence[Teacher], probe: Callable[[], Probe]
+  path: pathlib.Path,
+  teachers: Sequence[Teacher | EmbeddedTeacher],
+  probe: Callable[[], Probe],
 ) -> None:
   """Writes how a round's teachers differ on a probe, unless that is known.
 
@@ -114,7 +130,7 @@ def write_spread(
   if len(teachers) < 2 or processes.agree(is_known):
     return
   made = probe()
-  spread = diagnostics.teacher_spread([made.embed(t.model, "train") for t in teachers])
+  spread = diagnostics.teacher_spread([made.teach(t, "train") for t in teachers])
   if processes.is_first():
     write_json(path, {"teachers": names, **spread})
 
@@ -123,7 +139,7 @@ def measure(
   name: str,
   start: model_lib.Model,
   terms: Sequence[Weighted],
-  teachers: Sequence[Teacher],
+  teachers: Sequence[Teacher | EmbeddedTeacher],
   probes: Mapping[int, Probe],
 ) -> "dict[int, HeldOut]":
   """Makes measures that compare the student of each seed with the teachers.
@@ -147,7 +163,7 @@ def measure(
   weights = [teacher.weight for teacher in teachers]
 
   def join(probe, split):
-    embeddings = zip(*(probe.embed(each.model, split) for each in teachers))
+    embeddings = zip(*(probe.teach(each, split) for each in teachers))
     return np.stack([losses.join_teachers(batch, weights) for batch in embeddings])
 
   measures, held_out = {}, None
@@ -156,7 +172,8 @@ def measure(
     joint = {"train": join(probe, "train")}
     if not measures:
       _warn(name, warned, joint["train"])
-    if probe.held_out:  # It is the same for every seed.
+    is_known = all(isinstance(each, Teacher) for each in teachers)
+    if probe.held_out and is_known:  # It is the same for every seed.
       held_out = join(probe, "held_out") if held_out is None else held_out
       joint["held_out"] = held_out
     measures[seed] = HeldOut(start, probe, measured, joint)

@@ -212,13 +212,19 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
   ).train()
 
 
-def _teachers(recipe: Recipe, config: config_lib.ConfigDict) -> list[teaching.Teacher]:
+def _teachers(
+  recipe: Recipe, config: config_lib.ConfigDict
+) -> list[teaching.Teacher | teaching.EmbeddedTeacher]:
   """Loads every teacher of a round."""
   teachers = []
   members = origin.members(recipe.rounds, config)
   shares = config.teacher_weights or [len(each) for each in members]
   for each, share in zip(members, shares):
     for member in each:
+      if member in recipe.inputs.embeddings:
+        rows = recipe.inputs.example_rows(member, config)
+        teachers.append(teaching.EmbeddedTeacher(member, share / len(each), rows))
+        continue
       if member in config.teachers:
         name, model = member, recipe.inputs.outside[member]
       else:
@@ -252,13 +258,14 @@ def _check_disk(recipe: Recipe) -> None:
   need = {}
   # Finished rounds count too: their files are among those that are there.
   for config in cached.values():
-    for member in itertools.chain(*origin.members(recipe.rounds, config)):
+    members = itertools.chain(*origin.members(recipe.rounds, config))
+    for member in (each for each in members if each not in recipe.inputs.embeddings):
       model = recipe.inputs.outside.get(member, recipe.inputs.start)
       tokens = recipe.inputs.teacher_tokens(member, config)
       # Rounds share the files of a teacher that they have in common.
       key = (member, tokens.key, config.teacher_cache, config.dtype)
       need[key] = teacher_cache.cache_bytes(
-        len(tokens), model.pooled_size, config.teacher_cache
+        len(tokens), model.embedding_size, config.teacher_cache
       )
   cache, total = recipe.place.cache, sum(need.values())
   _log.info("teacher caches: %.2f GB in all, in %s", total / 1e9, cache)

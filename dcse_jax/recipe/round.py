@@ -241,7 +241,7 @@ def prepare(
   seeds: Sequence[int],
   inputs: inputs_lib.Inputs,
   start: model_lib.Model,
-  teachers: Sequence[teaching_lib.Teacher],
+  teachers: Sequence[teaching_lib.Teacher | teaching_lib.EmbeddedTeacher],
   mesh: Mesh,
 ) -> Round:
   """Prepares a round's training: tokenises, embeds, measures and prunes.
@@ -308,7 +308,7 @@ def prepare(
 
 def _teach(
   config: config_lib.ConfigDict,
-  teachers: Sequence[teaching_lib.Teacher],
+  teachers: Sequence[teaching_lib.Teacher | teaching_lib.EmbeddedTeacher],
   tokens: tokens_lib.TokenCache,
   cache: pathlib.Path,
 ) -> teaching_lib.Teaching:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
 import jax
 
@@ -11,11 +12,13 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import wordpiece
+from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +52,38 @@ def load(config: config_lib.ConfigDict) -> model_lib.Model:
 def make(
   config: config_lib.ConfigDict, columns: Sequence[Sequence[str]], cache: pathlib.Path
 ) -> model_lib.Model:
-  """Makes a random encoder, with a tokenizer trained on the text.
+  """Makes a random encoder, with a model's tokenizer or one trained on the text.
 
   Args:
     config: the recipe's; its `encoder` is the shape.
     columns: the text's.
     cache: the folder that keeps the tokenizer, which is trained once.
   """
-  vocab_size = config.encoder.vocab_size
+  if config.tokenizer:
+    tokenizer = load_tokenizer(folder.locate(config.tokenizer))
+    if tokenizer.pad_token_id is None:
+      raise UserError(
+        f"config.tokenizer: that of {config.tokenizer} has no padding token: use another"
+      )
+  else:
+    tokenizer = _train_tokenizer(config.encoder.vocab_size, columns, cache)
+  shape = new_shape(
+    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
+  )
+  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
+  return model_lib.Model(
+    config=shape,
+    params=jax.device_get(params),
+    tokenizer=tokenizer,
+    pooling=config.pooling,
+    normalize=False,
+    max_length=config.max_length,
+  )
+
+
+def _train_tokenizer(
+  vocab_size: int, columns: Sequence[Sequence[str]], cache: pathlib.Path
+) -> Any:
   key = tokens_lib.content_key(columns, "wordpiece", vocab_size)
   path = cache / f"tokenizer-{key}"
 
@@ -73,16 +100,4 @@ def make(
       digests_lib.write(beside)
 
   processes.first_makes(path.parent, train)
-  tokenizer = folder.load_tokenizer(path)
-  shape = new_shape(
-    config, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
-  )
-  params = encoder_lib.init_params(shape, jax.random.key(config.seed))
-  return model_lib.Model(
-    config=shape,
-    params=jax.device_get(params),
-    tokenizer=tokenizer,
-    pooling=config.pooling,
-    normalize=False,
-    max_length=config.max_length,
-  )
+  return load_tokenizer(path)

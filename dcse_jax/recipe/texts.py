@@ -5,6 +5,8 @@ import functools
 import logging
 import pathlib
 
+import numpy as np
+
 from dcse_jax import config as config_lib
 from dcse_jax.data import synthetic
 from dcse_jax.data import text as text_lib
@@ -14,6 +16,7 @@ from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
 from dcse_jax.runtime.errors import UserError
+from dcse_jax.teachers.embeddings import Embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +61,7 @@ def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
   """
   if not source:
     raise UserError("give --config.text=FILE, the text to train on")
-  path = source
-  if not source.startswith("tfds:"):
-    path = str(files.user_path(source))
-  text = text_lib.read_text(path, columns)
+  text = text_lib.read_text(_place(source), columns)
   about = f"{source}: {len(text.columns[0])} rows"
   if text.empty_rows:
     about += f", {text.empty_rows} empty left out"
@@ -69,6 +69,44 @@ def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
     about += f", {text.cut_rows} cut at {text_lib.MAX_CHARACTERS} characters"
   _log.info("%s", about)
   return text
+
+
+def _place(source: str) -> str:
+  return source if source.startswith("tfds:") else str(files.user_path(source))
+
+
+def match(
+  embeddings: Embeddings, text: text_lib.Text, source: str, columns: tuple[str, ...]
+) -> np.ndarray:
+  """Finds the embedding of each row of a text, and checks them.
+
+  Args:
+    embeddings: the teacher's, for each row of the text file or by ids.
+    text: what is read of that file.
+    source: names it, as in `read`.
+    columns: as in `read`.
+
+  Returns:
+    The rows among the embeddings, [rows of the text].
+
+  Raises:
+    UserError: they are of another text, or some have no direction.
+  """
+  if embeddings.text_digest is not None:
+    number, digest = text_lib.measure(_place(source), columns)
+    if digest != embeddings.text_digest:
+      raise UserError(
+        f"teacher {embeddings.name} is of another text than {source}, whose {number} "
+        f"rows differ, as {embeddings.name}.json says: embed this one"
+      )
+  if embeddings.ids is None:
+    number = len(text.columns[0]) + len(text.left_out)
+    rows = embeddings.rows_in_order(number, source)[text.source_rows]
+  else:
+    ids = text_lib.read_ids(_place(source), embeddings.id_column)
+    rows = embeddings.rows_by_id([ids[i] for i in text.source_rows], source)
+  embeddings.check(rows)
+  return rows
 
 
 def tokenize(

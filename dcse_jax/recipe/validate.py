@@ -6,7 +6,6 @@ from typing import Any
 from dcse_jax import losses
 from dcse_jax.config import ConfigDict
 from dcse_jax.config import default
-from dcse_jax.config import members
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
@@ -21,6 +20,7 @@ from dcse_jax.runtime.errors import UserError
 # Fields that a round cannot have for itself.
 _OF_RECIPE = (
   "model",
+  "tokenizer",
   "encoder",
   "pooling",
   "num_layers",
@@ -114,6 +114,11 @@ def check(config: ConfigDict) -> None:
       "synthetic_sentences makes up text and sets: leave config.text and "
       "config.sts empty, or set synthetic_sentences=0"
     )
+  if config.model and config.tokenizer:
+    raise UserError(
+      f"config.tokenizer={config.tokenizer!r} is of a new encoder, and {config.model} "
+      "has its own: leave one of them empty"
+    )
   if not config.recipe:
     raise UserError("config.recipe is empty: name one round or more")
   for i, name in enumerate(config.recipe):
@@ -135,13 +140,6 @@ def check(config: ConfigDict) -> None:
         )
     later = set(config.rounds) - set(config.recipe[:i])
     _check_round(name, of_round(config, name), config.recipe[:i], later)
-    for teacher in of_round(config, name).teachers:
-      for member, _ in members(config.rounds, teacher):
-        if of_round(config, member).keep_head:
-          raise UserError(
-            f"rounds.{name}.teachers: {teacher} keeps its head (keep_head=True), which "
-            "a teacher may not have: train it without"
-          )
 
 
 def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:

@@ -5,7 +5,7 @@ teachers are repeated along "data", and divided along "fsdp" by `RULES`: memory 
 with the size of that axis, and each matrix is gathered where it is needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import re
@@ -98,10 +98,38 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
     _mesh.reset(token)
 
 
-def is_one_device() -> bool:
-  """Returns whether a program is traced for a single device."""
+def divides(rows: int) -> bool:
+  """Returns whether rows divide among the devices that a program is traced for.
+
+  They do not where it is not known which of several devices those are.
+  """
   mesh = _mesh.get()
-  return mesh is None or mesh.size == 1
+  if mesh is None:
+    return jax.device_count() == 1
+  return rows % mesh.size == 0
+
+
+def over_rows(
+  fn: Callable[..., jax.Array], rows: Sequence[jax.Array], whole: Sequence[jax.Array]
+) -> jax.Array:
+  """Calls a function on each device with the rows that lie there.
+
+  XLA divides its own operations by itself, and gathers what a kernel is given.
+
+  Args:
+    fn: from parts of rows and whole arrays to rows.
+    rows: arrays of rows of the batch, as many for each device.
+    whole: arrays that every device has.
+  """
+  mesh = _mesh.get()
+  if mesh is None or mesh.size == 1:
+    return fn(*rows, *whole)
+  by_batch = over_batch(mesh).spec
+  specs = (by_batch,) * len(rows) + (PartitionSpec(),) * len(whole)
+  divided = jax.shard_map(
+    fn, mesh=mesh, in_specs=specs, out_specs=by_batch, check_vma=False
+  )
+  return divided(*rows, *whole)
 
 
 def by_row(x: jax.Array) -> jax.Array:

@@ -142,7 +142,7 @@ def build_teacher_cache(
     UserError: the disk has no room.
   """
   path = folder / f"teacher-{teacher_key(model, tokens, dtype, compute_dtype)}"
-  shape = (len(tokens), model.pooled_size)
+  shape = (len(tokens), model.embedding_size)
   beside = folder / f".{path.name}.tmp"
   group = processes.sharing(folder)
   first, me = group[0], jax.process_index()
@@ -244,7 +244,7 @@ def _make_room(beside: pathlib.Path, shape, dtype: str, name: str) -> None:
 
 def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> None:
   """Computes those blocks that are missing or damaged."""
-  shape = (len(tokens), model.pooled_size)
+  shape = (len(tokens), model.embedding_size)
   file = np.memmap(beside / "embeddings.bin", jnp.dtype(dtype), "r+", shape=shape)
   intact = _intact(beside, shape, dtype, blocks)
   missing = [block for block, is_intact in zip(blocks, intact) if not is_intact]
@@ -271,7 +271,7 @@ def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> 
         mesh=mesh,
       )
       # At unit length float16 cannot overflow, and losses only see cosines anyway.
-      file[start:stop] = unit_length(embeddings)
+      file[start:stop] = unit_length(model.finish(embeddings, normalize=False))
       file.flush()
       # The mark says what the block holds, so it is written after the block.
       digest = hashlib.sha256(file[start:stop].view(np.uint8)).hexdigest()

@@ -45,12 +45,15 @@ class Embeddings:
     parts: one or more arrays, [n, D], that follow each other.
     ids: a string for each row of all parts together; None if the order says it.
     id_column: the column of the ids; "" without ids.
+    text_digest: the digest of the text's rows, as `data.text.measure` gives it, if the
+      JSON file beside has it, as embed_with writes it.
   """
 
   name: str
   parts: tuple[np.ndarray, ...]
   ids: list[str] | None = None
   id_column: str = ""
+  text_digest: str | None = None
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -98,24 +101,34 @@ class Embeddings:
       state.update(f"{each}\n".encode())
     return state.hexdigest()
 
-  def rows_of(self, ids: Sequence[str], source: str) -> np.ndarray:
-    """Finds the row of each row of a text file.
+  def rows_in_order(self, number: int, source: str) -> np.ndarray:
+    """Numbers the rows of a text file, which are as many, [rows].
 
     Args:
-      ids: those of the text file's rows; only their number counts if this has no ids.
+      number: how many rows the text file has, blank ones included.
       source: the text file, for errors.
 
     Raises:
-      UserError: the embeddings do not belong to that text.
+      UserError: there are more here, or fewer.
     """
-    if self.ids is None:
-      if len(self) != len(ids):
-        raise UserError(
-          f"teacher {self.name} has {len(self)} rows and {source} has {len(ids)}: give "
-          "one for each row of the text file, blank rows included, or name a column of "
-          "ids, FILE.parquet:id:vector"
-        )
-      return np.arange(len(self))
+    if len(self) != number:
+      raise UserError(
+        f"teacher {self.name} has {len(self)} rows and {source} has {number}: give one "
+        "for each row of the text file, blank rows included, or name a column of ids, "
+        "FILE.parquet:id:vector"
+      )
+    return np.arange(number)
+
+  def rows_by_id(self, ids: Sequence[str], source: str) -> np.ndarray:
+    """Finds rows by their ids, [ids].
+
+    Args:
+      ids: those of a text file's rows.
+      source: the text file, for errors.
+
+    Raises:
+      UserError: an id stands here twice, or not at all.
+    """
     places: dict[str, int] = {}
     for row, each in enumerate(self.ids):
       if each in places:
@@ -188,11 +201,13 @@ def open_embeddings(name: str) -> Embeddings:
   if table := _TABLE.fullmatch(name):
     path, columns = files.user_path(table[1]), table[2].split(":")[1:]
     parts, ids = _read_table(name, path, columns)
-    made = Embeddings(name, parts, ids, columns[0] if len(columns) > 1 else "")
+    id_column = columns[0] if len(columns) > 1 else ""
+    made = Embeddings(name, parts, ids, id_column, _text_digest(path))
   else:
     path = files.user_path(name)
     paths = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-    made = Embeddings(name, tuple(_map(each) for each in paths))
+    parts = tuple(map(_map, paths))
+    made = Embeddings(name, parts, text_digest=_text_digest(path))
   first = made.parts[0]
   for i, part in enumerate(made.parts):
     if part.ndim != 2 or part.shape[1] == 0 or part.dtype.name not in _TYPES:
@@ -206,6 +221,15 @@ def open_embeddings(name: str) -> Embeddings:
         f"{first.shape[1]}: embed all by one model"
       )
   return made
+
+
+def _text_digest(path: pathlib.Path) -> str | None:
+  beside = path.with_name(f"{path.name}.json")
+  if not beside.is_file():
+    return None
+  about = files.read_json(beside)
+  text = about.get("text") if isinstance(about, dict) else None
+  return text.get("digest") if isinstance(text, dict) else None
 
 
 def _map(path: pathlib.Path) -> np.ndarray:

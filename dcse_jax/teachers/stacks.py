@@ -22,6 +22,14 @@ from dcse_jax.model.model import Model
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import backend
 
+# The activations of dense layers, as in `heads.Head`.
+_ACTIVATIONS = {
+  "Tanh": jnp.tanh,
+  "Identity": lambda x: x,
+  "ReLU": jax.nn.relu,
+  "Sigmoid": jax.nn.sigmoid,
+}
+
 # How a stack runs on a backend, by measurement (benchmarks/teachers.py): "scan"
 # is one teacher after the other in a compiled loop, "vmap" all in each matrix
 # product, "unrolled" one after the other in straight-line code. Where nothing
@@ -37,17 +45,23 @@ class TeacherStack:
     weights: each teacher's in the average; over all stacks they sum to 1.
     tokens: which of the batch's `teacher_tokens` they read; None for the student's
       own.
+    activations: those of the dense layers after the pooling, in order.
+    width: how many leading numbers of what comes out are kept; None keeps what the
+      pooling gives.
   """
 
   config: encoder_lib.EncoderConfig
   pooling: str
   weights: tuple[float, ...]
   tokens: int | None = None
+  activations: tuple[str, ...] = ()
+  width: int | None = None
 
   @property
   def size(self) -> int:
     """The width of the teachers' embeddings, side by side."""
-    return len(self.weights) * pooling_lib.embedding_size(self.config, self.pooling)
+    pooled = pooling_lib.embedding_size(self.config, self.pooling)
+    return len(self.weights) * (self.width or pooled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +104,7 @@ def stack_teachers(
   weights: Sequence[float],
   tokens: Sequence[int | None] | None = None,
   *,
+  total: float | None = None,
   dtype: Any = jnp.float32,
 ) -> tuple[tuple[TeacherStack, ...], tuple[encoder_lib.Params, ...]]:
   """Groups teachers by shape and by what they read.
@@ -98,6 +113,8 @@ def stack_teachers(
     models: the teachers.
     weights: one for each teacher, in any unit.
     tokens: for each teacher `TeacherStack.tokens`; None if all read the student's.
+    total: the sum of all weights where other teachers have some; None for that of
+      these.
     dtype: that of the parameters. The dtype of the matrix products loses nothing;
       bfloat16 takes half the memory of float32.
 
@@ -106,19 +123,42 @@ def stack_teachers(
     teachers.
   """
   tokens = tokens or [None] * len(models)
+  total = sum(weights) if total is None else total
   groups: dict[tuple, list[int]] = {}
   for i, model in enumerate(models):
-    groups.setdefault((model.config, model.pooling, tokens[i]), []).append(i)
+    layers = tuple((each.kernel.shape, each.activation) for each in model.dense_layers)
+    shape = (model.config, model.pooling, tokens[i], layers, model.truncate_dim)
+    groups.setdefault(shape, []).append(i)
   stacks, params = [], []
-  for (config, pooling, source), members in groups.items():
-    shares = tuple(float(weights[i] / sum(weights)) for i in members)
-    stacks.append(TeacherStack(config, pooling, shares, source))
+  for (config, pooling, source, layers, _), members in groups.items():
+    shares = tuple(float(weights[i] / total) for i in members)
+    activations = tuple(activation for _, activation in layers)
+    width = models[members[0]].embedding_size
+    stacks.append(TeacherStack(config, pooling, shares, source, activations, width))
     params.append(
       jax.tree.map(
-        lambda *x: np.stack(x).astype(dtype), *(models[i].params for i in members)
+        lambda *x: np.stack(x).astype(dtype), *(_params(models[i]) for i in members)
       )
     )
   return tuple(stacks), tuple(params)
+
+
+def _params(model: Model) -> encoder_lib.Params:
+  """Returns an encoder's parameters, with those of dense layers as `head`."""
+  if not model.head:
+    return model.params
+  layers = [{"kernel": e.kernel, "bias": e.bias} for e in model.dense_layers]
+  return {**model.params, "head": layers}
+
+
+def _finish(
+  stack: TeacherStack, layers: Sequence[Mapping[str, jax.Array]], pooled: jax.Array
+) -> jax.Array:
+  """Computes what follows the pooling, as `Model.finish` does, without normalising."""
+  for layer, activation in zip(layers, stack.activations):
+    kernel, bias = (layer[name].astype(jnp.float32) for name in ("kernel", "bias"))
+    pooled = _ACTIVATIONS[activation](pooled @ kernel + bias)
+  return pooled[:, : stack.width]
 
 
 def run_stack(
@@ -149,19 +189,22 @@ def teacher_embeddings(
   stacks: Sequence[TeacherStack | CachedTeachers],
   batch: Mapping[str, Any],
   *,
+  column: int = 0,
   dtype,
   packing: Packing | None = None,
   microbatches: Chunks = Chunks(),
 ) -> jax.Array:
-  """Computes the teachers' joint embeddings of a batch's first column.
+  """Computes the teachers' joint embeddings of one column of a batch.
 
   Args:
     params: those of each stack; anything for cached teachers.
     stacks: from `stack_teachers`, or `CachedTeachers`.
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
+    column: the column; `teacher_tokens` and `teacher_embeddings` have the first alone.
     dtype: that of the matrix products.
-    packing: that of a microbatch's first column; `teacher_tokens` keep their padding.
+    packing: that of a microbatch's first column, or of all columns; `teacher_tokens`
+      keep their padding.
     microbatches: how the batch is encoded.
 
   Returns:
@@ -179,8 +222,9 @@ def teacher_embeddings(
     read = batch if stack.tokens is None else batch["teacher_tokens"][stack.tokens]
 
     def embed(teacher, stack=stack, read=read):
+      encoder = {name: part for name, part in teacher.items() if name != "head"}
       encode = lambda rows, numbers: encoder_lib.encode(
-        teacher,
+        encoder,
         stack.config,
         rows["input_ids"],
         rows["attention_mask"],
@@ -188,8 +232,8 @@ def teacher_embeddings(
         dtype=dtype,
         packing=packing if stack.tokens is None else None,
       )
-      first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
-      return microbatches.map(encode, first)
+      first = {name: read[name][:, column] for name in ("input_ids", "attention_mask")}
+      return _finish(stack, teacher.get("head", ()), microbatches.map(encode, first))
 
     embeddings.extend(run_stack(embed, stack_params))
   return jax.lax.stop_gradient(losses.join_teachers(embeddings, weights))

@@ -244,6 +244,20 @@ def test_the_abstract_batch_has_the_columns_of_the_text(files, fields, columns):
   assert step.num_columns == columns
 
 
+@pytest.mark.parametrize("family", encoder_lib.NEW)
+def test_a_new_encoder_of_every_family_has_an_abstract_step(files, family):
+  config = recipe(files, pooling="mean")
+  config.model = ""
+  config.encoder = {**config.encoder, "family": family}
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(config, "base", mesh)
+  shapes = jax.eval_shape(step.step_fn, *step.arguments, None)
+  assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(
+    jnp.shape, step.arguments[0]
+  )
+  assert step.flops > 0
+
+
 def test_cached_teachers_come_with_the_abstract_batch(files):
   mesh = mesh_lib.make_mesh(jax.devices()[:2])
   config = recipe(files, teacher_cache="float16")

@@ -68,7 +68,9 @@ def test_prompts_change_embeddings_and_an_unknown_one_is_refused(ours):
     written_out = ours.encode([PROMPTS[name] + s for s in SENTENCES], prompt="")
     np.testing.assert_allclose(found, written_out, atol=1e-6)
     assert np.abs(found - plain).max() > 0.01
-  with pytest.raises(UserError, match="prompt_name='x': the model has .*passage"):
+  with pytest.raises(
+    UserError, match="no prompt is named 'x': this model has .*passage"
+  ):
     ours.encode(SENTENCES, prompt_name="x")
 
 
@@ -158,7 +160,7 @@ def test_evaluation_and_a_file_take_a_prompt_by_name(place, tmp_path):
   assert (
     score() == score(default_prompt_name="other") != score(default_prompt_name="query")
   )
-  with pytest.raises(UserError, match="prompt_name='x'"):
+  with pytest.raises(UserError, match="no prompt is named 'x'"):
     score(default_prompt_name="x")
   (tmp_path / "a.txt").write_text("\n".join(SENTENCES) + "\n")
   encoder = SentenceEncoder(place)

@@ -11,9 +11,9 @@ from dcse_jax import SentenceEncoder
 from dcse_jax import encode
 from dcse_jax import search
 from dcse_jax.data.lines import Lines
-from dcse_jax.embed import sentence_encoder
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
+from dcse_jax.model import inference
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -39,7 +39,7 @@ def test_encode_takes_a_list_an_iterator_and_one_string(encoder):
 
 def test_a_stream_is_encoded_in_parts_as_it_would_be_whole(encoder, monkeypatch):
   whole = encoder.encode(models.SENTENCES[:50])
-  monkeypatch.setattr(sentence_encoder, "_CHUNK", 16)
+  monkeypatch.setattr(inference, "CHUNK", 16)
   parts = list(encoder.encode_stream(iter(models.SENTENCES[:50])))
   assert [len(part) for part in parts] == [16, 16, 16, 2]
   np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
@@ -279,7 +279,7 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_fi
   encoder, tmp_path, monkeypatch, change
 ):
   lines = write_lines(tmp_path / "a.txt")
-  monkeypatch.setattr(sentence_encoder, "_CHUNK", 16)
+  monkeypatch.setattr(inference, "CHUNK", 16)
   stream = encoder.encode_stream
   encoded = []
 

@@ -1,4 +1,4 @@
-"""What config.json of published encoders says, by the model's name on the hub.
+"""The config.json of published encoders, by the model's name on the hub.
 
 Keys and values are the hub's. Each has what the line of a refusal must match, or ""
 where it is read.
@@ -430,7 +430,7 @@ REFUSED = {
   ),
   "an activation of its own": (
     _BERT | {"hidden_act": "swiglu"},
-    "hidden_act is 'swiglu'.*: use a model with gelu or ",
+    "hidden_act is 'swiglu'.*: use a model with one of gelu, ",
   ),
   "heads that do not divide": (
     _DISTILBERT | {"n_heads": 7},

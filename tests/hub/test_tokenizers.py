@@ -161,6 +161,7 @@ def test_a_vocabulary_larger_than_the_encoders_is_refused_with_both_numbers(tmp_
     made(tmp_path, "bytes for bert", spare=-1)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_the_ids_of_a_tokenizer_that_pads_on_the_left(files):
   path = made(files, "qwen")
   config = recipes.from_files(

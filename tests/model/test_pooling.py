@@ -52,10 +52,11 @@ def test_packed_and_padded_rows_are_pooled_as_sentence_transformers_pools_states
   model = models.tiny_model()
   packing = packing_lib.Packing(int(LENGTHS.sum()) + 1)
   encode = jax.jit(encoder_lib.encode, static_argnames=("config", "pooling", "packing"))
+  states_of = jax.jit(encoder_lib.hidden_states, static_argnames="config")
   for mask in (RIGHT, RIGHT[:, ::-1]):
     ids = np.random.default_rng(1).integers(5, 150, mask.shape)
     batch = {"config": model.config, "input_ids": ids, "attention_mask": mask}
-    *_, states = encoder_lib.hidden_states(model.params, **batch)
+    *_, states = states_of(model.params, **batch)
     for form in (None, packing):
       ours = encode(model.params, **batch, pooling=name, packing=form)
       np.testing.assert_allclose(ours, theirs(name, states, mask), atol=1e-6)

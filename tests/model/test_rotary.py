@@ -9,10 +9,15 @@ import pytest
 import safetensors.numpy
 import torch
 
+from dcse_jax import losses
 from dcse_jax.hub import huggingface
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import modernbert
+from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.packing import Packing
+from dcse_jax.objective.objective import Objective
 from tests import families
+from tests import models
 
 # What an exported folder says in its own way.
 SAID = {"architectures", "dtype", "use_cache", "sliding_window", "max_window_layers"}
@@ -27,7 +32,7 @@ QUICK = [
 
 
 def assert_close(ours, theirs, rtol):
-  """Within rtol of the largest, or of 1."""
+  """Asserts equality within rtol of the largest, or of 1."""
   scale = max(np.abs(theirs).max(), 1.0)
   np.testing.assert_allclose(ours, theirs, atol=rtol * scale)
 
@@ -167,3 +172,45 @@ def test_the_last_layer_for_few_tokens_gives_their_full_states(kind, shape, tmp_
   np.testing.assert_allclose(few, full, atol=1e-5)
   other, _ = run(params, jax.random.key(4))
   assert np.abs(few - other).max() > 0.01
+
+
+@pytest.mark.slow
+def test_packed_and_in_microbatches_it_trains_as_padded_dropout_included():
+  config = modernbert.new_config(
+    max_tokens=40,
+    vocab_size=150,
+    hidden_size=16,
+    num_layers=4,
+    num_heads=2,
+    intermediate_size=24,
+    initializer_range=0.2,
+    pad_token_id=0,
+  )
+  config = dataclasses.replace(config, local_attention=4)
+  batch = models.random_batch(3, length=24)
+
+  def gradient(packing, number):
+    loss_fn = Objective(
+      losses.parse("info_nce + masked_language_model"),
+      config=config,
+      pooling="mean",
+      mask_token_id=4,
+      special_token_ids=(0, 1, 2, 3, 4),
+      microbatches=Chunks(number),
+    )
+    params = loss_fn.init_params(
+      encoder_lib.init_params(config, jax.random.key(1)), jax.random.key(0)
+    )
+    (loss, _), gradient = jax.jit(
+      jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
+    )(params, batch, jax.random.key(7), {}, packing)
+    return loss, gradient
+
+  loss, expected = gradient(None, 1)
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+  for packing, number in ((Packing(170), 1), (Packing(100, 2), 2)):
+    other, found = gradient(packing, number)
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found, expected
+    )

@@ -1,0 +1,392 @@
+"""How good a student becomes: our ways to distil, and sentence-transformers' own.
+
+`python -m benchmarks quality --teacher DIR --text FILE... --sts DIR --workdir DIR` gives
+every contender the same student (the teacher's first layers), the same sentences, batch
+and steps, and the teacher's embeddings from one file. Each takes the learning rate that
+is best on STS-B dev, in the mean over the first `--screen` seeds; the table is of the
+last parameters, on the seven sets, over all seeds. Whatever is done already is read from
+WORKDIR/quality.json, which is written anew after every training.
+"""
+
+import argparse
+from collections.abc import Iterator
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+import optax
+
+from dcse_jax import losses
+from dcse_jax.data import batches as batches_lib
+from dcse_jax.data import text as text_lib
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.eval import sts
+from dcse_jax.eval import sts_sets
+from dcse_jax.hub import folder as folder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.model import packing
+from dcse_jax.model.inference import encode_tokens
+from dcse_jax.objective.objective import Objective
+from dcse_jax.runtime import mesh as mesh_lib
+from dcse_jax.teachers.cache import TeacherEmbeddings
+from dcse_jax.teachers.stacks import CachedTeachers
+from dcse_jax.train import loop
+from dcse_jax.train import optimizer
+from dcse_jax.train import step as step_lib
+
+_GROUP_P = {"distillation": {"group_probability": 0.1}}
+# The objective and what differs from its defaults; W is --similarity_weight.
+OURS = {
+  "similarity": ("info_nce + distillation", {}),
+  "similarity, Group-P": ("info_nce + distillation", _GROUP_P),
+  "embedding": ("embedding_distillation", {}),
+  "embedding + similarity": ("embedding_distillation + W * distillation", {}),
+  "embedding + similarity, Group-P": (
+    "embedding_distillation + W * distillation",
+    _GROUP_P,
+  ),
+  "embedding + spread": ("embedding_distillation + 0.1 * spread", {}),
+}
+# See `torch_distillers.LOSSES`.
+PEERS = ("MSELoss", "EmbedDistillLoss", "DistillKLDivLoss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What every contender is given.
+
+  Attributes:
+    student: before training.
+    student_folder: the same, as sentence-transformers reads it.
+    sentences: what is trained on, each once.
+    teacher: the teacher's embeddings of these, [n, D].
+    sets: STS-B dev and the seven test sets.
+    options: the command line's.
+  """
+
+  student: model_lib.Model
+  student_folder: pathlib.Path
+  sentences: list[str]
+  teacher: np.ndarray
+  sets: dict[str, sts_sets.StsSet]
+  options: argparse.Namespace
+
+  def score(self, embed, names) -> dict[str, float]:
+    """Spearman x 100 by name of a set, of a function from sentences to embeddings."""
+    scores = sts.score_sts(embed, {name: self.sets[name] for name in names})
+    return {name: float(scores[name]) for name in names}
+
+
+def prepare(options) -> Task:
+  """Cuts the student, embeds the text by the teacher, unless that is done."""
+  workdir = pathlib.Path(options.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  sentences: dict[str, None] = {}
+  for source in options.text:
+    sentences |= dict.fromkeys(text_lib.read_text(source).columns[0])
+  order = np.random.default_rng(0).permutation(len(sentences))
+  every = list(sentences)
+  wanted = max(options.steps) * options.batch
+  sentences = [every[i] for i in order[:wanted]]
+  student = folder_lib.load(options.teacher, num_layers=options.layers)
+  path = workdir / f"student-{options.layers}"
+  folder_lib.save(student, path, overwrite=True)
+  key = tokens_lib.content_key([sentences], options.teacher, options.max_length)
+  embeddings = workdir / f"teacher-{key}.npy"
+  if not embeddings.exists():
+    print(f"embedding {len(sentences)} sentences by the teacher", flush=True)
+    teacher = SentenceEncoder(options.teacher, max_length=options.max_length)
+    beside = embeddings.with_suffix(".part.npy")
+    np.save(beside, teacher.encode(sentences, batch_size=256))
+    beside.rename(embeddings)
+  names = ("STSB-dev", *sts_sets.SEVEN_TEST_SETS)
+  return Task(
+    student,
+    path,
+    sentences,
+    np.load(embeddings, mmap_mode="r"),
+    sts_sets.read_sts(options.sts, names),
+    options,
+  )
+
+
+class Ours:
+  """Training by this library: one program for all rates and seeds of a contender."""
+
+  def __init__(self, task: Task):
+    self._task, student = task, task.student
+    options = task.options
+    self._tokens = tokens_lib.build_token_cache(
+      pathlib.Path(options.workdir) / "cache",
+      [task.sentences],
+      tokenize=functools.partial(student.tokenize, max_length=options.max_length),
+      tokenizer_state=model_lib.text_state(student),
+      max_length=options.max_length,
+      pad_token_id=student.config.pad_token_id,
+      vocab_size=student.config.vocab_size,
+    )
+    # Sentences of the same tokens are one, and the teacher's rows follow.
+    rows = np.asarray(task.teacher)[self._tokens.source_rows]
+    self._teacher = TeacherEmbeddings([rows])
+    self._mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    self._steps = {}
+
+  def train(self, contender: str, steps: int, runs: list[tuple[float, int]]):
+    """Trains a model for each (rate, seed).
+
+    Yields for each what scores it, from names of sets, and how long it took, seconds.
+    """
+    together = self._task.options.together or len(runs)
+    for start in range(0, len(runs), together):
+      yield from self._train(contender, steps, runs[start : start + together])
+
+  def _train(self, contender, steps, runs):
+    options, student = self._task.options, self._task.student
+    loss_fn, step_fn, schedule = self._step(contender, steps, len(runs))
+    states, batches = [], []
+    for rate, seed in runs:
+      params_rng, rng = jax.random.split(jax.random.key(seed))
+      params = loss_fn.init_params(student.params, params_rng)
+      tx = _optimizer(schedule, rate)
+      states.append(jax.device_get(step_lib.init_state(params, tx, rng)))
+      batches.append(
+        batches_lib.make_batches(
+          self._tokens, batch_size=options.batch, seed=seed, others=[self._teacher]
+        )
+      )
+    several = len(runs) > 1
+    stack = lambda trees: (
+      jax.tree.map(lambda *x: np.stack(x), *trees) if several else trees[0]
+    )
+    state = mesh_lib.put_params(stack(states), self._mesh)
+    frozen = {"teachers": ((),)}
+    over_batch = mesh_lib.over_batch(self._mesh, axis=int(several))
+    packings = () if jax.default_backend() != "cpu" else self._packings(steps)
+    begin = time.perf_counter()
+    for _ in range(steps):
+      batch = stack([next(each) for each in batches])
+      packed = packing.choose_packing(packings, batch.pop("num_tokens").max())
+      state, _ = step_fn(state, mesh_lib.put_batch(batch, over_batch), frozen, packed)
+    params = jax.device_get(state.params["encoder"])
+    seconds = (time.perf_counter() - begin) / len(runs)
+    for i, _ in enumerate(runs):
+      own = jax.tree.map(lambda x, i=i: x[i], params) if several else params
+      embed = functools.partial(self._embed, own)
+      yield functools.partial(self._task.score, embed), seconds
+
+  def _embed(self, params, sentences: list[str]) -> np.ndarray:
+    student = self._task.student
+    return encode_tokens(
+      jax.device_put(params),
+      student.config,
+      student.tokenize(sentences, student.max_length),
+      pooling=student.pooling,
+      batch_size=256,
+    )
+
+  def _step(self, contender: str, steps: int, num_models: int):
+    key = contender, steps, num_models
+    if key not in self._steps:
+      options, student = self._task.options, self._task.student
+      objective, settings = OURS[contender]
+      objective = objective.replace("W", str(options.similarity_weight))
+      stack = CachedTeachers((self._task.teacher.shape[1],), (1.0,))
+      loss_fn = Objective(
+        losses.parse(objective, settings),
+        config=student.config,
+        pooling=student.pooling,
+        stacks=(stack,),
+      )
+      schedule = optimizer.make_schedule(
+        learning_rate=1.0, schedule="linear", warmup_steps=0, num_steps=steps
+      )
+      step_fn = loop.make_step(
+        loss_fn,
+        _optimizer(schedule, 1.0),
+        schedule,
+        mesh=self._mesh,
+        num_models=num_models,
+        num_steps=steps,
+      )
+      self._steps = {key: (loss_fn, step_fn, schedule)}
+    return self._steps[key]
+
+  def _packings(self, steps: int):
+    options = self._task.options
+    return packing.make_packings(
+      self._tokens.num_tokens(np.arange(len(self._tokens))),
+      batch_size=options.batch,
+      padded=options.max_length,
+      num_steps=steps,
+    )
+
+
+def _optimizer(schedule, rate: float) -> optax.GradientTransformation:
+  """AdamW at a rate that is a number of its state, and no part of the program."""
+  return optax.chain(
+    optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
+    optax.inject_hyperparams(optax.scale)(step_size=rate),
+  )
+
+
+class Record:
+  """The trainings that are done, in WORKDIR/quality.json."""
+
+  def __init__(self, options):
+    self._path = pathlib.Path(options.workdir) / "quality.json"
+    self._facts = {
+      "teacher": options.teacher,
+      "layers": options.layers,
+      "batch": options.batch,
+      "max_length": options.max_length,
+      "similarity_weight": options.similarity_weight,
+      "device": jax.devices()[0].device_kind,
+    }
+    self.runs = []
+    if self._path.exists():
+      before = json.loads(self._path.read_text())
+      if before["facts"] != self._facts:
+        raise SystemExit(
+          f"{self._path} is of {before['facts']}, and this is {self._facts}: name "
+          "another --workdir"
+        )
+      self.runs = before["runs"]
+
+  def find(self, contender: str, steps: int) -> dict[tuple[float, int], dict]:
+    """The trainings of a contender, by rate and seed."""
+    wanted = lambda run: (run["contender"], run["steps"]) == (contender, steps)
+    return {(run["rate"], run["seed"]): run for run in filter(wanted, self.runs)}
+
+  def add(self, **run) -> None:
+    key = lambda each: [each[k] for k in ("contender", "steps", "rate", "seed")]
+    self.runs = [each for each in self.runs if key(each) != key(run)] + [run]
+    beside = self._path.with_suffix(".part")
+    beside.write_text(json.dumps({"facts": self._facts, "runs": self.runs}, indent=1))
+    beside.rename(self._path)
+    rows = "".join(f"{line}\n" for line in table(self))
+    self._path.with_suffix(".md").write_text(rows)
+
+  def best_rate(self, contender: str, steps: int) -> float:
+    """The rate whose mean on dev is best, over the seeds that every rate has."""
+    done = self.find(contender, steps)
+    rates = dict.fromkeys(rate for rate, _ in done)
+    # The chosen one has seeds that the others lack.
+    seeds = {seed for _, seed in done}
+    common = [seed for seed in seeds if all((rate, seed) in done for rate in rates)]
+    dev = lambda rate: statistics.fmean(done[rate, seed]["dev"] for seed in common)
+    return max(rates, key=dev)
+
+
+def _spread(values: list[float]) -> str:
+  mean = f"{statistics.fmean(values):.2f}"
+  return mean + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table(record: Record) -> Iterator[str]:
+  """Markdown: mean and sample standard deviation over seeds, at the rate dev chose."""
+  yield "| steps | contender | rate | seeds | STS-B dev | seven sets | seconds |"
+  yield "| --- | --- | --- | --- | --- | --- | --- |"
+  entries = {(run["steps"], run["contender"]): None for run in record.runs}
+  for steps, contender in sorted(entries, key=lambda entry: entry[0]):
+    rate = record.best_rate(contender, steps)
+    done = record.find(contender, steps).items()
+    runs = [run for (own, _), run in done if own == rate and "test" in run]
+    if not runs:
+      continue
+    dev, test, seconds = ([r[k] for r in runs] for k in ("dev", "test", "seconds"))
+    yield (
+      f"| {steps} | {contender} | {rate:g} | {len(runs)} | {_spread(dev)} "
+      f"| {_spread(test)} | {statistics.fmean(seconds):.0f} |"
+    )
+
+
+def measure(trainer, contender: str, steps: int, record: Record, options) -> None:
+  """Trains what is missing: first what chooses the rate, then the other seeds."""
+  scorers = {}
+
+  def train(runs):
+    results = trainer.train(contender, steps, runs) if runs else ()
+    for (rate, seed), (score, seconds) in zip(runs, results):
+      scorers[rate, seed] = score
+      about = dict(contender=contender, steps=steps, rate=rate, seed=seed)
+      dev = score(("STSB-dev",))["STSB-dev"]
+      record.add(**about, dev=dev, seconds=seconds)
+      print(
+        f"{contender}, {steps} steps, rate {rate:g}, seed {seed}: dev {dev:.2f}, "
+        f"{seconds:.0f} s",
+        flush=True,
+      )
+
+  done = record.find(contender, steps)
+  screened = [
+    (r, seed) for r in options.rates for seed in options.seeds[: options.screen]
+  ]
+  train([run for run in screened if run not in done])
+  rate = record.best_rate(contender, steps)
+  done = record.find(contender, steps)
+  # One whose test was cut off is trained again: a model is not kept.
+  missing = [seed for seed in options.seeds if "test" not in done.get((rate, seed), {})]
+  train([(rate, seed) for seed in missing if (rate, seed) not in scorers])
+  for seed in missing:
+    sets = scorers[rate, seed](sts_sets.SEVEN_TEST_SETS)
+    run = record.find(contender, steps)[rate, seed]
+    record.add(**run, test=statistics.fmean(sets.values()), sets=sets)
+    print(
+      f"{contender}, {steps} steps, rate {rate:g}, seed {seed}: seven sets "
+      f"{statistics.fmean(sets.values()):.2f}",
+      flush=True,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(prog="benchmarks quality", description=__doc__)
+  parser.add_argument("--teacher", required=True, help="a BERT folder")
+  parser.add_argument("--text", required=True, nargs="+", help="files of sentences")
+  parser.add_argument("--sts", required=True, help="a folder of STS sets")
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--layers", type=int, default=3)
+  parser.add_argument("--batch", type=int, default=64)
+  parser.add_argument("--max_length", type=int, default=32)
+  parser.add_argument("--steps", type=int, nargs="+", default=[200, 600, 2000])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+  parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
+  parser.add_argument("--screen", type=int, default=1, help="seeds that choose a rate")
+  parser.add_argument("--contenders", nargs="+", default=[*OURS, *PEERS])
+  parser.add_argument("--similarity_weight", type=float, default=0.1)
+  parser.add_argument(
+    "--together", type=int, help="models in one program; all on a GPU, one on a CPU"
+  )
+  options = parser.parse_args(arguments)
+  if unknown := set(options.contenders) - {*OURS, *PEERS}:
+    parser.error(f"no contender {unknown.pop()!r}: choose from {[*OURS, *PEERS]}")
+  if options.together is None:
+    options.together = int(jax.default_backend() == "cpu")
+  os.environ["HF_HUB_OFFLINE"] = "1"
+  task, record = prepare(options), Record(options)
+  trainers = {"ours": Ours(task)}
+  for steps in options.steps:
+    for contender in options.contenders:
+      kind = "ours"
+      if contender in PEERS:
+        if not importlib.util.find_spec("torch"):
+          print(f"{contender} is left out: there is no PyTorch")
+          continue
+        from benchmarks import torch_distillers
+
+        kind = "peers"
+        if kind not in trainers:
+          trainers[kind] = torch_distillers.Distiller(task)
+      measure(trainers[kind], contender, steps, record, options)
+  print("\n".join(table(record)))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,187 @@
+"""Embeds a text by any model that sentence-transformers runs, for use as a teacher.
+
+`python -m dcse_jax.embed_with --model ID_OR_DIR --text my.txt --output teacher.npy`
+
+Row i is of row i of the text file, blank ones included, so that the file may be named
+as a teacher: `--config.rounds.student.teachers="('teacher.npy',)"`. Beside it
+`teacher.npy.json` says what made it. Neither file need fit into memory. Interrupted, the
+same command goes on, to the same bytes.
+"""
+
+from collections.abc import Iterator
+import hashlib
+import importlib.metadata
+import itertools
+import pathlib
+from typing import Any
+
+from absl import flags
+import numpy as np
+
+from dcse_jax.data import text as text_lib
+from dcse_jax.embed import row_file
+from dcse_jax.runtime import command_line
+from dcse_jax.runtime import files
+from dcse_jax.runtime.errors import UserError
+
+_FLAGS = flags.FLAGS
+
+# Sentences sorted by length at a time; an interrupted run goes on at a multiple.
+_CHUNK = 4096
+_BYTES = 1 << 24
+_BACKENDS = ("sentence-transformers",)
+
+
+def embed_file(
+  model: str,
+  source: str,
+  output: str,
+  *,
+  column: str | None = None,
+  prompt: str | None = None,
+  prompt_text: str | None = None,
+  truncate_dim: int | None = None,
+  batch_size: int = 64,
+  dtype: str = "float16",
+) -> None:
+  """Writes a model's embeddings of every row of a text, [rows, D] in a .npy file.
+
+  Args:
+    model: a folder or hub id, or ID@REVISION.
+    source: a text as `config.text` takes it.
+    output: the file to write, .npy; OUTPUT.json is written beside it.
+    column: the table's column to embed; None for a plain text.
+    prompt: the name of one of the model's prompts; None for its default, if any.
+    prompt_text: stands before every sentence, in place of a prompt by name.
+    truncate_dim: leading numbers that are kept; None for the model's own.
+    batch_size: sentences that are embedded at once.
+    dtype: the file's, "float16" or "float32".
+
+  Raises:
+    UserError: bad input, or something that cannot be read or written.
+  """
+  path = row_file.output_path(output)
+  columns = (column,) if column else ()
+  if prompt and prompt_text:
+    raise UserError("--prompt and --prompt_text exclude each other: give one")
+  number, digest = text_lib.measure(_path(source), columns)
+  encoder = _load(model, truncate_dim)
+  if prompt and prompt not in encoder.prompts:
+    known = ", ".join(map(repr, encoder.prompts)) or "none"
+    raise UserError(
+      f"--prompt={prompt}: the prompts of {model} are: {known}; name one of them, or "
+      "give the words themselves by --prompt_text"
+    )
+  made_by = {
+    **_identity(encoder, model),
+    "prompt": _prompt(encoder, prompt, prompt_text),
+    "truncate_dim": truncate_dim,
+    "batch_size": batch_size,
+    "dtype": dtype,
+    "text": {"source": source, "rows": number, "digest": digest},
+  }
+
+  def parts(done: int) -> Iterator[np.ndarray]:
+    rows = itertools.islice(text_lib.first_cells(_path(source), columns), done, None)
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+      yield encoder.encode(
+        chunk,
+        prompt=made_by["prompt"],
+        batch_size=batch_size,
+        show_progress_bar=False,
+        convert_to_numpy=True,
+      ).astype(dtype)
+
+  width = encoder.encode(["width"], show_progress_bar=False).shape[1]
+  origin = {**made_by, "text": digest}
+  made_by["sha256"] = row_file.write_rows(
+    path, parts, shape=(number, width), origin=origin, dtype=dtype
+  )
+  files.write_json(path.with_name(f"{path.name}.json"), made_by)
+
+
+def _path(source: str) -> str:
+  return source if source.startswith("tfds:") else str(files.user_path(source))
+
+
+def _load(name: str, truncate_dim: int | None) -> Any:
+  try:
+    import sentence_transformers  # An extra: this command is the bridge to it.
+  except ImportError as error:
+    raise UserError(
+      "embed_with runs sentence-transformers: pip install 'dcse_jax[torch]'"
+    ) from error
+  place, _, revision = name.partition("@")
+  if pathlib.Path(name).expanduser().exists():
+    place, revision = str(files.user_path(name)), ""
+  try:
+    return sentence_transformers.SentenceTransformer(
+      place, revision=revision or None, truncate_dim=truncate_dim
+    )
+  except Exception as error:  # It raises whatever a model's files make it raise.
+    first = " ".join(str(error).split())[:300]
+    raise UserError(
+      f"sentence-transformers cannot load {name} ({first}): check the folder or id"
+    ) from error
+
+
+def _prompt(encoder: Any, prompt: str | None, prompt_text: str | None) -> str:
+  """Returns the words before every sentence, "" for none."""
+  name = prompt or encoder.default_prompt_name
+  return prompt_text or encoder.prompts.get(name, "") or ""
+
+
+def _identity(encoder: Any, name: str) -> dict[str, Any]:
+  """Returns what tells a model from others: its commit, or a digest of its folder."""
+  place, _, revision = name.partition("@")
+  folder = files.user_path(name)
+  known = {"model": name, "backend": _BACKENDS[0]}
+  known["version"] = importlib.metadata.version("sentence-transformers")
+  if not folder.is_dir():
+    config = encoder[0].auto_model.config
+    return known | {
+      "model": place,
+      "revision": getattr(config, "_commit_hash", None) or revision or None,
+    }
+  digest = hashlib.sha256()
+  for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    digest.update(f"{path.relative_to(folder)}\n".encode())
+    with path.open("rb") as file:
+      while block := file.read(_BYTES):
+        digest.update(block)
+  return known | {"revision": None, "folder": digest.hexdigest()}
+
+
+def define_flags() -> None:
+  """Defines the command's flags: not on import, since commands share names."""
+  flags.DEFINE_string("model", None, "Model folder or hub id, perhaps ID@REVISION.")
+  flags.DEFINE_string("text", None, "Text as config.text takes it.")
+  flags.DEFINE_string("output", None, "The .npy file to write, [rows, D].")
+  flags.DEFINE_string("column", None, "The column of a table that is embedded.")
+  flags.DEFINE_string("prompt", None, "The name of one of the model's prompts.")
+  flags.DEFINE_string("prompt_text", None, "Words before every sentence.")
+  flags.DEFINE_integer("truncate_dim", None, "Leading numbers that are kept.", 1)
+  flags.DEFINE_integer("batch_size", 64, "Sentences that are embedded at once.", 1)
+  flags.DEFINE_enum("dtype", "float16", ("float16", "float32"), "Of the file.")
+  flags.DEFINE_enum("backend", _BACKENDS[0], _BACKENDS, "What runs the model.")
+
+
+def main() -> None:
+  if not _FLAGS.model or not _FLAGS.text or not _FLAGS.output:
+    raise UserError("give --model DIR_or_id, --text FILE and --output FILE.npy")
+  embed_file(
+    _FLAGS.model,
+    _FLAGS.text,
+    _FLAGS.output,
+    column=_FLAGS.column,
+    prompt=_FLAGS.prompt,
+    prompt_text=_FLAGS.prompt_text,
+    truncate_dim=_FLAGS.truncate_dim,
+    batch_size=_FLAGS.batch_size,
+    dtype=_FLAGS.dtype,
+  )
+  print(f"written to {_FLAGS.output}, and what made it to {_FLAGS.output}.json")
+
+
+if __name__ == "__main__":
+  command_line.run(main, define_flags, goes_on=True)

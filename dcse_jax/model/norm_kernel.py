@@ -1,0 +1,213 @@
+"""Dropout, residual and LayerNorm on a GPU, in one pass forward and one backward.
+
+Each row of states is read once and held while its statistics are computed; what XLA
+makes of the same writes it between the statistics and their use. Dropout's mask is a
+function of the place, so the backward pass makes it again.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pl_triton
+import jax.numpy as jnp
+
+from dcse_jax.model.dropout import keep_mask
+from dcse_jax.runtime import backend
+from dcse_jax.runtime import mesh as mesh_lib
+
+# Rows that a program sees, and those it holds at a time.
+_ROWS, _AT_ONCE = 32, 4
+_IS_PROVEN = False
+
+
+def is_for(rows: int, width: int, dtype: Any) -> bool:
+  """Says whether there is a kernel here for as many rows of a width."""
+  fits = _side(width) >= 64 and dtype == jnp.bfloat16
+  return _IS_PROVEN and fits and backend.current() == "gpu" and _divides(rows)
+
+
+def _divides(rows: int) -> bool:
+  return rows % _ROWS == 0 and mesh_lib.divides(rows // _ROWS)
+
+
+def _side(width: int) -> int:
+  """Returns the largest power of two that divides a width: a part that is held."""
+  return width & -width
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def add_and_norm(
+  x: jax.Array,
+  branch: jax.Array,
+  branch_bias: jax.Array,
+  weight: jax.Array,
+  bias: jax.Array,
+  rows: jax.Array,
+  key: jax.Array,
+  rate: float,
+  eps: float,
+  interpret: bool,
+) -> jax.Array:
+  """Computes LayerNorm of x + dropout(branch + branch_bias).
+
+  Args:
+    x: [T, D] bfloat16.
+    branch: [T, D] bfloat16.
+    branch_bias: [D] float32.
+    weight: [D] float32.
+    bias: [D] float32.
+    rows: each token's number in the whole batch, by which dropout draws, [T] int32.
+    key: one that `make_keys` made, [2] uint32.
+    rate: the probability of a zero; 0 means no dropout.
+    eps: LayerNorm's.
+    interpret: runs on any backend, slowly.
+
+  Returns:
+    [T, D] bfloat16.
+  """
+  return _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret)[0]
+
+
+def _parts(width: int):
+  side = _side(width)
+  return [pl.ds(start, side) for start in range(0, width, side)]
+
+
+def _keep(rows, key, rate, part):
+  return keep_mask(rows, key, rate, part.size, jnp.uint32(part.start))
+
+
+def _mean(parts, width):
+  return sum(jnp.sum(p, axis=-1, keepdims=True) for p in parts) / width
+
+
+def _normalize(parts, eps, width):
+  mean = _mean(parts, width)
+  parts = [p - mean for p in parts]
+  scale = jax.lax.rsqrt(_mean([p * p for p in parts], width) + eps)
+  return [p * scale for p in parts], scale
+
+
+def _forward_kernel(
+  x, branch, branch_bias, weight, bias, rows, key, out, total, *, rate, eps
+):
+  width = x.shape[-1]
+  key = (key[0], key[1])
+
+  def turn(i, _):
+    at = pl.ds(i * _AT_ONCE, _AT_ONCE)
+    sums = []
+    for part in _parts(width):
+      # Rounded wherever the plain form is, for the backward pass sees it so.
+      added = branch[at, part].astype(jnp.float32) + branch_bias[part][None]
+      added = added.astype(x.dtype).astype(jnp.float32)
+      if rate:
+        kept = _keep(rows[at], key, rate, part)
+        added = jnp.where(kept, added / (1.0 - rate), 0.0)
+      added = added.astype(x.dtype).astype(jnp.float32)
+      summed = (x[at, part].astype(jnp.float32) + added).astype(x.dtype)
+      total[at, part] = summed
+      sums.append(summed.astype(jnp.float32))
+    normal, _ = _normalize(sums, eps, width)
+    for part, values in zip(_parts(width), normal):
+      values = values * weight[part][None] + bias[part][None]
+      out[at, part] = values.astype(out.dtype)
+    return 0
+
+  jax.lax.fori_loop(0, x.shape[0] // _AT_ONCE, turn, 0)
+
+
+def _backward_kernel(total, weight, rows, key, g, d_x, d_branch, *d_vectors, rate, eps):
+  width = total.shape[-1]
+  key = (key[0], key[1])
+  parts = _parts(width)
+
+  def turn(i, sums):
+    at = pl.ds(i * _AT_ONCE, _AT_ONCE)
+    values = [total[at, part].astype(jnp.float32) for part in parts]
+    normal, scale = _normalize(values, eps, width)
+    gs = [g[at, part].astype(jnp.float32) for part in parts]
+    scaled = [each * weight[part][None] for part, each in zip(parts, gs)]
+    mean = _mean(scaled, width)
+    aligned = _mean([s * n for s, n in zip(scaled, normal)], width)
+    sums = list(sums)
+    for j, part in enumerate(parts):
+      d = scale * (scaled[j] - mean - normal[j] * aligned)
+      d = d.astype(d_x.dtype)
+      d_x[at, part] = d
+      if rate:
+        kept = _keep(rows[at], key, rate, part)
+        d = jnp.where(kept, d.astype(jnp.float32) / (1.0 - rate), 0.0)
+      d = d.astype(d_branch.dtype)
+      d_branch[at, part] = d
+      for i, terms in enumerate((gs[j] * normal[j], gs[j], d.astype(jnp.float32))):
+        sums[3 * j + i] += jnp.sum(terms, axis=0)
+    return tuple(sums)
+
+  zeros = tuple(jnp.zeros(part.size, jnp.float32) for part in parts for _ in range(3))
+  sums = jax.lax.fori_loop(0, total.shape[0] // _AT_ONCE, turn, zeros)
+  for j, part in enumerate(parts):
+    for i, d_vector in enumerate(d_vectors):
+      d_vector[part] = sums[3 * j + i]
+
+
+def _call(kernel, num_rows, in_specs, out_shape, out_specs, interpret):
+  return pl.pallas_call(
+    kernel,
+    out_shape=out_shape,
+    grid=(num_rows // _ROWS,),
+    in_specs=in_specs,
+    out_specs=out_specs,
+    compiler_params=None
+    if interpret
+    else pl_triton.CompilerParams(num_warps=4, num_stages=1),
+    interpret=interpret,
+  )
+
+
+def _specs(width):
+  states = pl.BlockSpec((_ROWS, width), lambda i: (i, 0))
+  feature = pl.BlockSpec((width,), lambda i: (0,))
+  row = pl.BlockSpec((_ROWS,), lambda i: (i,))
+  key = pl.BlockSpec((2,), lambda i: (0,))
+  partial = pl.BlockSpec((None, width), lambda i: (i, 0))
+  return states, feature, row, key, partial
+
+
+def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
+  states, feature, row, key_spec, _ = _specs(x.shape[1])
+  shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  run = _call(
+    functools.partial(_forward_kernel, rate=rate, eps=eps),
+    x.shape[0],
+    (states, states, feature, feature, feature, row, key_spec),
+    (shape, shape),
+    (states, states),
+    interpret,
+  )
+  out, total = run(x, branch, branch_bias, weight, bias, rows, key)
+  return out, (total, weight, rows, key)
+
+
+def _bwd(rate, eps, interpret, residuals, g):
+  total, weight, rows, key = residuals
+  num_rows, width = total.shape
+  states, feature, row, key_spec, partial = _specs(width)
+  shape = jax.ShapeDtypeStruct(total.shape, total.dtype)
+  sums = jax.ShapeDtypeStruct((num_rows // _ROWS, width), jnp.float32)
+  run = _call(
+    functools.partial(_backward_kernel, rate=rate, eps=eps),
+    num_rows,
+    (states, feature, row, key_spec, states),
+    (shape, shape, sums, sums, sums),
+    (states, states, partial, partial, partial),
+    interpret,
+  )
+  d_x, d_branch, *partials = run(total, weight, rows, key, g)
+  d_weight, d_bias, d_branch_bias = (each.sum(axis=0) for each in partials)
+  return d_x, d_branch, d_branch_bias, d_weight, d_bias, None, None
+
+
+add_and_norm.defvjp(_fwd, _bwd)
