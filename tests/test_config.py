@@ -63,6 +63,7 @@ OUTSIDE = {
   "warmup_steps": (-5, 15_625, 20_000),
   "weight_decay": (-0.1,),
   "clip_norm": (0.0,),
+  "patience": (-1,),
   "sparsity": (-0.1, 1.0),
   "max_skipped_steps": (-1,),
   "mesh.data": (-2, 0),
