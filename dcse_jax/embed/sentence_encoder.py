@@ -203,10 +203,7 @@ class SentenceEncoder:
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
       model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
-    if truncate_dim is not None:
-      if type(truncate_dim) is not int or truncate_dim < 1:
-        raise UserError(f"truncate_dim={truncate_dim!r}: must be 1 or more")
-      model = dataclasses.replace(model, truncate_dim=truncate_dim)
+    model = model.truncated(truncate_dim)
     for chunk in chunks(checked(sentences)):
       embeddings = encode_tokens(
         self._params,
