@@ -143,6 +143,9 @@ def default() -> ConfigDict:
   config.seed = 0  # For the whole recipe; every model's own is mixed in.
   config.log_every = 25
   config.eval_every = 125  # Evaluates and saves a checkpoint.
+  # Ends a model's training after this many evaluations without a better score on `dev`;
+  # 0 never does.
+  config.patience = 0
 
   # The recipe: names of `rounds` in the order of training; the last is the
   # result. Each round trains one model a seed, from `model` again, and may set

@@ -73,6 +73,9 @@ def define_flags() -> None:
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
+  flags.DEFINE_string(
+    "prompt_name", None, "The prompt before each sentence; by default the folder's."
+  )
   flags.DEFINE_integer("num_layers", None, "How many of the first layers to evaluate.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
   flags.DEFINE_multi_integer(
@@ -107,6 +110,7 @@ def main() -> None:
       "pooling": _FLAGS.pooling,
       "num_layers": _FLAGS.num_layers,
       "max_length": _FLAGS.max_length,
+      "default_prompt_name": _FLAGS.prompt_name,
     },
     widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,

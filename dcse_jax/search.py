@@ -61,6 +61,10 @@ def define_flags() -> None:
     lambda threshold: threshold is None or -1.0 <= threshold <= 1.0,
     "must be a cosine, from -1 to 1",
   )
+  flags.DEFINE_string(
+    "prompt_name", None, 'The prompt before each query; by default "query", if it is.'
+  )
+  flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
@@ -97,7 +101,13 @@ def main() -> None:
         break
       continue
     print(shown(query))
-    found = encoder.search(query, top_k=_FLAGS.top_k, threshold=_FLAGS.threshold)
+    found = encoder.search(
+      query,
+      top_k=_FLAGS.top_k,
+      threshold=_FLAGS.threshold,
+      prompt_name=_FLAGS.prompt_name,
+      prompt=_FLAGS.prompt,
+    )
     for sentence, cosine in found:
       print(f"  {cosine:.4f}\t{shown(sentence)}")
     if not found:

@@ -129,7 +129,7 @@ def _table(rows: Mapping[str, Any], header: tuple[str, str]) -> str:
 
 def _training(training: Training) -> list[str]:
   config = training.config
-  terms = [each.term for each in losses.parse(config["objective"])]
+  terms = losses.names(config["objective"])
   parts = [f"Round and seed `{training.name}`, objective `{config['objective']}`:"]
   parts.append("\n".join(f"- {_cite(term)}" for term in terms))
   if training.step is not None:
@@ -156,9 +156,12 @@ def _training(training: Training) -> list[str]:
   return [*parts, _table(settings, ("setting", "value"))]
 
 
-def _cite(term: losses.Term) -> str:
+def _cite(name: str) -> str:
+  if name not in losses.TERMS:
+    return f"`{name}`: a term of the run's own config"
+  term = losses.TERMS[name]
   links = [f"[arXiv:{p}](https://arxiv.org/abs/{p})" for p in term.papers]
-  return f"`{term.name}`: {', '.join([term.summary, *links])}"
+  return f"`{name}`: {', '.join([term.summary or 'a term of its own', *links])}"
 
 
 def _member(member: Any) -> str:

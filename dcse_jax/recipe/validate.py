@@ -75,6 +75,7 @@ _RANGES = {
   "seed": Range(0, 2**32 - 1, whole=True),
   "log_every": _COUNT,
   "eval_every": _COUNT,
+  "patience": _COUNT_OR_NONE,
   # This is a field of rounds.
   "seeds": Range(0, 2**32 - 1, whole=True, several=True),
 }

@@ -46,8 +46,8 @@ def test_a_stream_is_encoded_in_parts_as_it_would_be_whole(encoder, monkeypatch)
 
 
 def test_normalize_makes_unit_length_without_turning_anything(encoder):
-  plain = encoder.encode(models.SENTENCES[:5], normalize=False)
-  unit = encoder.encode(models.SENTENCES[:5], normalize=True)
+  plain = encoder.encode(models.SENTENCES[:5])
+  unit = encoder.encode(models.SENTENCES[:5], normalize_embeddings=True)
   np.testing.assert_allclose(np.linalg.norm(unit, axis=1), np.ones(5), atol=1e-6)
   np.testing.assert_allclose(np.diag(cosines(plain, unit)), np.ones(5), atol=1e-6)
 
@@ -303,12 +303,14 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_fi
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
   if change in PARTIAL_DAMAGE:
     PARTIAL_DAMAGE[change](tmp_path / ".a.npy.part")
-  normalize = True if change == "normalize" else None
+  normalize = change == "normalize"
   encode.encode_file(*arguments, normalize=normalize)
   again = [16, 2] if change == "nothing" else [16, 16, 16, 2]
   assert encoded[2:] == again
   np.testing.assert_allclose(
-    np.load(tmp_path / "a.npy"), encoder.encode(lines, normalize=normalize), atol=1e-6
+    np.load(tmp_path / "a.npy"),
+    encoder.encode(lines, normalize_embeddings=normalize),
+    atol=1e-6,
   )
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.txt"]
 
