@@ -1,6 +1,9 @@
 """Sentence embeddings by contrastive self-training with distillation, in JAX."""
 
 import os
+import types
+
+from dcse_jax import train
 
 # transformers is only used for its tokenizers, which do not need torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -15,3 +18,15 @@ def __getattr__(name: str):
 
     return SentenceEncoder
   raise AttributeError(f"module 'dcse_jax' has no attribute {name!r}")
+
+
+class _Train(types.ModuleType):
+  """The room `train`, which is also the function of that name: see `api.train`."""
+
+  def __call__(self, **arguments):
+    from dcse_jax import api
+
+    return api.train(**arguments)
+
+
+train.__class__ = _Train

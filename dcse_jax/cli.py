@@ -50,9 +50,7 @@ def main() -> None:
   if name in ("--help", "-h", "help"):
     print(_usage())
   elif name == "--version":
-    from dcse_jax import __version__
-
-    print(f"dcse-jax {__version__}")
+    print(f"dcse-jax {sys.modules['dcse_jax'].__version__}")
   elif name not in COMMANDS:
     commands = ", ".join(COMMANDS)
     print(f"error: {name!r} is no command: use one of {commands}", file=sys.stderr)

@@ -68,6 +68,7 @@ def make_server(
     server.models = _Models(models, corpus)
     settings = {
       "models": list(models),
+      "shown": {name: files.short_name(name) for name in models},
       "corpus": f"{len(corpus):,} {corpus_name}",
       "examples": server.models.examples(),
     }
@@ -321,7 +322,7 @@ def _read_corpus(path: str | None) -> tuple[list[str], str]:
       f"--corpus={path}: give a .txt or .txt.gz file with a sentence a line"
     )
   sentences = read_text(str(files.user_path(path))).columns[0]
-  return list(dict.fromkeys(sentences)), f"sentences of {path}"
+  return list(dict.fromkeys(sentences)), f"sentences of {pathlib.PurePath(path).name}"
 
 
 def main() -> None:

@@ -5,6 +5,8 @@
 Neither file need fit into memory. After an interruption the same command continues.
 """
 
+import dataclasses
+
 from absl import flags
 
 from dcse_jax.data import decoding
@@ -25,7 +27,9 @@ def encode_file(
   output: str,
   *,
   batch_size: int = 64,
-  normalize: bool | None = None,
+  normalize: bool = False,
+  prompt_name: str | None = None,
+  prompt: str | None = None,
 ) -> None:
   """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
 
@@ -37,7 +41,9 @@ def encode_file(
     source: a text file with a sentence on each line; an empty line is a sentence.
     output: the file to write, .npy.
     batch_size: sentences in a compiled batch.
-    normalize: whether to scale to unit length; None does as the model's folder says.
+    normalize: scales to unit length; otherwise only if the model's folder does.
+    prompt_name: as in `SentenceEncoder.encode`.
+    prompt: likewise.
 
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
@@ -46,16 +52,21 @@ def encode_file(
   lines, model = Lines(source), encoder.model
   if not len(lines):
     raise UserError(f"{source} is empty: nothing to encode")
+  prompts = {"prompt_name": prompt_name, "prompt": prompt}
   row_file.write_rows(
     path,
     lambda done: encoder.encode_stream(
-      lines.iterate(done), batch_size=batch_size, normalize=normalize
+      lines.iterate(done),
+      batch_size=batch_size,
+      normalize_embeddings=normalize,
+      **prompts,
     ),
     shape=(len(lines), model.embedding_size),
     origin={
       "model": model_lib.identity(model),
       "text": lines.digest,
-      "normalize": model.normalize if normalize is None else normalize,
+      "normalize": model.normalize or normalize,
+      **{name: text for name, text in prompts.items() if text is not None},
     },
   )
 
@@ -69,8 +80,15 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
+  flags.DEFINE_string(
+    "prompt_name", None, "The prompt before each sentence; by default the folder's."
+  )
+  flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_integer(
+    "truncate_dim", None, "Keeps as many first numbers of embeddings.", 1
+  )
 
 
 def main() -> None:
@@ -83,13 +101,18 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
+    truncate_dim=_FLAGS.truncate_dim,
   )
+  if _FLAGS.normalize is False:
+    encoder.model = dataclasses.replace(encoder.model, normalize=False)
   encode_file(
     encoder,
     _FLAGS.input,
     _FLAGS.output,
     batch_size=_FLAGS.batch_size,
-    normalize=_FLAGS.normalize,
+    normalize=bool(_FLAGS.normalize),
+    prompt_name=_FLAGS.prompt_name,
+    prompt=_FLAGS.prompt,
   )
   print(f"written to {_FLAGS.output}")
 

@@ -1,4 +1,4 @@
-"""Scores models side by side on STS sets, transfer tasks and masked words.
+"""Scores models side by side on STS sets, retrieval, transfer tasks and masked words.
 
 `python -m dcse_jax.evaluate --model A --model B --sts DIR --output results.json`
 
@@ -67,20 +67,34 @@ def define_flags() -> None:
     lambda above: above is None or math.isfinite(above),
     "must be a finite number",
   )
+  flags.DEFINE_boolean(
+    "bm25", False, "A row for BM25 in the table of retrieval, to compare with."
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
+  flags.DEFINE_string(
+    "prompt_name", None, "The prompt before each sentence; by default the folder's."
+  )
   flags.DEFINE_integer("num_layers", None, "How many of the first layers to evaluate.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_multi_integer(
+    "truncate_dim",
+    [],
+    "Scores embeddings cut to as many first numbers. Repeat for several widths.",
+    1,
+  )
 
 
 def main() -> None:
   """Scores every model on every set and task."""
   places = {kind: _FLAGS[kind].value for kind in registry.EVALUATORS}
   if not _FLAGS.model or not any(places.values()):
-    raise UserError("give --model DIR_or_id and --sts DIR or --transfer DIR")
+    raise UserError("give --model DIR_or_id and --sts, --retrieval or --transfer DIR")
   if _FLAGS.alignment_set and not _FLAGS.sts:
     raise UserError(f"--alignment_set {_FLAGS.alignment_set}: --sts holds none")
+  if _FLAGS.bm25 and not _FLAGS.retrieval:
+    raise UserError("--bm25 ranks documents: name some by --retrieval DIR")
   offline.evaluate(
     _FLAGS.model,
     places,
@@ -90,12 +104,15 @@ def main() -> None:
       classifier=_FLAGS.transfer_classifier,
       alignment_set=_FLAGS.alignment_set,
       alignment_above=_FLAGS.alignment_above,
+      bm25=_FLAGS.bm25,
     ),
     loading={
       "pooling": _FLAGS.pooling,
       "num_layers": _FLAGS.num_layers,
       "max_length": _FLAGS.max_length,
+      "default_prompt_name": _FLAGS.prompt_name,
     },
+    widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,
     markdown=_FLAGS.markdown,
   )

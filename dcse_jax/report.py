@@ -8,10 +8,13 @@ reads the files that the run leaves.
 """
 
 import base64
+from collections.abc import Sequence
 import html
+import itertools
 import json
 import os
 import pathlib
+import re
 import statistics
 from typing import Any
 
@@ -61,6 +64,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
   workdir = files.user_path(workdir).resolve()
   rounds = _read_rounds(workdir)
+  paths = _teachers(rounds)
   report, sections = workdir / "report", [_results(rounds)]
   # The folder is ours because of its place; other files in it stay.
   with digests_lib.replacing(report, overwrite=True) as new:
@@ -69,7 +73,7 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
         if there := [round_ for round_ in rounds if has_data(round_)]:
           section = make(there)
           section.figure.savefig(new / f"{name}.png")
-          sections.append(_section(section, (new / f"{name}.png").read_bytes()))
+          sections.append(_section(section, (new / f"{name}.png").read_bytes(), paths))
     page = _page(workdir.name, rounds, sections)
     (new / "index.html").write_text(page, encoding="utf-8")
   return report / "index.html"
@@ -146,22 +150,47 @@ def _curve(runs: list[dict[int, float]]) -> np.ndarray:
 # Text and tables.
 
 
-def _table(header, rows, *, text_columns=1, bold=()) -> str:
-  """Writes rows of strings as HTML: first columns of text, some cells in bold."""
+def _table(header, rows, *, text_columns=1, bold=(), paths=()) -> str:
+  """Writes rows of strings as HTML: first columns of text, some cells in bold.
+
+  Whichever of the paths are in a cell are shown by their ends.
+  """
   lines = []
   for i, row in enumerate([header, *rows], -1):
     cells = []
     for j, cell in enumerate(row):
       tag = "th" if i < 0 else "td"
       kind = ' class="text"' if j < text_columns else ""
-      cell = html.escape(cell)
+      cell = _shortened(cell, paths)
       cell = f"<b>{cell}</b>" if (i, j) in bold else cell
       cells.append(f"<{tag}{kind}>{cell}</{tag}>")
     lines.append(f"<tr>{''.join(cells)}</tr>")
   return "\n".join(("<table>", *lines, "</table>"))
 
 
-def _section(section: figures_lib.Section, png: bytes) -> str:
+def _shortened(text: str, paths: Sequence[str]) -> str:
+  """Writes text as HTML with the end of each path, which has the whole as its title."""
+  # The longest comes first: one path may be a part of another.
+  paths = sorted({p for p in paths if files.short_name(p) != p}, key=len, reverse=True)
+  if not paths:
+    return html.escape(text)
+  parts = re.split(f"({'|'.join(map(re.escape, paths))})", text)
+  return "".join(
+    f'<span title="{html.escape(part)}">{html.escape(files.short_name(part))}</span>'
+    if part in paths
+    else html.escape(part)
+    for part in parts
+  )
+
+
+def _teachers(rounds: Sequence[figures_lib.Round]) -> list[str]:
+  """Lists the teachers of a recipe, as its config and its measures name them."""
+  measured = (round_.teachers or {} for round_ in rounds)
+  named = (round_.config.get("teachers", []) for round_ in rounds)
+  return [*itertools.chain(*named, *(each.get("teachers", []) for each in measured))]
+
+
+def _section(section: figures_lib.Section, png: bytes, paths: Sequence[str]) -> str:
   image = base64.b64encode(png).decode()
   parts = [
     f"<h2>{section.title}</h2>",
@@ -173,7 +202,9 @@ def _section(section: figures_lib.Section, png: bytes) -> str:
   ]
   if section.rows:
     parts.append(
-      _table(section.header, section.rows, text_columns=section.text_columns)
+      _table(
+        section.header, section.rows, text_columns=section.text_columns, paths=paths
+      )
     )
   return "\n".join(parts)
 
@@ -255,7 +286,11 @@ def _results(rounds: list[figures_lib.Round]) -> str:
     rows.append(cells)
   header = [names[c] for c in shown]
   page = "<h2>Results</h2>\n" + _table(
-    ["round", "learns from", "models", *header], rows, text_columns=2, bold=bold
+    ["round", "learns from", "models", *header],
+    rows,
+    text_columns=2,
+    bold=bold,
+    paths=_teachers(rounds),
   )
   if not shown:
     return page

@@ -61,9 +61,16 @@ def define_flags() -> None:
     lambda threshold: threshold is None or -1.0 <= threshold <= 1.0,
     "must be a cosine, from -1 to 1",
   )
+  flags.DEFINE_string(
+    "prompt_name", None, 'The prompt before each query; by default "query", if it is.'
+  )
+  flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_integer(
+    "truncate_dim", None, "Keeps as many first numbers of embeddings.", 1
+  )
 
 
 def main() -> None:
@@ -79,6 +86,7 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
+    truncate_dim=_FLAGS.truncate_dim,
   )
   encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
   asks = not _FLAGS.query and sys.stdin is not None and sys.stdin.isatty()
@@ -93,7 +101,13 @@ def main() -> None:
         break
       continue
     print(shown(query))
-    found = encoder.search(query, top_k=_FLAGS.top_k, threshold=_FLAGS.threshold)
+    found = encoder.search(
+      query,
+      top_k=_FLAGS.top_k,
+      threshold=_FLAGS.threshold,
+      prompt_name=_FLAGS.prompt_name,
+      prompt=_FLAGS.prompt,
+    )
     for sentence, cosine in found:
       print(f"  {cosine:.4f}\t{shown(sentence)}")
     if not found:

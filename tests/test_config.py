@@ -63,6 +63,7 @@ OUTSIDE = {
   "warmup_steps": (-5, 15_625, 20_000),
   "weight_decay": (-0.1,),
   "clip_norm": (0.0,),
+  "patience": (-1,),
   "sparsity": (-0.1, 1.0),
   "max_skipped_steps": (-1,),
   "mesh.data": (-2, 0),
@@ -173,5 +174,35 @@ def test_an_unknown_field_is_named_as_it_was_written(tmp_path):
   )
   assert result.returncode == 2
   (line,) = result.stderr.strip().splitlines()
-  assert line.startswith("error: unknown config field: 'learnig_rate' Did you mean")
-  assert "\\" not in line
+  assert line == (
+    "error: unknown config field 'learnig_rate': did you mean \"learning_rate\"? "
+    "dcse_jax/config.py lists them"
+  )
+
+
+def test_an_encoder_without_a_family_is_a_bert_and_makes_the_same_models():
+  config, old = config_lib.default(), config_lib.default()
+  old.encoder = {k: v for k, v in config.encoder.items() if k != "family"}
+  assert config_lib.used(old) == config_lib.used(config)
+  # What an earlier workdir holds of an encoder is equal to what this one says.
+  assert "family" not in config_lib.used(config)["encoder"]
+  assert config_lib.used(config)["encoder.family"] == "bert"
+  assert config_lib.defaults()["encoder"] == config_lib.used(config)["encoder"]
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(family="gpt"), "config.encoder.family='gpt'.*modernbert"),
+    (
+      dict(family="modernbert", hidden_size=12),
+      "hidden_size=12.*num_heads=4, in pairs",
+    ),
+    (dict(hidden_size=10), "hidden_size=10.*num_heads=4$"),
+  ],
+)
+def test_an_encoder_that_no_family_has_is_refused(fields, message):
+  config = recipes.load_config("simcse")
+  config.encoder.update(fields)
+  with pytest.raises(UserError, match=message):
+    validate.check(config)

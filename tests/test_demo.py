@@ -224,6 +224,8 @@ def test_markup_in_a_sentence_stays_text(port):
   assert "<img" not in page and "<b>" not in page
   settings = re.search(r'<script id="settings"[^>]*>(.*?)</script>', page)
   assert HOSTILE in json.loads(settings.group(1))["examples"]
+  # Names on the page are ends of paths; these folders are called 0 and 1.
+  assert list(json.loads(settings.group(1))["shown"].values()) == ["0", "1"]
   assert headers["X-Content-Type-Options"] == "nosniff"
   policy = headers["Content-Security-Policy"]
   assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -346,5 +348,5 @@ def test_the_command_serves_distinct_sentences_until_ctrl_c(folders, tmp_path):
       command.kill()
   sentences = [item["sentence"] for item in answer["models"][0]["neighbours"]]
   assert sentences == ["two dogs", "one cat"]
-  assert f"2 sentences of {corpus}" in page
+  assert f"2 sentences of {corpus.name}" in page
   assert (command.returncode, rest, errors) == (0, "", "")

@@ -234,6 +234,19 @@ def test_names_are_escaped_and_are_no_formulas(tmp_path):
   assert "&lt;script&gt;$x_{$" in page and "&lt;i&gt;" in page and "&lt;u&gt;" in page
 
 
+def test_a_path_is_shown_by_its_end_and_whole_under_the_pointer(tmp_path):
+  paths = ["/a/b/run/export", "/a/b/run/base/42/model", "/a/b/minilm<", "/a/b"]
+  named = ["run/export", "base/42/model", "minilm&lt;", "b"]
+  rounds = {"student": dict(seeds=[0], teachers=[*paths, "me/bert@a/b", "base"])}
+  write_config(tmp_path, **rounds)
+  page = report.write_report(tmp_path).read_text()
+  spans = [
+    f'<span title="{path.replace("<", "&lt;")}">{name}</span>'
+    for path, name in zip(paths, named)
+  ]
+  assert f"teachers {', '.join([*spans, 'me/bert@a/b', 'base'])}" in page
+
+
 def test_an_older_report_is_replaced_and_nothing_else(tmp_path):
   write_config(tmp_path, base=dict(seeds=[0]))
   write_metrics(tmp_path, "base", 0, "train/loss")

@@ -79,16 +79,26 @@ def tsv_rows(
 
 
 def jsonl_rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str,
+  columns: Sequence[str],
+  types: tuple[type, ...] = (str,),
+  optional: Sequence[str] = (),
 ) -> Iterator[Sequence[str]]:
-  """Yields the cells of a .jsonl file, of these types; [] for an empty line."""
+  """Yields the cells of a .jsonl file, of these types; [] for an empty line.
+
+  One of the `optional` columns that is missing or null is "".
+  """
   for number, line in enumerate(decoding.lines(source), start=1):
     where = f"{source} line {number}"
-    yield _json_row(where, line, columns, types) if line.strip() else []
+    yield _json_row(where, line, columns, types, optional) if line.strip() else []
 
 
 def _json_row(
-  where: str, line: str, columns: Sequence[str], types: tuple[type, ...]
+  where: str,
+  line: str,
+  columns: Sequence[str],
+  types: tuple[type, ...],
+  optional: Sequence[str],
 ) -> Sequence[str]:
   try:
     record = json.loads(line)
@@ -102,6 +112,7 @@ def _json_row(
     raise decoding.user_error(
       f"{where}: a {type(record).__name__}, not an object; put one object on each line"
     )
+  record |= {name: "" for name in optional if record.get(name) is None}
   for name in columns:
     if name not in record:
       raise decoding.user_error(

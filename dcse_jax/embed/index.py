@@ -5,7 +5,8 @@ come from an array or from a file, and a warning counts them and names the first
 a query is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+import functools
 import hashlib
 import logging
 
@@ -22,21 +23,28 @@ _LOG = logging.getLogger(__name__)
 # Rows compared at a time: the similarities of one block are all that a search
 # holds besides what it found.
 _BLOCK = 65_536
+# Queries compared at a time with a block of a stream, for the same reason.
+_QUERIES = 1024
 # An index larger than this is sent to the device block by block, at each search.
 _RESIDENT_BYTES = 1 << 30
 
 
-@jax.jit
-def _search_block(best, queries, block, first_row, num_rows):
-  """Merges a block's best cosines and rows into the best so far, [q, k] each."""
+@functools.partial(jax.jit, static_argnames="dot")
+def _search_block(best, queries, block, first_row, num_rows, *, dot=False):
+  """Merges a block's best cosines and rows into the best so far, [q, k] each.
+
+  With dot, products are compared as they are.
+  """
   is_row = jnp.isfinite(block).all(axis=1) & (jnp.arange(len(block)) < num_rows)
-  # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
-  largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
-  block = block / jnp.where(largest > 0, largest, 1)
+  if not dot:
+    # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
+    largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
+    block = block / jnp.where(largest > 0, largest, 1)
   # bfloat16 products, some devices' default, would change the order of neighbours.
   cosines = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-  norms = jnp.linalg.norm(block, axis=1)  # At least 1, except for zero rows.
-  cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
+  if not dot:
+    norms = jnp.linalg.norm(block, axis=1)  # At least 1, except for zero rows.
+    cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
   top_k = best[0].shape[1]
   cosines, places = jax.lax.top_k(
     jnp.where(is_row, cosines, -jnp.inf), min(top_k, len(block))
@@ -134,6 +142,52 @@ class ExactIndex:
       num_rows = len(self._embeddings) - row
       best = _search_block(best, queries, block, row, num_rows)
     return np.asarray(best[0]), np.asarray(best[1])
+
+
+def search_stream(
+  queries: np.ndarray,
+  blocks: Iterable[np.ndarray],
+  top_k: int,
+  *,
+  dot: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Finds what `ExactIndex.search` does among rows that are seen once and not kept.
+
+  Args:
+    queries: embeddings, [q, D].
+    blocks: the rows, [m, D] at a time; the first block is the largest.
+    top_k: how many, at least 1.
+    dot: compares by dot product, in place of the cosine.
+
+  Returns:
+    Scores [q, k] float32, descending, and numbers of rows [q, k] int32, counted over
+    all blocks. Where there are fewer rows than k, the last scores are -inf.
+
+  Raises:
+    UserError: a query holds NaN or infinity.
+  """
+  unit = _checked_queries(queries, top_k)
+  queries = np.asarray(queries, np.float32) if dot else unit
+  parts = [queries[i : i + _QUERIES] for i in range(0, len(queries), _QUERIES)]
+  best = [
+    (np.full((len(p), top_k), -np.inf, np.float32), np.zeros((len(p), top_k), np.int32))
+    for p in parts
+  ]
+  parts, row, size = jax.device_put(parts), 0, 0
+  for block in blocks:
+    num_rows, size = len(block), max(size, len(block))
+    # One shape is compiled once.
+    block = np.pad(np.asarray(block, np.float32), ((0, size - num_rows), (0, 0)))
+    block = jax.device_put(block)
+    best = [
+      _search_block(found, part, block, row, num_rows, dot=dot)
+      for found, part in zip(best, parts)
+    ]
+    row += num_rows
+  scores, rows = (
+    np.concatenate([np.asarray(found[i]) for found in best]) for i in (0, 1)
+  )
+  return scores, rows
 
 
 class FaissIndex:

@@ -1,7 +1,10 @@
-"""The class that turns sentences into embeddings, and searches among them."""
+"""The class that turns sentences into embeddings, and searches among them.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-import itertools
+Where it does what sentence-transformers' SentenceTransformer does, it has its names.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
 import logging
 from typing import Any
 
@@ -9,19 +12,21 @@ import jax
 import numpy as np
 import tqdm
 
+from dcse_jax.data.sentences import checked
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
+from dcse_jax.embed.precision import check_precision
+from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
+from dcse_jax.hub.model_card import make_card
+from dcse_jax.model.inference import chunks
 from dcse_jax.model.inference import encode_tokens
+from dcse_jax.model.model import ROLES
 from dcse_jax.model.vectors import unit_length
+from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-
-# Sentences tokenised and sorted at a time: enough that those of a batch have similar
-# lengths, and few enough that a stream of any length takes little memory.
-_CHUNK = 16_384
 
 
 class SentenceEncoder:
@@ -33,6 +38,8 @@ class SentenceEncoder:
     pooling: replaces the folder's own; a name that `pooling.get` knows.
     num_layers: how many of the first layers are kept; None keeps all.
     max_length: where sentences are cut, in tokens; replaces the folder's own.
+    truncate_dim: how many first numbers of embeddings are kept; likewise.
+    default_prompt_name: the prompt before every sentence; replaces the folder's own.
 
   Attributes:
     model: the model, as `folder.load` returns it.
@@ -48,63 +55,156 @@ class SentenceEncoder:
     pooling: str | None = None,
     num_layers: int | None = None,
     max_length: int | None = None,
+    truncate_dim: int | None = None,
+    default_prompt_name: str | None = None,
   ):
     self.model = folder.load(
       str(name),
       pooling=pooling,
       num_layers=num_layers,
       max_length=max_length,
-    )
+    ).truncated(truncate_dim)
+    self._name = str(name)
+    self.model = self.model.with_prompt(default_prompt_name)
     self._params = jax.device_put(self.model.params)
     self._sentences: Sequence[str] = ()
     self._index: ExactIndex | FaissIndex | None = None
+
+  def __repr__(self) -> str:
+    model = self.model
+    return (
+      f"SentenceEncoder({self._name!r}: {model.config.model_type}, "
+      f"{model.config.num_layers} x {model.config.hidden_size}, pooling "
+      f"{model.pooling!r}, {model.embedding_size} numbers, {model.max_length} tokens)"
+    )
+
+  @property
+  def tokenizer(self) -> Any:
+    """The tokenizer, one of transformers'."""
+    return self.model.tokenizer
+
+  @property
+  def prompts(self) -> dict[str, str]:
+    """The texts that may stand before a sentence, by name."""
+    return {**dict.fromkeys(ROLES, ""), **self.model.prompts}
+
+  @property
+  def default_prompt_name(self) -> str | None:
+    """The name of the prompt that stands before every sentence unless told."""
+    return self.model.default_prompt
+
+  @property
+  def similarity_fn_name(self) -> str:
+    """How `similarity` compares: cosine, dot, euclidean or manhattan."""
+    return self.model.similarity
+
+  @property
+  def max_seq_length(self) -> int:
+    """Where sentences are cut, in tokens; may be set."""
+    return self.model.max_length
+
+  @max_seq_length.setter
+  def max_seq_length(self, tokens: int) -> None:
+    most = self.model.config.max_tokens
+    if type(tokens) is not int or not 0 < tokens <= most:
+      raise UserError(f"max_seq_length={tokens!r}: must be a whole number up to {most}")
+    self.model = dataclasses.replace(self.model, max_length=tokens)
+
+  def get_sentence_embedding_dimension(self) -> int:
+    """Returns the width of an embedding."""
+    return self.model.embedding_size
+
+  def save(self, path: str, *, overwrite: bool = False) -> None:
+    """Writes the model as a folder that sentence-transformers loads.
+
+    Args:
+      path: the folder.
+      overwrite: whether to also replace files that are not ours, or were changed.
+
+    Raises:
+      UserError: it cannot be written, or would replace what must not be.
+    """
+    path = files.user_path(path)
+    card = make_card(self.model, path.name, None)
+    write_card = lambda new: files.write_text(new / "README.md", card)
+    folder.save(self.model, path, write_card, overwrite=overwrite)
 
   def encode(
     self,
     sentences: str | Iterable[str],
     *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     batch_size: int = 64,
-    normalize: bool | None = None,
-    show_progress: bool = False,
-  ) -> np.ndarray:
+    show_progress_bar: bool = False,
+    precision: str = "float32",
+    convert_to_numpy: bool = True,
+    normalize_embeddings: bool = False,
+    truncate_dim: int | None = None,
+  ) -> np.ndarray | list[np.ndarray]:
     """Computes embeddings of sentences.
 
     Args:
       sentences: any number of strings, from a list or as they come; or one.
+      prompt_name: the prompt put before them, as `Model.with_prompt` takes it.
+      prompt: a text to put there in place of any of the folder's.
       batch_size: sentences in a compiled batch.
-      normalize: whether to scale to unit length; None does as the folder's modules say.
-      show_progress: whether to show a bar on the terminal.
+      show_progress_bar: whether to show a bar on the terminal.
+      precision: one of `precision.PRECISIONS`.
+      convert_to_numpy: whether to return one array; otherwise a list of rows.
+      normalize_embeddings: scales to unit length; otherwise only if the folder does.
+      truncate_dim: how many leading numbers are kept; None does as the folder says.
 
     Returns:
-      [n, D] float32, in the order given; [D] for a single string.
+      [n, D], float32 unless another precision is asked for, in the order given; [D]
+      for a single string.
+
+    Raises:
+      UserTypeError: a sentence is no string; the error names its position.
+      UserError: there is no such prompt, or an argument is out of its range.
     """
-    if isinstance(sentences, str):
-      return self.encode([sentences], normalize=normalize)[0]
+    check_precision(precision)
+    is_one = isinstance(sentences, str)
+    sentences = [sentences] if is_one else sentences
     total = len(sentences) if isinstance(sentences, Sequence) else None
-    with tqdm.tqdm(total=total, unit="sentence", disable=not show_progress) as bar:
+    with tqdm.tqdm(total=total, unit="sentence", disable=not show_progress_bar) as bar:
       parts = []
       for part in self.encode_stream(
-        sentences, batch_size=batch_size, normalize=normalize
+        sentences,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        batch_size=batch_size,
+        normalize_embeddings=normalize_embeddings,
+        truncate_dim=truncate_dim,
       ):
         parts.append(part)
         bar.update(len(part))
     if not parts:
-      return np.zeros((0, self.model.embedding_size), np.float32)
-    return np.concatenate(parts)
+      parts.append(np.zeros((0, truncate_dim or self.model.embedding_size), np.float32))
+    embeddings = quantize(np.concatenate(parts), precision)
+    if is_one:
+      return embeddings[0]
+    return embeddings if convert_to_numpy else list(embeddings)
 
   def encode_stream(
     self,
     sentences: Iterable[str],
     *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     batch_size: int = 64,
-    normalize: bool | None = None,
+    normalize_embeddings: bool = False,
+    truncate_dim: int | None = None,
   ) -> Iterator[np.ndarray]:
     """Yields the embeddings [m, D] of the next sentences, some thousands at a time.
 
     Memory does not grow with the number of sentences. See `encode`.
     """
-    model = self.model
-    for chunk in _chunks(_checked(sentences), _CHUNK):
+    model = self.model.with_prompt(prompt_name if prompt is None else None)
+    if prompt is not None:
+      model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
+    model = model.truncated(truncate_dim)
+    for chunk in chunks(checked(sentences)):
       embeddings = encode_tokens(
         self._params,
         model.config,
@@ -112,7 +212,11 @@ class SentenceEncoder:
         pooling=model.pooling,
         batch_size=batch_size,
       )
-      yield model.finish(embeddings, normalize)
+      yield model.finish(embeddings, normalize_embeddings or None)
+
+  def _prompt_for(self, *names: str) -> str | None:
+    """Returns the first of these names for which the folder has a prompt."""
+    return next((name for name in names if self.prompts.get(name)), None)
 
   def similarity(
     self,
@@ -156,6 +260,8 @@ class SentenceEncoder:
   ) -> None:
     """Makes sentences ready for `search` by cosine; they replace earlier ones.
 
+    They follow the folder's prompt "document", "passage" or "corpus", if it has one.
+
     Args:
       sentences: what to search in, such as `data.lines.Lines`; if embeddings are
         given, only those that are found are read.
@@ -172,7 +278,8 @@ class SentenceEncoder:
     if self.model.similarity != "cosine":
       _log.warning("searching by cosine; the model says %r", self.model.similarity)
     if embeddings is None:
-      embeddings = self.encode(sentences, batch_size=batch_size)
+      name = self._prompt_for("document", "passage", "corpus")
+      embeddings = self.encode(sentences, prompt_name=name, batch_size=batch_size)
     wanted = (len(sentences), self.model.embedding_size)
     if embeddings.shape != wanted:
       raise UserError(
@@ -189,6 +296,8 @@ class SentenceEncoder:
     *,
     top_k: int = 5,
     threshold: float | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
   ) -> list[Any]:
     """Finds the sentences of the index that are most similar to each query.
 
@@ -196,6 +305,8 @@ class SentenceEncoder:
       queries: sentences, or one.
       top_k: how many at most.
       threshold: the smallest cosine, from -1 to 1; None leaves none out.
+      prompt_name: as in `encode`; None takes "query" if the folder has that prompt.
+      prompt: as in `encode`.
 
     Returns:
       A list of (sentence, cosine) for each query, the most similar first; only that
@@ -211,10 +322,13 @@ class SentenceEncoder:
     if threshold is not None and not -1.0 <= threshold <= 1.0:
       raise UserError(f"threshold={threshold}: must be a cosine, from -1 to 1, or None")
     least = -1.0 if threshold is None else threshold
-    if isinstance(queries, str):
-      return self.search([queries], top_k=top_k, threshold=threshold)[0]
-    cosines, rows = self._index.search(self.encode(queries), top_k)
-    return [
+    embeddings = self.encode(
+      [queries] if isinstance(queries, str) else queries,
+      prompt_name=prompt_name or self._prompt_for("query"),
+      prompt=prompt,
+    )
+    cosines, rows = self._index.search(embeddings, top_k)
+    found = [
       [
         (self._sentences[int(row)], float(cosine))
         for cosine, row in zip(*found)
@@ -222,24 +336,4 @@ class SentenceEncoder:
       ]
       for found in zip(cosines, rows)
     ]
-
-
-def _checked(sentences: Iterable[str]) -> Iterator[str]:
-  """Yields sentences; a UserError names the place of the first that is not a string."""
-  if isinstance(sentences, Mapping):
-    raise UserError(
-      f"sentences are a {type(sentences).__name__}, not strings: give a list of them"
-    )
-  for i, sentence in enumerate(sentences):
-    if not isinstance(sentence, str):
-      raise UserError(
-        f"sentence {i} is a {type(sentence).__name__} ({sentence!r:.80}), not a "
-        "string: leave it out, or make it one"
-      )
-    yield sentence
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-  items = iter(items)
-  while chunk := list(itertools.islice(items, size)):
-    yield chunk
+    return found[0] if isinstance(queries, str) else found

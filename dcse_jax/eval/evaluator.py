@@ -5,7 +5,7 @@ once, before anything is computed, and then scores any number of models.
 """
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,8 @@ import numpy as np
 from dcse_jax.model.model import Model
 
 Embed = Callable[[Sequence[str]], np.ndarray]
+# Turns texts after the named prompt into embeddings [m, D], some thousands at a time.
+Stream = Callable[[Iterable[str], str], Iterator[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Options:
     alignment_set: the STS set that alignment and uniformity are measured on, or
       STSB-all; None takes STSB-test or, with dev, STSB-dev, if it is there.
     alignment_above: see `sts.paraphrases`.
+    bm25: whether retrieval scores BM25 as well, as a row of reference.
   """
 
   dev: bool = False
@@ -34,6 +37,7 @@ class Options:
   classifier: str = "sklearn"
   alignment_set: str | None = None
   alignment_above: float | None = None
+  bm25: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +48,12 @@ class Subject:
     model: with its parameters.
     embed: turns sentences into embeddings [n, D]; it only knows those that evaluators
       list in `sentences`.
+    stream: turns any texts into embeddings, as many as there may be.
   """
 
   model: Model
   embed: Embed
+  stream: Stream
 
 
 class Evaluator(abc.ABC):
@@ -98,6 +104,10 @@ class Evaluator(abc.ABC):
       The score of each column in percent; "avg", which chooses the best model; and
       perhaps others.
     """
+
+  def references(self) -> dict[str, dict[str, float]]:
+    """Returns what `score` would of methods without a model, by their names."""
+    return {}
 
   def metric_name(self, column: str) -> str:
     """Returns the name of a column in metrics.jsonl."""

@@ -17,7 +17,9 @@ from dcse_jax.runtime.errors import UserError
 class MtebEncoder:
   """A model as MTEB's EncoderProtocol.
 
-  Texts are encoded as they are: no task puts a prompt before them.
+  A text follows the prompt that the model's folder has for its task, as MTEB chooses it:
+  for the task's name and query or document, for its name, for its type and either, for
+  its type, for query or document; without any of these the folder's default prompt.
 
   Args:
     model: a model folder or hub id, perhaps ID@REVISION, or an encoder made from one.
@@ -45,6 +47,7 @@ class MtebEncoder:
   ):
     try:
       from mteb.models import ModelMeta
+      from mteb.models.abs_encoder import get_prompt_name
     except ImportError as error:
       raise UserError(f"MTEB cannot be used ({error}): pip install mteb") from error
     if isinstance(model, SentenceEncoder):
@@ -56,7 +59,7 @@ class MtebEncoder:
       hub_id = str(model).partition("@")[0]
       name = name or (path.resolve().name if path.is_dir() else hub_id)
       self.encoder = SentenceEncoder(str(model))
-    self._batch_size = batch_size
+    self._batch_size, self._prompt_name = batch_size, get_prompt_name
     model = self.encoder.model
     arrays = jax.tree.leaves(model.params)
     for layer in model.dense_layers:
@@ -79,7 +82,7 @@ class MtebEncoder:
       public_training_data=None,
       framework=["JAX"],
       similarity_fn_name="cosine",
-      use_instructions=False,
+      use_instructions=any(model.prompts.values()),
       training_datasets=None,
     )
 
@@ -97,9 +100,9 @@ class MtebEncoder:
 
     Args:
       inputs: batches, each with its texts under "text".
-      task_metadata: not used, nor are the next three: see the class.
-      hf_split: a part of the task.
-      hf_subset: a part of the task.
+      task_metadata: the task's, which chooses the prompt: see the class.
+      hf_split: not used.
+      hf_subset: not used.
       prompt_type: query or document.
       **kwargs: mteb.evaluate's encode_kwargs; only batch_size and show_progress_bar
         are used.
@@ -115,8 +118,11 @@ class MtebEncoder:
       raise UserError(f"precision={precision!r}: only float32 is supported")
     return self.encoder.encode(
       [text for batch in inputs for text in batch["text"]],
+      prompt_name=self._prompt_name(
+        self.encoder.model.prompts, task_metadata, prompt_type
+      ),
       batch_size=self._batch_size or kwargs.get("batch_size", 64),
-      show_progress=kwargs.get("show_progress_bar", False),
+      show_progress_bar=kwargs.get("show_progress_bar", False),
     )
 
   def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:

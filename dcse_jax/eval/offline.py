@@ -1,6 +1,8 @@
 """Scores models side by side with any evaluators, and pools the seeds of a model."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from dcse_jax.eval import tables
 from dcse_jax.eval.evaluator import Embed
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
+from dcse_jax.eval.evaluator import Stream
 from dcse_jax.eval.evaluator import Subject
 from dcse_jax.eval.evaluator import embed_once
 from dcse_jax.hub import folder
@@ -30,6 +33,7 @@ def evaluate(
   options: Options,
   *,
   loading: Mapping[str, Any] | None = None,
+  widths: Sequence[int] = (),
   output: str | None = None,
   markdown: str | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +45,8 @@ def evaluate(
     options: the evaluators' options.
     loading: options of `SentenceEncoder`, such as another pooling; None keeps each
       model's own.
+    widths: scores embeddings cut to each of these; a row is then NAME@WIDTH. () leaves
+      them as the model's folder has them.
     output: a JSON file to write.
     markdown: a Markdown file to write.
 
@@ -63,16 +69,33 @@ def evaluate(
     if path.is_dir():
       raise UserError(f"{path} is a folder: name a file to write")
   loading = {k: value for k, value in (loading or {}).items() if value is not None}
-  pooled = {}
+  pooled: dict[str, Any] = {}
   for name, group in members.items():
-    runs = []
+    runs: dict[int | None, list[dict[str, Any]]] = {w: [] for w in widths or [None]}
     for place in group:
       start = time.monotonic()
       encoder = SentenceEncoder(place, **loading)
-      scores = score(encoder.encode, evaluators, encoder.model, place)
-      runs.append({"model": place, **scores})
+      stream = lambda texts, prompt, encoder=encoder: encoder.encode_stream(
+        texts, prompt_name=prompt
+      )
+      if widths:
+        encoder.model = dataclasses.replace(encoder.model, truncate_dim=None)
+      # All widths are cut from one embedding of each sentence.
+      embed = functools.cache(functools.partial(embed_once, encoder.encode, evaluators))
+      whole = encoder.model
+      for width, scored in runs.items():
+        encoder.model = whole.truncated(width)
+        encode = lambda sentences, n=width, embed=embed: embed()(sentences)[:, :n]
+        scores = score(encode, evaluators, encoder.model, place, stream)
+        scored.append({"model": place, **scores})
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
-    pooled[name] = pool(runs)
+    for width, scored in runs.items():
+      pooled[f"{name}@{width}" if width else name] = pool(scored)
+  for each in evaluators:
+    for name, scores in each.references().items():
+      if name in pooled:
+        raise UserError(f"--model {name}=...: is the name of a row of reference")
+      pooled[name] = pool([{"model": name, each.kind: scores}])
   results = {
     "convention": options.convention,
     "dev": options.dev,
@@ -135,6 +158,7 @@ def score(
   evaluators: Sequence[Evaluator],
   model: Model | None = None,
   name: str = "the model",
+  stream: Stream | None = None,
 ) -> dict[str, dict[str, float]]:
   """Scores one model with each evaluator; each distinct sentence is encoded once.
 
@@ -143,6 +167,7 @@ def score(
     evaluators: those that score it.
     model: the model itself, for evaluators that need more than embeddings.
     name: the model's, for errors.
+    stream: encodes texts as they come, for evaluators that have too many to keep.
 
   Returns:
     What `Evaluator.score` returns, by kind.
@@ -155,15 +180,15 @@ def score(
     if lacking := [field for field in each.required if getattr(model, field) is None]:
       raise UserError(f"{name} has no {lacking[0]}, which {each.kind} is measured by")
 
-  def checked(sentences):
-    embeddings = encode(sentences)
+  def check(embeddings):
     if not is_finite(embeddings).all():
       raise UserError(
         "the model yields NaN or infinity, which nothing can be scored by"
       )
     return embeddings
 
-  subject = Subject(model, embed_once(checked, evaluators))
+  embed = embed_once(lambda sentences: check(encode(sentences)), evaluators)
+  subject = Subject(model, embed, lambda *texts: map(check, stream(*texts)))
   return {each.kind: each.score(subject) for each in evaluators}
 
 

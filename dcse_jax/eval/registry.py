@@ -10,12 +10,13 @@ import dataclasses
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
 from dcse_jax.eval.masked_words import MaskedWords
+from dcse_jax.eval.retrieval import Retrieval
 from dcse_jax.eval.sts import Sts
 from dcse_jax.eval.transfer import Transfer
 from dcse_jax.runtime.errors import UserError
 
 # They stand in the order of tables. A new evaluator is a line here.
-EVALUATORS = {each.kind: each for each in (Sts, Transfer, MaskedWords)}
+EVALUATORS = {each.kind: each for each in (Sts, Retrieval, Transfer, MaskedWords)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,9 @@ def _tables(results: dict[str, Any]) -> list[_Table]:
 
 
 def _table(part: str, results: dict[str, Any]) -> _Table:
-  averaged, models = results[part]["averaged"], results["models"]
+  averaged = results[part]["averaged"]
+  # A row of reference is in the table of its own evaluator alone.
+  models = {n: model for n, model in results["models"].items() if part in model}
   there = next(iter(models.values()))[part]["mean"]
   # The columns of the average stand before it.
   columns = list(dict.fromkeys((*averaged, "avg", *there)))

@@ -68,13 +68,18 @@ def make_card(model: model_lib.Model, name: str, training: Training | None) -> s
     eval_results=results or None,
   )
   layers, width = model.config.num_layers, model.config.hidden_size
+  size, whole = model.embedding_size, dataclasses.replace(model, truncate_dim=None)
+  numbers = f"{size} numbers"
+  if size < whole.embedding_size:
+    numbers = f"the first {size} of {whole.embedding_size} numbers"
+  widths = training.config.get("matryoshka") if training else None
   parts = [
     f"---\n{data.to_yaml()}\n---",
     f"# {name}",
     "A sentence encoder: sentences that mean alike get embeddings of a high cosine "
     f"similarity. {layers} layer{'s' * (layers > 1)} of width {width}, embeddings of "
-    f"{model.embedding_size} numbers by {_pooling(model)}, sentences of up to "
-    f"{model.max_length} tokens.",
+    f"{numbers} by {_pooling(model)}, sentences of up to {model.max_length} tokens."
+    + (f" Cut to its first {_cell(widths)} numbers it serves, too." if widths else ""),
     "## Use",
     f"""With sentence-transformers:
 
@@ -124,7 +129,7 @@ def _table(rows: Mapping[str, Any], header: tuple[str, str]) -> str:
 
 def _training(training: Training) -> list[str]:
   config = training.config
-  terms = [each.term for each in losses.parse(config["objective"])]
+  terms = losses.names(config["objective"])
   parts = [f"Round and seed `{training.name}`, objective `{config['objective']}`:"]
   parts.append("\n".join(f"- {_cite(term)}" for term in terms))
   if training.step is not None:
@@ -151,9 +156,12 @@ def _training(training: Training) -> list[str]:
   return [*parts, _table(settings, ("setting", "value"))]
 
 
-def _cite(term: losses.Term) -> str:
+def _cite(name: str) -> str:
+  if name not in losses.TERMS:
+    return f"`{name}`: a term of the run's own config"
+  term = losses.TERMS[name]
   links = [f"[arXiv:{p}](https://arxiv.org/abs/{p})" for p in term.papers]
-  return f"`{term.name}`: {', '.join([term.summary, *links])}"
+  return f"`{name}`: {', '.join([term.summary or 'a term of its own', *links])}"
 
 
 def _member(member: Any) -> str:

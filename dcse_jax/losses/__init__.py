@@ -18,6 +18,7 @@ from dcse_jax.losses.similarity import cosine_similarity
 from dcse_jax.losses.terms import TERMS
 from dcse_jax.losses.terms import Term
 from dcse_jax.losses.terms import inputs_of
+from dcse_jax.losses.terms import names
 from dcse_jax.losses.terms import parse
 
 for _module in pkgutil.iter_modules(__path__):
@@ -33,6 +34,7 @@ __all__ = (
   "info_nce",
   "join_teachers",
   "masked_language_model",
+  "names",
   "parse",
   "share_one_hot",
   "similarity_divergence",

@@ -57,6 +57,41 @@ def info_nce(
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+@term()
+def symmetric_info_nce(
+  anchors: jax.Array,
+  positives: jax.Array,
+  all_anchors: jax.Array,
+  all_positives: jax.Array,
+  all_negatives: jax.Array | None = None,
+  labels: jax.Array | None = None,
+  *,
+  temperature: float = 0.05,
+) -> jax.Array:
+  """InfoNCE in both directions: positives find their anchors, too.
+
+  Args:
+    anchors: embeddings of the first view, [b, D].
+    positives: embeddings of the second view, [b, D].
+    all_anchors: the same as anchors, for the whole batch, [B, D].
+    all_positives: the same as positives, for the whole batch, [B, D].
+    all_negatives: embeddings of hard negatives, [B, D], of which only anchors know.
+    labels: which of the B rows is each anchor's own, [b]; by default the first b.
+    temperature: divides the cosines.
+
+  Returns:
+    The mean of both directions' losses for each pair, [b], in nats.
+
+  References:
+    Radford et al., CLIP, 2021, Sec. 2.3 (arXiv:2103.00020).
+  """
+  forward = info_nce(
+    anchors, all_positives, all_negatives, labels, temperature=temperature
+  )
+  backward = info_nce(positives, all_anchors, None, labels, temperature=temperature)
+  return (forward + backward) / 2
+
+
 @term(margin=Range(0, 2))
 def focal_info_nce(
   anchors: jax.Array,

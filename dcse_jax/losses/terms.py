@@ -148,13 +148,13 @@ class Term:
 
   @property
   def summary(self) -> str:
-    """The first line of the term's docstring."""
-    return inspect.getdoc(self.fn).partition("\n")[0].rstrip(".")
+    """The first line of the term's docstring; "" if it has none."""
+    return (inspect.getdoc(self.fn) or "").partition("\n")[0].rstrip(".")
 
   @property
   def papers(self) -> list[str]:
     """The arXiv numbers of the papers that the term's docstring names."""
-    return re.findall(r"arXiv:(\d{4}\.\d{4,5})", self.fn.__doc__)
+    return re.findall(r"arXiv:(\d{4}\.\d{4,5})", self.fn.__doc__ or "")
 
 
 TERMS: dict[str, Term] = {}
@@ -246,6 +246,11 @@ def inputs_of(terms: Iterable[Weighted]) -> tuple[str, ...]:
   """Returns what an objective asks for, each name once and without "all_", sorted."""
   names = (name for each in terms for name in each.term.inputs)
   return tuple(sorted({name.removeprefix("all_") for name in names}))
+
+
+def names(objective: str) -> list[str]:
+  """Lists the terms that an objective names, whether this process knows them or not."""
+  return [part.rpartition("*")[2].strip() for part in _PLUS.split(objective)]
 
 
 def parse(

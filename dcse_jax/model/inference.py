@@ -1,8 +1,9 @@
 """Embeddings of token ids, in batches of sentences of similar length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -15,8 +16,17 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.packing import Packing
 from dcse_jax.runtime import mesh as mesh_lib
 
+# Sentences tokenised and sorted at a time: enough that those of a batch have similar
+# lengths, and few enough that a stream of any length takes little memory.
+CHUNK = 16_384
+
 # Lengths are rounded up to these, so that few shapes are ever compiled.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_LENGTHS = (
+  *(8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536),
+  *(2048, 2560, 3072, 4096, 5120, 6144, 8192),
+)
+# Batches of longer sentences than this have as many tokens as ones of this length.
+_LONG = 512
 
 
 @functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype", "packing"))
@@ -56,14 +66,16 @@ def _packed_shape(longest: int, rows: int, limit: int) -> _Shape:
   rounded = -(-longest // _LENGTHS[-1]) * _LENGTHS[-1]
   length = min(next((n for n in _LENGTHS if n >= longest), rounded), limit)
   shorter = max((n for n in _LENGTHS if n < length), default=2)
-  tokens = max(rows * (shorter + length) // 2, length)
+  tokens = max(rows * min((shorter + length) // 2, _LONG), length)
   return _Shape(max(tokens // (shorter + 1), 1), length, tokens)
 
 
 def _padded_shape(longest: int, rows: int, limit: int) -> _Shape:
-  """Sizes a batch of `rows` sentences of any length."""
-  length = _packed_shape(longest, rows, limit).length
-  return _Shape(rows, length, rows * length)
+  """Sizes a batch of `rows` sentences of any length, of fewer if they are long."""
+  shape = _packed_shape(longest, rows, limit)
+  if shape.length > _LONG:
+    return shape
+  return dataclasses.replace(shape, rows=rows, tokens=rows * shape.length)
 
 
 def encode_tokens(
@@ -84,7 +96,8 @@ def encode_tokens(
     token_ids: those of each sentence, special tokens included.
     pooling: a name that `pooling.get` knows.
     batch_size: about how many sentences a compiled batch has: it holds as many
-      tokens as this number of sentences of similar length.
+      tokens as this number of sentences of similar length, or of 512 tokens if they
+      are longer.
     dtype: that of the matrix products.
     mesh: divides each batch among its devices, all on this host; each has the
       parameters. None leaves the placing of arrays to jax.
@@ -142,3 +155,10 @@ def encode_tokens(
   while waiting:
     fetch()
   return embeddings
+
+
+def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+  """Yields sentences in lists of `CHUNK`, the last one shorter."""
+  sentences = iter(sentences)
+  while chunk := list(itertools.islice(sentences, CHUNK)):
+    yield chunk

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from dcse_jax.runtime.errors import UserError
 
 # The ways to compare embeddings, named as in sentence-transformers.
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+# The prompts that every model has, if only as an empty one.
+ROLES = ("query", "document")
 
 # The tokenizer first sees this many characters of a text, then twice as many for as
 # long as they might hold too few tokens. This many spare tokens beyond those that are
@@ -85,6 +88,41 @@ class Model:
   def prompt(self) -> str:
     """The text put before every sentence; "" for none."""
     return self.prompts.get(self.default_prompt, "")
+
+  def truncated(self, size: int | None) -> Self:
+    """Returns the model with embeddings cut to their first numbers.
+
+    Args:
+      size: how many are kept, in place of `truncate_dim`; None changes nothing.
+
+    Raises:
+      UserError: embeddings have fewer numbers.
+    """
+    if size is None:
+      return self
+    whole = dataclasses.replace(self, truncate_dim=None).embedding_size
+    if not 1 <= size <= whole:
+      raise UserError(f"truncate_dim={size}, but embeddings have {whole} numbers")
+    return dataclasses.replace(self, truncate_dim=size)
+
+  def with_prompt(self, name: str | None) -> Self:
+    """Returns the model with another prompt before every sentence.
+
+    Args:
+      name: one of `prompts`; None keeps the default one. "query" and "document" may
+        be missing and then put nothing there, not even the default, as
+        sentence-transformers' encode_query and encode_document do.
+
+    Raises:
+      UserError: there is no such prompt.
+    """
+    if name is None:
+      return self
+    if name not in (*self.prompts, *ROLES):
+      raise UserError(
+        f"no prompt is named {name!r}: this model has {', '.join(self.prompts) or 'none'}"
+      )
+    return dataclasses.replace(self, default_prompt=name)
 
   def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
     """Returns token ids of each sentence after the prompt, as `tokenize` does.

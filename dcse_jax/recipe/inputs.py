@@ -192,6 +192,8 @@ def read(
         if teacher not in embeddings:
           embeddings[teacher] = open_embeddings(teacher)
         _check_width(teacher, embeddings[teacher].width, round_config, inputs)
+        why = "is a file of embeddings of first columns"
+        _check_one_column(teacher, why, round_config, inputs)
         inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
@@ -251,12 +253,19 @@ def _check_round(
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
-  if objective.has_views and start.columns == 1 and not has_dropout(objective.config):
+  has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
+  if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
       "name pairs, or set the dropouts in a copy of its config.json",
       name,
       model,
+    )
+  every_column = start.columns > 1 and objective.asks_for(("teacher_positives",))
+  if every_column and round_config.teacher_cache:
+    raise UserError(
+      f"round {name}: teacher_cache={round_config.teacher_cache!r} keeps embeddings of "
+      "anchors, and a term wants those of every column: leave it out"
     )
   rows = tokens.max_batch_size
   if rows < round_config.batch_size:
@@ -278,6 +287,18 @@ def _check_width(
     )
 
 
+def _check_one_column(
+  name: str, why: str, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  """Refuses a teacher of first columns only where a term compares others, too."""
+  asked = losses.inputs_of(config_lib.terms(round_config))
+  if "teacher_positives" in asked and len(inputs.tokens(round_config).tokens) > 1:
+    raise UserError(
+      f"teacher {name} {why}, and a term wants it to embed every column: name another, "
+      "or a text of one column"
+    )
+
+
 def _check_teacher(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
@@ -286,6 +307,8 @@ def _check_teacher(
     raise UserError(f"teacher {name}: {fault}")
   _check_width(name, teacher.embedding_size, round_config, inputs)
   if not inputs.reads_alike(teacher):
+    why = "has another tokenizer or prompt than the student"
+    _check_one_column(name, why, round_config, inputs)
     _log.info("teacher %s: another tokenizer or prompt, with ids of its own", name)
     inputs.teacher_tokens(name, round_config)
   elif teacher.config.max_tokens < round_config.max_length:

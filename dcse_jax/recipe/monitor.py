@@ -1,7 +1,8 @@
 """Scores of a model by evaluators, while it trains and after."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,26 @@ from dcse_jax.eval.evaluator import distinct_sentences
 from dcse_jax.eval.evaluator import embed_once
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
+from dcse_jax.model.inference import chunks
 from dcse_jax.model.inference import encode_tokens
+
+
+def _embed(
+  model: model_lib.Model,
+  params: Any,
+  encoder: encoder_lib.Params,
+  tokens: Sequence[Sequence[int]],
+  heads: Sequence[str],
+) -> np.ndarray:
+  """Computes embeddings of token ids; `encoder` is params["encoder"] on the device."""
+  embeddings = encode_tokens(encoder, model.config, tokens, pooling=model.pooling)
+  embeddings = model.finish(embeddings, normalize=False)
+  for head in (name for name in heads if name in params):
+    if head == "projection":
+      embeddings = encoder_lib.project(params[head], model.config, embeddings)
+    else:
+      embeddings = embeddings @ params[head]["kernel"] + params[head]["bias"]
+  return np.asarray(embeddings)
 
 
 def embedder(
@@ -38,15 +58,7 @@ def embedder(
     if not tokens and sentences:
       tokens.extend(model.tokenize(sentences, max_length))
     # Parameters go to the device once, not with every batch.
-    on_device = jax.device_put(params["encoder"])
-    embeddings = encode_tokens(on_device, model.config, tokens, pooling=model.pooling)
-    embeddings = model.finish(embeddings, normalize=False)
-    for head in (name for name in heads if name in params):
-      if head == "projection":
-        embeddings = encoder_lib.project(params[head], model.config, embeddings)
-      else:
-        embeddings = embeddings @ params[head]["kernel"] + params[head]["bias"]
-    return np.asarray(embeddings)
+    return _embed(model, params, jax.device_put(params["encoder"]), tokens, heads)
 
   return embed
 
@@ -71,8 +83,18 @@ class Scorer:
   ):
     self._model, self._evaluators = model, evaluators
     self._sentences = distinct_sentences(each.evaluator for each in evaluators)
-    heads = ("projection", "teacher_map") if keep_head else ()
-    self._embed = embedder(model, self._sentences, model.max_length, heads=heads)
+    self._heads = ("projection", "teacher_map") if keep_head else ()
+    self._embed = embedder(model, self._sentences, model.max_length, heads=self._heads)
+
+  def _stream(
+    self, params: Any, texts: Iterable[str], prompt_name: str
+  ) -> Iterator[np.ndarray]:
+    """Yields embeddings of any texts, tokenised as they come: see `evaluator.Stream`."""
+    model = self._model.with_prompt(prompt_name)
+    encoder = jax.device_put(params["encoder"])
+    for chunk in chunks(texts):
+      tokens = model.tokenize(chunk, model.max_length)
+      yield _embed(model, params, encoder, tokens, self._heads)
 
   def _measure(self, params: Any) -> Iterator[tuple[int, dict[str, float], Subject]]:
     """Yields each evaluator that can score these, by its place, and its scores."""
@@ -81,7 +103,8 @@ class Scorer:
       self._model, params=params["encoder"], language_model=language_model
     )
     encode = lambda _: self._embed(params)
-    subject = Subject(model, embed_once(encode, (), self._sentences))
+    stream = functools.partial(self._stream, params)
+    subject = Subject(model, embed_once(encode, (), self._sentences), stream)
     for i, named in enumerate(self._evaluators):
       if all(getattr(model, field) is not None for field in named.evaluator.required):
         yield i, named.evaluator.score(subject), subject

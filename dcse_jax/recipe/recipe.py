@@ -26,6 +26,7 @@ from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import time_left
 from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.recipe import validate
 from dcse_jax.runtime import compilation
@@ -209,7 +210,17 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
     start=start,
     teachers=_teachers(recipe, config),
     mesh=recipe.mesh,
+    later_steps=_later_steps(recipe, name),
   ).train()
+
+
+def _later_steps(recipe: Recipe, name: str) -> float:
+  """Estimates how many of a round's steps the rounds after it are worth."""
+  later = list(recipe.rounds)[list(recipe.rounds).index(name) + 1 :]
+  work = [
+    time_left.work(recipe.rounds[each], len(_todo(recipe, each))) for each in later
+  ]
+  return sum(work) / time_left.tokens_of_step(recipe.rounds[name])
 
 
 def _teachers(

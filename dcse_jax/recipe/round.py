@@ -28,6 +28,7 @@ from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import monitor
 from dcse_jax.recipe import probes as probes_lib
+from dcse_jax.recipe import time_left
 from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
@@ -65,6 +66,7 @@ class Round:
     held_out: measures of a student in training, by seed; there may be none.
     teaching: the teachers as the step takes them.
     loss_fn: the step's objective.
+    later_steps: how many of this round's steps the later rounds are worth.
   """
 
   name: str
@@ -80,6 +82,7 @@ class Round:
   held_out: Mapping[int, probes_lib.HeldOut]
   teaching: teaching_lib.Teaching
   loss_fn: Objective
+  later_steps: float
 
   @property
   def folder(self) -> pathlib.Path:
@@ -105,8 +108,10 @@ class Round:
       begun = [seed for seed in seeds if is_begun(seed)]
       groups = [begun, [seed for seed in seeds if seed not in begun]]
     trainers: dict[int, Any] = {}  # One compiled step serves groups of one size.
-    for group in filter(None, groups):
+    groups = list(filter(None, groups))
+    for i, group in enumerate(groups):
       signals.check()
+      later = (len(groups) - i - 1) * config.num_train_steps
       size = len(group)
       if size not in trainers:
         trainers[size] = self._make_trainer(size)
@@ -115,6 +120,7 @@ class Round:
         [self._make_run(seed) for seed in group],
         config=config_lib.used(config),
         before_save=self.workdir.push,
+        time_left=time_left.TimeLeft(self.name, later, self.later_steps).tell,
       )
       for seed, params in zip(group, best):
         self._finish(seed, jax.device_get(params))
@@ -243,6 +249,7 @@ def prepare(
   start: model_lib.Model,
   teachers: Sequence[teaching_lib.Teacher | teaching_lib.EmbeddedTeacher],
   mesh: Mesh,
+  later_steps: float = 0,
 ) -> Round:
   """Prepares a round's training: tokenises, embeds, measures and prunes.
 
@@ -255,6 +262,7 @@ def prepare(
     start: the encoder that each model starts from.
     teachers: the teachers it learns from; there may be none.
     mesh: the devices.
+    later_steps: how many of this round's steps the later rounds are worth.
   """
   tokens = inputs.tokens(config)
 
@@ -303,6 +311,7 @@ def prepare(
     held_out=held_out,
     teaching=teaching,
     loss_fn=loss_fn,
+    later_steps=later_steps,
   )
 
 

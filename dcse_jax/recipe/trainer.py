@@ -94,6 +94,7 @@ def make_trainer(
     num_steps=config.num_train_steps,
     log_every=config.log_every,
     eval_every=config.eval_every,
+    patience=config.patience,
     max_skipped_steps=config.max_skipped_steps,
     work=_work(config, loss_fn, tokens, num_models),
     profile_steps=config.profile_steps,

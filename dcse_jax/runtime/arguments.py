@@ -1,6 +1,8 @@
 """What may be written on a command line: dashes, names of packaged configs, --help."""
 
+import ast
 from collections.abc import Sequence
+import contextlib
 import pathlib
 import re
 import sys
@@ -73,6 +75,17 @@ def normalize(arguments: Sequence[str]) -> list[str]:
       values = [f"={find_config(values[0][1:])}"]
     result.append("".join([f"--{name}", *values]))
   return result + arguments
+
+
+def unknown_field(error: AttributeError | KeyError) -> UserError:
+  """Returns what to say where ml_collections does not know a field of a config."""
+  # Its message is quoted, or is another error's, and has a line with a guess.
+  message = str(error.args[0] if error.args else error)
+  with contextlib.suppress(SyntaxError, ValueError):
+    message = str(ast.literal_eval(message))
+  name, _, guess = " ".join(message.split()).partition(" Did you mean ")
+  guess = f"did you mean {guess.partition(' ')[0]}? " if guess else ""
+  return UserError(f"unknown config field {name}: {guess}dcse_jax/config.py lists them")
 
 
 def help_text(doc: str, program: str) -> str:

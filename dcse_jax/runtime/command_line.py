@@ -1,6 +1,5 @@
 """How every command starts and ends; bad input ends it with one line and status 2."""
 
-import ast
 from collections.abc import Callable
 import contextlib
 import errno
@@ -120,13 +119,6 @@ def _is_closed(number: int) -> bool:
   return False
 
 
-def _without_repr(message: str) -> str:
-  """Puts a message in one line, and undoes the repr that a KeyError prints."""
-  with contextlib.suppress(SyntaxError, ValueError):
-    message = str(ast.literal_eval(message))
-  return " ".join(message.split())
-
-
 def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
   """Parses flags; whatever a config file or an override raises is bad input."""
   try:
@@ -134,10 +126,7 @@ def _parse(argv: list[str], *, max_arguments: int) -> list[str]:
   except flags.Error as error:
     raise UserError(f"{_one_line(error)}; --help lists the flags") from error
   except (AttributeError, KeyError) as error:
-    message = _without_repr(str(error.args[0] if error.args else error))
-    raise UserError(
-      f"unknown config field: {message}; dcse_jax/config.py lists them"
-    ) from error
+    raise arguments.unknown_field(error) from error
   except Exception as error:
     raise UserError(_one_line(error)) from error
   if len(rest) > 1 + max_arguments:

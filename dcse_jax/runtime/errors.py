@@ -6,3 +6,7 @@ class UserError(Exception):
 
   The command-line tools print it without a traceback and exit with status 2.
   """
+
+
+class UserTypeError(UserError, TypeError):
+  """Bad input whose type is what is wrong, as Python programs expect to catch it."""

@@ -39,6 +39,20 @@ def user_path(name: str | os.PathLike[str]) -> pathlib.Path:
   return path
 
 
+def short_name(name: str) -> str:
+  """Returns what to show for a model: a hub id as it is, and the end of a path.
+
+  WORKDIR/export and WORKDIR/ROUND/SEED/model are shown with the part that tells them
+  from others of that name.
+  """
+  path = pathlib.PurePath(name)
+  hub_id = name.partition("@")[0]  # A revision may hold a slash.
+  if not name.startswith(("/", ".", "~")) and hub_id.count("/") < 2:
+    return name
+  parts = {"export": 2, "model": 3}.get(path.name, 1)
+  return "/".join([p for p in path.parts if p != path.anchor][-parts:])
+
+
 def make_folder(path: pathlib.Path) -> None:
   """Makes a folder if there is none, or raises a UserError."""
   try:

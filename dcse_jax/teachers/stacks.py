@@ -189,19 +189,22 @@ def teacher_embeddings(
   stacks: Sequence[TeacherStack | CachedTeachers],
   batch: Mapping[str, Any],
   *,
+  column: int = 0,
   dtype,
   packing: Packing | None = None,
   microbatches: Chunks = Chunks(),
 ) -> jax.Array:
-  """Computes the teachers' joint embeddings of a batch's first column.
+  """Computes the teachers' joint embeddings of one column of a batch.
 
   Args:
     params: those of each stack; anything for cached teachers.
     stacks: from `stack_teachers`, or `CachedTeachers`.
     batch: `input_ids` and `attention_mask`, [B, C, S]; and, where a stack asks
       for them, `teacher_tokens` or `teacher_embeddings`.
+    column: the column; `teacher_tokens` and `teacher_embeddings` have the first alone.
     dtype: that of the matrix products.
-    packing: that of a microbatch's first column; `teacher_tokens` keep their padding.
+    packing: that of a microbatch's first column, or of all columns; `teacher_tokens`
+      keep their padding.
     microbatches: how the batch is encoded.
 
   Returns:
@@ -229,7 +232,7 @@ def teacher_embeddings(
         dtype=dtype,
         packing=packing if stack.tokens is None else None,
       )
-      first = {name: read[name][:, 0] for name in ("input_ids", "attention_mask")}
+      first = {name: read[name][:, column] for name in ("input_ids", "attention_mask")}
       return _finish(stack, teacher.get("head", ()), microbatches.map(encode, first))
 
     embeddings.extend(run_stack(embed, stack_params))

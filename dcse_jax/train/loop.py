@@ -47,6 +47,8 @@ class Trainer:
     max_skipped_steps: how many steps of a model may be skipped because a loss or a
       gradient is not finite; at one more the run stops.
     work: the work of a step.
+    patience: after this many evaluations without a better score a model's training
+      ends; 0 never ends it.
     num_models: how many models one call trains together.
     packings: the packings to choose from, the tightest first; a batch that fits none
       keeps its padding. The step is compiled for each that occurs.
@@ -63,6 +65,7 @@ class Trainer:
   eval_every: int
   max_skipped_steps: int
   work: flops.Work
+  patience: int = 0
   num_models: int = 1
   packings: tuple[Packing, ...] = ()
   profile_steps: tuple[int, ...] = ()
@@ -146,6 +149,7 @@ def train(
   *,
   config: dict[str, Any],
   before_save: Callable[[], None] = lambda: None,
+  time_left: Callable[[int, float], str] = lambda steps, seconds: "",
 ) -> list[Any]:
   """Trains models, or resumes them, and returns their best parameters.
 
@@ -155,6 +159,8 @@ def train(
     config: the round's config, JSON; every checkpoint carries it.
     before_save: brings what the runs wrote to safety, so that no checkpoint is ahead
       of it.
+    time_left: takes how many steps are left and the seconds of one, and says what to
+      tell on the terminal.
 
   Returns:
     For each run the parameters of the best evaluation, as each process can read
@@ -189,7 +195,11 @@ def train(
     profile = run_log.Profile(trainer.profile_steps, runs[0].folder / "profile")
     stack.callback(profile.stop)
     unread = []  # The metrics of steps, still on the devices.
-    for step in range(first_step + 1, trainer.num_steps + 1):
+    step = first_step
+    while step < trainer.num_steps and not all(
+      _gave_up(trainer, b, step) for b in best
+    ):
+      step += 1
       profile.before(step - 1)
       state, example_ids, values = _step(trainer, runs, state, step - 1)
       profile.after(step, values)
@@ -206,8 +216,12 @@ def train(
       unread.clear()
       speeds = speed.since_last(step)
       if writes:
+        seconds = trainer.batch_size / speeds["train/sentences_per_second"]
+        # The first steps include the time of compiling.
+        is_first = step <= first_step + trainer.log_every
+        note = "" if is_first else time_left(trainer.num_steps - step, seconds)
         for log in logs:
-          log.write(speeds)
+          log.write(speeds, note)
       if not (evaluates or stops):
         continue
       # No two models may ever be more than one save apart.
@@ -215,7 +229,8 @@ def train(
         store.wait()
       for i, (run, store, log) in enumerate(zip(runs, stores, logs)):
         of_run, score = _of_model(state, i, trainer.num_models), -math.inf
-        if evaluates:
+        # A model that gave up waits for those that train with it.
+        if evaluates and not _gave_up(trainer, best[i], step - 1):
           score = _evaluate(trainer, run, log, of_run, step)
           # The later of equal scores wins, as Orbax keeps it.
           best[i] = max(best[i], (score, step))
@@ -228,7 +243,18 @@ def train(
     # A signal may have come in the last evaluation, to one process; all is saved.
     if any(processes.gather(signals.requested())):
       raise signals.Interrupted
-    return _best_params(trainer, stores, state, best)
+    if step < trainer.num_steps:
+      names = ", ".join(run.name for run in runs)
+      _log.info("%s: ended at step %d by patience=%d", names, step, trainer.patience)
+    return _best_params(trainer, stores, state, best, step)
+
+
+def _gave_up(trainer: Trainer, best: tuple[float, int], step: int) -> bool:
+  """Returns whether a model's last evaluations were all below its best."""
+  score, best_step = best
+  if not trainer.patience or score == -math.inf:
+    return False
+  return step - best_step >= trainer.patience * trainer.eval_every
 
 
 def _find_step(runs: Sequence[Run], stores: Sequence[checkpoint.Checkpoints]) -> int:
@@ -346,12 +372,13 @@ def _best_params(
   stores: Sequence[checkpoint.Checkpoints],
   state: Any,
   best: Sequence[tuple[float, int]],
+  step: int,
 ) -> list[Any]:
   """Returns the parameters of each run's best evaluation, after the last step."""
   result = []
   for i, (store, (_, best_step)) in enumerate(zip(stores, best)):
     of_run = _of_model(state, i, trainer.num_models)
-    if best_step != trainer.num_steps:
+    if best_step != step:
       of_run, _ = store.restore(best_step, mesh_lib.abstract(of_run, trainer.mesh))
     result.append(mesh_lib.gathered(of_run.params, trainer.mesh))
   return result

@@ -129,18 +129,25 @@ class Metrics:
   def _board(self) -> "_Events":
     return _Events(self._folder / "tensorboard", self._first_step)
 
-  def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes the values of one step, such as {"train/loss": 0.1}."""
+  def write(self, step: int, values: dict[str, float], note: str = "") -> None:
+    """Writes the values of one step, such as {"train/loss": 0.1}.
+
+    Args:
+      step: their step.
+      values: numbers by name.
+      note: what the terminal shows beside them.
+    """
     self.lines.write({"step": step, **values})
     if not processes.is_first():
       return
     self._board.write(step, values)
     shown = "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
     if self._bar.disable:
-      print(f"{self._name}  {step}/{self._num_steps}  {shown}", flush=True)
+      line = f"{self._name}  {step}/{self._num_steps}  {shown}  {note}"
+      print(line.rstrip(), flush=True)
     else:
       self._bar.update(step - self._bar.n)
-      self._bar.set_postfix_str(shown[:100])
+      self._bar.set_postfix_str(f"{note}  {shown}".lstrip()[:120])
 
   def close(self) -> None:
     self._bar.close()

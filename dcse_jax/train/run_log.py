@@ -63,13 +63,13 @@ class RunLog:
     if not self._values.pop("is_finite"):
       self._skip(example_ids)
 
-  def write(self, speeds: dict[str, float]) -> None:
-    """Writes the last step's metrics, and how fast steps are."""
+  def write(self, speeds: dict[str, float], note: str = "") -> None:
+    """Writes the last step's metrics, how fast steps are, and a note for people."""
     # JSON cannot spell NaN or infinity.
     values = {f"train/{k}": v for k, v in self._values.items() if math.isfinite(v)}
     if len(self._skipped):
       values["train/skipped_steps"] = len(self._skipped)
-    self.metrics.write(self._step, {**values, **speeds})
+    self.metrics.write(self._step, {**values, **speeds}, note)
 
   def _skip(self, example_ids: np.ndarray) -> None:
     name, path = self._name, self._path

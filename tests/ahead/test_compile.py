@@ -244,6 +244,20 @@ def test_the_abstract_batch_has_the_columns_of_the_text(files, fields, columns):
   assert step.num_columns == columns
 
 
+@pytest.mark.parametrize("family", encoder_lib.NEW)
+def test_a_new_encoder_of_every_family_has_an_abstract_step(files, family):
+  config = recipe(files, pooling="mean")
+  config.model = ""
+  config.encoder = {**config.encoder, "family": family}
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(config, "base", mesh)
+  shapes = jax.eval_shape(step.step_fn, *step.arguments, None)
+  assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(
+    jnp.shape, step.arguments[0]
+  )
+  assert step.flops > 0
+
+
 def test_cached_teachers_come_with_the_abstract_batch(files):
   mesh = mesh_lib.make_mesh(jax.devices()[:2])
   config = recipe(files, teacher_cache="float16")
@@ -254,6 +268,24 @@ def test_cached_teachers_come_with_the_abstract_batch(files):
   assert (embeddings.shape, embeddings.dtype) == ((8, 4 * 16), jnp.float16)
   assert step.stacks == (CachedTeachers((16,) * 4, (0.25,) * 4),)
   assert not jax.tree.leaves(frozen)
+
+
+def test_teachers_that_are_embeddings_come_with_the_batch_beside_those_that_run(files):
+  np.save(files / "rows.npy", np.ones((60, 24), np.float16))
+  config = recipe(files, teacher_cache="")
+  config.rounds.student.update(
+    teachers=("base/42", str(files / "rows.npy")), teacher_weights=(1.0, 3.0)
+  )
+  with config.unlocked():
+    config.rounds.student.objective = "embedding_distillation"
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(config, "student", mesh)
+  state, batch, frozen = step.arguments
+  assert batch["teacher_embeddings"].shape == (8, 24)
+  assert [stack.weights for stack in step.stacks] == [(0.25,), (0.75,)]
+  # A map from the student to both, side by side.
+  assert state.params["teacher_map"]["kernel"].shape == (16, 16 + 24)
+  assert len(frozen["teachers"]) == 2
 
 
 def test_rounds_train_together_and_teachers_read_their_own_tokens_abstractly(files):

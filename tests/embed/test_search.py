@@ -11,9 +11,9 @@ from dcse_jax import SentenceEncoder
 from dcse_jax import encode
 from dcse_jax import search
 from dcse_jax.data.lines import Lines
-from dcse_jax.embed import sentence_encoder
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
+from dcse_jax.model import inference
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -39,15 +39,15 @@ def test_encode_takes_a_list_an_iterator_and_one_string(encoder):
 
 def test_a_stream_is_encoded_in_parts_as_it_would_be_whole(encoder, monkeypatch):
   whole = encoder.encode(models.SENTENCES[:50])
-  monkeypatch.setattr(sentence_encoder, "_CHUNK", 16)
+  monkeypatch.setattr(inference, "CHUNK", 16)
   parts = list(encoder.encode_stream(iter(models.SENTENCES[:50])))
   assert [len(part) for part in parts] == [16, 16, 16, 2]
   np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
 
 
 def test_normalize_makes_unit_length_without_turning_anything(encoder):
-  plain = encoder.encode(models.SENTENCES[:5], normalize=False)
-  unit = encoder.encode(models.SENTENCES[:5], normalize=True)
+  plain = encoder.encode(models.SENTENCES[:5])
+  unit = encoder.encode(models.SENTENCES[:5], normalize_embeddings=True)
   np.testing.assert_allclose(np.linalg.norm(unit, axis=1), np.ones(5), atol=1e-6)
   np.testing.assert_allclose(np.diag(cosines(plain, unit)), np.ones(5), atol=1e-6)
 
@@ -279,7 +279,7 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_fi
   encoder, tmp_path, monkeypatch, change
 ):
   lines = write_lines(tmp_path / "a.txt")
-  monkeypatch.setattr(sentence_encoder, "_CHUNK", 16)
+  monkeypatch.setattr(inference, "CHUNK", 16)
   stream = encoder.encode_stream
   encoded = []
 
@@ -303,12 +303,14 @@ def test_an_interrupted_encoding_goes_on_only_with_the_same_command_and_whole_fi
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
   if change in PARTIAL_DAMAGE:
     PARTIAL_DAMAGE[change](tmp_path / ".a.npy.part")
-  normalize = True if change == "normalize" else None
+  normalize = change == "normalize"
   encode.encode_file(*arguments, normalize=normalize)
   again = [16, 2] if change == "nothing" else [16, 16, 16, 2]
   assert encoded[2:] == again
   np.testing.assert_allclose(
-    np.load(tmp_path / "a.npy"), encoder.encode(lines, normalize=normalize), atol=1e-6
+    np.load(tmp_path / "a.npy"),
+    encoder.encode(lines, normalize_embeddings=normalize),
+    atol=1e-6,
   )
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "a.txt"]
 

@@ -1,7 +1,9 @@
 """MTEB's own evaluation of our encoder and of sentence-transformers' on one folder."""
 
+import json
 import socket
 
+import numpy as np
 import pytest
 
 from dcse_jax import SentenceEncoder
@@ -162,3 +164,31 @@ def test_an_encoder_needs_a_name_and_no_other_precision_is_given(tmp_path, mteb)
   with pytest.raises(UserError, match="precision='int8'"):
     MtebEncoder(encoder, name="x").encode([], precision="int8", **about)
   assert MtebEncoder(encoder, name="x").encode([], **about).shape == (0, 16)
+
+
+def test_a_task_chooses_the_prompt_by_its_name_its_type_or_the_kind_of_text(
+  mteb, tmp_path
+):
+  from mteb.types import PromptType
+
+  path = models.write_tiny_folder(tmp_path / "m")
+  card = tmp_path / "m/config_sentence_transformers.json"
+  prompts = {"Mine": "mine: ", "STS-query": "alike: ", "query": "asked: "}
+  card.write_text(json.dumps(json.loads(card.read_text()) | {"prompts": prompts}))
+  encoder = MtebEncoder(path)
+  chosen = {
+    ("Mine", "STS", "query"): "Mine",
+    ("Yours", "STS", "query"): "STS-query",
+    ("Yours", "Retrieval", "query"): "query",
+    ("Yours", "Retrieval", "document"): None,
+  }
+  for (name, kind, role), prompt in chosen.items():
+    found = encoder.encode(
+      [{"text": models.SENTENCES[:3]}],
+      task_metadata=describe(mteb, name, kind, "cosine_spearman"),
+      hf_split="test",
+      hf_subset="default",
+      prompt_type=PromptType(role),
+    )
+    expected = encoder.encoder.encode(models.SENTENCES[:3], prompt_name=prompt)
+    np.testing.assert_array_equal(found, expected)

@@ -2,20 +2,30 @@
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
 import sentence_transformers
+from sentence_transformers.sentence_transformer import modules
+import torch
 import transformers
 
 from dcse_jax import SentenceEncoder
+from dcse_jax import config as config_lib
 from dcse_jax.hub import folder
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import wordpiece
 from dcse_jax.model import model as model_lib
+from dcse_jax.recipe import inputs
+from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
 from tests import families
 from tests import models
+from tests.recipes import TINY
+from tests.recipes import from_files
+from tests.recipes import load_config
+from tests.recipes import tiny
 
 TOKENIZER = wordpiece.train_wordpiece(models.SENTENCES, vocab_size=200)
 VOCABULARY = dict(vocab_size=len(TOKENIZER))
@@ -61,6 +71,105 @@ def test_a_masked_language_model_keeps_its_head(kind, tmp_path):
     tmp_path / "ours", output_loading_info=True
   )
   assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def write_decoder(path, kind):
+  """A folder as Qwen3-Embedding's or EmbeddingGemma's: bfloat16, in shards."""
+  model = families.make_torch(kind, **VOCABULARY).to(torch.bfloat16)
+  model.save_pretrained(path / "shards", max_shard_size="20KB")
+  TOKENIZER.save_pretrained(path / "shards")
+  encoder = modules.Transformer(str(path / "shards"))
+  if kind == "qwen3":
+    encoder.tokenizer.padding_side = "left"
+    after = [modules.Pooling(24, pooling_mode="lasttoken")]
+  else:
+    linear = dict(bias=False, activation_function=torch.nn.Identity())
+    after = [modules.Pooling(24, pooling_mode="mean")]
+    after += [modules.Dense(24, 48, **linear), modules.Dense(48, 24, **linear)]
+  folder_ = sentence_transformers.SentenceTransformer(
+    modules=[encoder, *after, modules.Normalize()],
+    prompts={"query": "the query: ", "document": ""},
+    device="cpu",
+  )
+  folder_.save(str(path / "model"))
+  (path / "model" / "model.safetensors").unlink()
+  for file in (path / "shards").glob("model*"):
+    file.rename(path / "model" / file.name)
+  return str(path / "model")
+
+
+def in_float32(path):
+  return sentence_transformers.SentenceTransformer(
+    path, device="cpu", model_kwargs={"dtype": torch.float32}
+  )
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
+def test_a_decoders_folder_in_bfloat16_shards_embeds_as_in_sentence_transformers(
+  kind, tmp_path
+):
+  path = write_decoder(tmp_path, kind)
+  assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
+  sentences = [*models.SENTENCES[:3], " ".join(models.SENTENCES[:8])]
+  ours = SentenceEncoder(path).encode(sentences)
+  np.testing.assert_allclose(ours, in_float32(path).encode(sentences), atol=1e-5)
+  loaded = folder.load(path)
+  assert loaded.language_model is None
+  assert loaded.prompts == {"query": "the query: ", "document": ""}
+  folder.save(loaded, tmp_path / "ours")
+  theirs = in_float32(str(tmp_path / "ours"))
+  np.testing.assert_allclose(ours, theirs.encode(sentences), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_decoder_learns_from_another_and_has_no_words_to_guess(files, tmp_path):
+  student = write_decoder(tmp_path / "student", "qwen3")
+  write_folder(tmp_path / "teacher", "gemma3_text", 1)
+  config = from_files(
+    files,
+    model=student,
+    recipe=("student",),
+    objective="info_nce + distillation",
+    teacher_cache="",
+  )
+  config.rounds.student.update(seeds=(1,), teachers=(str(tmp_path / "teacher"),))
+  (trained,) = recipe_lib.run(config, str(tmp_path / "run"))
+  assert np.isfinite(trained["test"])
+  again = folder.load(str(tmp_path / "run" / "export"))
+  before = folder.load(student)
+  assert (again.pooling, again.config) == ("lasttoken", before.config)
+  moved = np.abs(again.params["norm"]["scale"] - before.params["norm"]["scale"])
+  assert moved.max() > 0
+  config.rounds.student.objective = "info_nce + distillation + masked_language_model"
+  with pytest.raises(UserError, match="is a qwen3, a family without a masked-lang"):
+    recipe_lib.run(config, str(tmp_path / "refused"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families.ENCODERS)
+def test_a_new_encoder_is_pretrained_contrasted_and_exported(kind, tmp_path):
+  config = tiny(load_config("quickstart"))
+  config.encoder = dict(TINY, num_layers=3, family=kind)
+  config.synthetic_sentences, config.synthetic_pairs = 200, 60
+  words = tmp_path / "words.txt"
+  words.write_text("\n".join(models.SENTENCES[:30]))
+  config.dev = ("dev", f"masked_words:{words}")
+  results = recipe_lib.run(config, str(tmp_path / "run"))
+  assert [each["name"] for each in results][-1] == "distilled"
+  path = str(tmp_path / "run" / "export")
+  assert folder.load(path).config.model_type == kind
+  theirs = sentence_transformers.SentenceTransformer(path, device="cpu")
+  ours = SentenceEncoder(path).encode(models.SENTENCES[:5])
+  np.testing.assert_allclose(ours, theirs.encode(models.SENTENCES[:5]), atol=1e-5)
+
+
+def test_views_without_dropout_are_warned_of(files, tmp_path, caplog):
+  model = write_folder(tmp_path / "modernbert", "modernbert", 1)
+  config = from_files(files, model=model)
+  rounds = {"base": config_lib.of_round(config, "base")}
+  with caplog.at_level(logging.WARNING):
+    inputs.read(config, rounds, tmp_path / "run")
+  assert "has no dropout, so that both views of a sentence are the same" in caplog.text
 
 
 # What transformers 4 wrote of the published models, but for what changes nothing.

@@ -378,7 +378,7 @@ def test_a_teacher_reads_its_own_prompt_and_two_poolings_side_by_side(files):
   )
   sentences = recipe.inputs.sentences(student, range(len(tokens)))
   encoder = SentenceEncoder(files / "t", max_length=24)
-  expected = encoder.encode(sentences, normalize=True)
+  expected = encoder.encode(sentences, normalize_embeddings=True)
   assert expected.shape == (len(sentences), 32)
   np.testing.assert_allclose(cached, expected, atol=1e-6)
   # The same holds where it runs at every step.

@@ -21,6 +21,7 @@ CASES = [
   ("debcse", "teacher"),
   ("embedding_distillation", ""),
   ("fraternal_twins", ""),
+  ("gist", ""),
   ("list_mle", ""),
   ("list_net", ""),
   ("pnr", ""),
@@ -29,6 +30,7 @@ CASES = [
   ("relaxed_contrastive", "teacher"),
   ("spread", ""),
   ("sscl", ""),
+  ("symmetric_info_nce", ""),
   ("undropped_negatives", ""),
 ]
 # The loss belongs to the batch, not to its rows.

@@ -9,21 +9,18 @@ import pytest
 import safetensors.numpy
 import torch
 
+from dcse_jax import losses
 from dcse_jax.hub import huggingface
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import modernbert
+from dcse_jax.model.chunks import Chunks
 from dcse_jax.model.packing import Packing
+from dcse_jax.objective.objective import Objective
 from tests import families
+from tests import models
 
 # What an exported folder says in its own way.
 SAID = {"architectures", "dtype", "use_cache", "sliding_window", "max_window_layers"}
-# Families of which one is enough where they share what is tested.
-QUICK = [
-  "modernbert",
-  *(
-    pytest.param(k, marks=pytest.mark.slow)
-    for k in ("qwen3", "gemma3_text", "nomic_bert")
-  ),
-]
 
 
 def assert_close(ours, theirs, rtol):
@@ -38,7 +35,9 @@ def compiled_states(params, config, ids, mask, **options):
 
 
 # Short rows with padding; and packed rows that are longer than the window.
-@pytest.mark.parametrize("shape, length", [(1, 16), (2, 40)])
+@pytest.mark.parametrize(
+  "shape, length", [pytest.param(1, 16, marks=pytest.mark.slow), (2, 40)]
+)
 @pytest.mark.parametrize("kind", families.SHAPES)
 def test_states_equal_pytorch_and_weights_come_back_bitwise(
   kind, shape, length, tmp_path
@@ -64,7 +63,7 @@ def test_states_equal_pytorch_and_weights_come_back_bitwise(
       assert written[name] == value, name
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", families.quickly("modernbert"))
 def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
   model = families.make_torch(kind)
   model.save_pretrained(tmp_path)
@@ -98,7 +97,8 @@ def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families.SHAPES)
 def test_bfloat16_states_are_near_those_of_float32(kind, tmp_path):
   families.make_torch(kind, 1).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)
@@ -145,7 +145,9 @@ def test_the_first_layers_keep_their_kinds_and_the_last_norm(tmp_path):
   assert written["layer_types"] == model.config.layer_types[:2]
 
 
-@pytest.mark.parametrize("kind, shape", [("modernbert", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(
+  "kind, shape", [("modernbert", 1), pytest.param("qwen3", 2, marks=pytest.mark.slow)]
+)
 def test_the_last_layer_for_few_tokens_gives_their_full_states(kind, shape, tmp_path):
   families.make_torch(kind, shape).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)
@@ -167,3 +169,45 @@ def test_the_last_layer_for_few_tokens_gives_their_full_states(kind, shape, tmp_
   np.testing.assert_allclose(few, full, atol=1e-5)
   other, _ = run(params, jax.random.key(4))
   assert np.abs(few - other).max() > 0.01
+
+
+@pytest.mark.slow
+def test_packed_and_in_microbatches_it_trains_as_padded_dropout_included():
+  config = modernbert.new_config(
+    max_tokens=40,
+    vocab_size=150,
+    hidden_size=16,
+    num_layers=4,
+    num_heads=2,
+    intermediate_size=24,
+    initializer_range=0.2,
+    pad_token_id=0,
+  )
+  config = dataclasses.replace(config, local_attention=4)
+  batch = models.random_batch(3, length=24)
+
+  def gradient(packing, number):
+    loss_fn = Objective(
+      losses.parse("info_nce + masked_language_model"),
+      config=config,
+      pooling="mean",
+      mask_token_id=4,
+      special_token_ids=(0, 1, 2, 3, 4),
+      microbatches=Chunks(number),
+    )
+    params = loss_fn.init_params(
+      encoder_lib.init_params(config, jax.random.key(1)), jax.random.key(0)
+    )
+    (loss, _), gradient = jax.jit(
+      jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
+    )(params, batch, jax.random.key(7), {}, packing)
+    return loss, gradient
+
+  loss, expected = gradient(None, 1)
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+  for packing, number in ((Packing(170), 1), (Packing(100, 2), 2)):
+    other, found = gradient(packing, number)
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found, expected
+    )

@@ -323,7 +323,7 @@ def make_run(
   )
 
 
-def run_loop(cache, folder, *, scores, stop_at=None):
+def run_loop(cache, folder, *, scores, stop_at=None, patience=0):
   """Trains six steps; evaluation k gives scores[k] and may interrupt."""
   seen = []
 
@@ -339,7 +339,7 @@ def run_loop(cache, folder, *, scores, stop_at=None):
   if path.exists():
     done = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
   (best,) = loop.train(
-    loop_trainer(),
+    dataclasses.replace(loop_trainer(), patience=patience),
     [make_run(cache, folder, evaluate=evaluate)],
     config={"learning_rate": 1e-3},
   )
@@ -371,6 +371,19 @@ def test_the_best_parameters_are_returned_not_the_last(cache, tmp_path):
 def test_of_equal_scores_the_later_is_the_best(cache, tmp_path):
   best, seen = run_loop(cache, tmp_path / "a", scores=[3.0, 3.0, 1.0])
   assert_bitwise(best, seen[1])
+
+
+def test_patience_ends_a_run_and_it_stays_ended(cache, tmp_path):
+  # The score of step 6 would be the best, and nobody waits for it.
+  best, seen = run_loop(cache, tmp_path / "a", scores=[3.0, 1.0, 9.0], patience=1)
+  assert len(seen) == 2
+  assert_bitwise(best, seen[0])
+  again, seen = run_loop(cache, tmp_path / "a", scores=[3.0, 1.0, 9.0], patience=1)
+  assert not seen
+  assert_bitwise(again, best)
+  # With more of it the run goes on from where it ended.
+  best, seen = run_loop(cache, tmp_path / "a", scores=[3.0, 1.0, 9.0], patience=2)
+  assert_bitwise(best, seen[0])
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
@@ -444,9 +457,9 @@ def test_what_joins_a_batch_is_told_the_step_and_the_parameters_of_its_run(
       assert_bitwise(seen[seed][-1][1], jax.device_get(last))
 
 
-def train_together(cache, folder, seeds, evaluate=lambda params: {}):
+def train_together(cache, folder, seeds, evaluate=lambda params: {}, patience=0):
   best = loop.train(
-    loop_trainer(len(seeds)),
+    dataclasses.replace(loop_trainer(len(seeds)), patience=patience),
     [
       make_run(cache, folder / str(seed), seed=seed, evaluate=evaluate)
       for seed in seeds
@@ -491,6 +504,14 @@ def scoring(scores, stop_at=None):
     return {"score": scores[len(calls) - 1]}
 
   return evaluate
+
+
+def test_a_model_that_gave_up_keeps_its_best_while_another_trains_on(cache, tmp_path):
+  # The scores of two models at steps 2, 4 and 6, in turn; the first is asked twice.
+  evaluate = scoring([3, 1, 1, 2, 5])
+  found = train_together(cache, tmp_path / "a", (3, 4), evaluate, patience=1)
+  whole = scoring([3, 1, 1, 2, 0, 5])
+  assert_bitwise(found, train_together(cache, tmp_path / "b", (3, 4), whole))
 
 
 def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):

@@ -1,0 +1,103 @@
+"""Terms that sentence-transformers has, too: its values and its gradients."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from dcse_jax import losses
+from tests import models
+
+NAMES = ("anchors", "positives", "negatives")
+GUIDES = ("teacher", "teacher_positives", "teacher_negatives")
+
+
+class Given(torch.nn.Module):
+  """A model whose embeddings of a column are given."""
+
+  max_seq_length = 8
+
+  def __init__(self, name, tokenizer=None):
+    super().__init__()
+    self.name, self.tokenizer = name, tokenizer
+
+  def forward(self, features):
+    return {"sentence_embedding": features[self.name]}
+
+
+def draw(columns, *, batch=8, size=6):
+  """Draws embeddings, and a guide's of the same sentences."""
+  rng = np.random.default_rng(columns)
+  arrays = {}
+  base = rng.normal(size=(batch, size))
+  for name in NAMES[:columns]:
+    arrays[name] = (base + rng.normal(size=(batch, size))).astype(np.float32)
+  for name in GUIDES[:columns]:
+    arrays[name] = (base + rng.normal(size=(batch, size))).astype(np.float32)
+  return arrays
+
+
+def theirs(make_loss, arrays, columns):
+  trained = {n: torch.tensor(arrays[n], requires_grad=True) for n in NAMES[:columns]}
+  features = [
+    {"trained": trained[name], "guide": torch.tensor(arrays[guide])}
+    for name, guide in zip(NAMES[:columns], GUIDES)
+  ]
+  loss = make_loss()(features, None)
+  loss.backward()
+  return loss.item(), {name: x.grad.numpy() for name, x in trained.items()}
+
+
+def ours(name, arrays, columns, **settings):
+  term = losses.TERMS[name]
+
+  def loss(trained):
+    given = {**arrays, **trained}
+    given |= {f"all_{n}": x for n, x in given.items()}
+    inputs = {n: given.get(n) for n in term.inputs}
+    return term.fn(**inputs, **settings).mean()
+
+  value, gradient = jax.value_and_grad(loss)({n: arrays[n] for n in NAMES[:columns]})
+  return float(value), gradient
+
+
+def assert_same(found, expected):
+  assert found[0] == pytest.approx(expected[0], rel=1e-5)
+  for name, gradient in expected[1].items():
+    np.testing.assert_allclose(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(temperature=0.1),
+    dict(temperature=0.1, margin=0.3),
+    dict(temperature=0.1, margin=0.4, margin_strategy="relative"),
+  ],
+  ids=str,
+)
+def test_gist_is_their_gist_embed_loss(columns, settings):
+  from sentence_transformers.sentence_transformer import losses as their_losses
+
+  arrays, tokenizer = draw(columns), models.tiny_model().tokenizer
+  make_loss = lambda: their_losses.GISTEmbedLoss(
+    Given("trained", tokenizer), Given("guide", tokenizer), **settings
+  )
+  expected = theirs(make_loss, arrays, columns)
+  assert_same(ours("gist", arrays, columns, **settings), expected)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_symmetric_info_nce_is_their_ranking_loss_in_both_directions(columns):
+  from sentence_transformers.sentence_transformer import losses as their_losses
+
+  arrays = draw(columns)
+  make_loss = lambda: their_losses.MultipleNegativesRankingLoss(
+    Given("trained"),
+    scale=10.0,
+    directions=("query_to_doc", "doc_to_query"),
+    partition_mode="per_direction",
+  )
+  expected = theirs(make_loss, arrays, columns)
+  assert_same(ours("symmetric_info_nce", arrays, columns, temperature=0.1), expected)
