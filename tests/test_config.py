@@ -79,6 +79,7 @@ OUTSIDE = {
   "distillation.group_top": (-1, 64),
   "focal_info_nce.margin": (-0.1, 2.1),
   "fraternal_twins.margin": (-0.1, 2.1),
+  "gist.margin": (-0.1, 2.1),
   "incremental_false_negatives.num_clusters": ((1,), (), (2.5,)),
   "info_nce.negative_weight": (),
   "relaxed_contrastive.similarity_threshold": (-1.1, 1.1),
