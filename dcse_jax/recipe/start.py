@@ -60,7 +60,7 @@ def make(
     cache: the folder that keeps the tokenizer, which is trained once.
   """
   if config.tokenizer:
-    tokenizer = load_tokenizer(folder.locate(config.tokenizer))
+    tokenizer = load_tokenizer(folder.locate(config.tokenizer, weights=False))
     if tokenizer.pad_token_id is None:
       raise UserError(
         f"config.tokenizer: that of {config.tokenizer} has no padding token: use another"
