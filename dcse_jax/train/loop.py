@@ -219,7 +219,7 @@ def train(
         seconds = trainer.batch_size / speeds["train/sentences_per_second"]
         # The first steps include the time of compiling.
         is_first = step <= first_step + trainer.log_every
-        note = "" if is_first else time_left(trainer.num_steps - step, seconds)
+        note = "" if is_first or last else time_left(trainer.num_steps - step, seconds)
         for log in logs:
           log.write(speeds, note)
       if not (evaluates or stops):

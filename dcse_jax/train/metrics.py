@@ -134,7 +134,7 @@ class Metrics:
 
     Args:
       step: their step.
-      values: numbers by name.
+      values: the scalars, by name.
       note: what the terminal shows beside them.
     """
     self.lines.write({"step": step, **values})
