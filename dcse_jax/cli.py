@@ -20,6 +20,7 @@ COMMANDS = {
   "convert": "convert",
   "compile": "compile",
   "embed-with": "embed_with",
+  "mine": "mine",
 }
 
 
