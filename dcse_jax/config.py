@@ -76,9 +76,10 @@ def default() -> ConfigDict:
 
   # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;
   # `test` is scored once with these. Both name sets of the folder, transfer:DIR for
-  # the mean over transfer tasks (of `dev` without their test sets), or
-  # masked_words:FILE for the share of masked words guessed. Names of sets count for
-  # nothing without the folder; where nothing is left the last parameters are kept.
+  # the mean over transfer tasks (of `dev` without their test sets), retrieval:DIR for
+  # nDCG@10 of a collection (of `dev` its dev queries), or masked_words:FILE for the
+  # share of masked words guessed. Names of sets count for nothing without the folder;
+  # where nothing is left the last parameters are kept.
   config.sts = ""
   config.dev = ("STSB-dev",)
   config.test = ()
@@ -88,6 +89,12 @@ def default() -> ConfigDict:
   config.objective = "info_nce"
   for term in losses.TERMS.values():
     config[term.name] = ConfigDict(dict(term.settings))
+
+  # Widths, as in (768, 256, 64): terms compare embeddings cut to each, so that a user
+  # may cut them, too. The loss is the sum over widths, with a weight each; 1 if there
+  # are none. () compares whole embeddings alone.
+  config.matryoshka = ()
+  config.matryoshka_weights = ()
 
   # Embeds the text with every teacher once, into files of this type, instead of
   # running the teachers at every step: "float16" takes two bytes a sentence and

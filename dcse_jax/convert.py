@@ -101,6 +101,9 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("pooling", None, "In place of the source's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the source's own, in tokens.")
+  flags.DEFINE_integer(
+    "truncate_dim", None, "The folder keeps as many first numbers of embeddings.", 1
+  )
   flags.DEFINE_string(
     "push_to_hub", None, "Hub id to upload to, with the login of `hf auth login`."
   )
@@ -132,6 +135,7 @@ def main(source: str | None = None) -> None:
       max_length=_FLAGS.max_length,
       keep_mlp=_FLAGS.keep_head,
     )
+  model = model.truncated(_FLAGS.truncate_dim)
   name = _FLAGS.push_to_hub or output.name
   card = make_card(model, name, training)
   folder.save(

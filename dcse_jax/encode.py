@@ -86,6 +86,9 @@ def define_flags() -> None:
   flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_integer(
+    "truncate_dim", None, "Keeps as many first numbers of embeddings.", 1
+  )
 
 
 def main() -> None:
@@ -98,6 +101,7 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
+    truncate_dim=_FLAGS.truncate_dim,
   )
   if _FLAGS.normalize is False:
     encoder.model = dataclasses.replace(encoder.model, normalize=False)

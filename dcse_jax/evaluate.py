@@ -78,6 +78,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer("num_layers", None, "How many of the first layers to evaluate.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_multi_integer(
+    "truncate_dim",
+    [],
+    "Scores embeddings cut to as many first numbers. Repeat for several widths.",
+    1,
+  )
 
 
 def main() -> None:
@@ -106,6 +112,7 @@ def main() -> None:
       "max_length": _FLAGS.max_length,
       "default_prompt_name": _FLAGS.prompt_name,
     },
+    widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,
     markdown=_FLAGS.markdown,
   )

@@ -68,6 +68,9 @@ def define_flags() -> None:
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
+  flags.DEFINE_integer(
+    "truncate_dim", None, "Keeps as many first numbers of embeddings.", 1
+  )
 
 
 def main() -> None:
@@ -83,6 +86,7 @@ def main() -> None:
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
+    truncate_dim=_FLAGS.truncate_dim,
   )
   encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
   asks = not _FLAGS.query and sys.stdin is not None and sys.stdin.isatty()

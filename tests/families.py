@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -75,6 +76,12 @@ ENCODERS = {
   "modernbert": transformers.ModernBertForMaskedLM,
   "nomic_bert": transformers.NomicBertForMaskedLM,
 }
+
+
+def quickly(*kinds):
+  """All families, of which these are enough for the quick tests."""
+  slow = pytest.mark.slow
+  return [k if k in kinds else pytest.param(k, marks=slow) for k in SHAPES]
 
 
 def make_torch(kind, shape=0, make=transformers.AutoModel.from_config, **changes):

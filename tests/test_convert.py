@@ -121,6 +121,16 @@ def test_a_card_says_at_what_revision_a_model_was_fetched(workdir):
     assert f"| start | {shown} |" in card
 
 
+def test_a_card_says_which_numbers_of_an_embedding_are_kept(workdir):
+  model, training = finished.load(workdir / "base" / "1")
+  training = dataclasses.replace(
+    training, config={**training.config, "matryoshka": [16, 8]}
+  )
+  card = make_card(model.truncated(8), "x", training)
+  assert "embeddings of the first 8 of 16 numbers" in card
+  assert "Cut to its first 16, 8 numbers it serves, too." in card
+
+
 def test_a_checkpoint_under_way_is_a_model_too(workdir, tmp_path):
   # This is how it was before the model finished: there is no result.
   seed = tmp_path / "student" / "3"

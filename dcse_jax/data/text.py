@@ -14,9 +14,9 @@ from dcse_jax.data import decoding
 from dcse_jax.data import tables
 from dcse_jax.data import tfds
 
-# How many characters of a sentence are kept: more than an encoder of 512 tokens reads.
+# How many characters of a text are kept: more than an encoder of 8,192 tokens reads.
 # A tokenizer takes up to 600 bytes for each, also past the last token that is read.
-MAX_CHARACTERS = 10_000
+MAX_CHARACTERS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)

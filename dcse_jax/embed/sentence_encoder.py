@@ -38,6 +38,7 @@ class SentenceEncoder:
     pooling: replaces the folder's own; a name that `pooling.get` knows.
     num_layers: how many of the first layers are kept; None keeps all.
     max_length: where sentences are cut, in tokens; replaces the folder's own.
+    truncate_dim: how many first numbers of embeddings are kept; likewise.
     default_prompt_name: the prompt before every sentence; replaces the folder's own.
 
   Attributes:
@@ -54,6 +55,7 @@ class SentenceEncoder:
     pooling: str | None = None,
     num_layers: int | None = None,
     max_length: int | None = None,
+    truncate_dim: int | None = None,
     default_prompt_name: str | None = None,
   ):
     self.model = folder.load(
@@ -61,7 +63,7 @@ class SentenceEncoder:
       pooling=pooling,
       num_layers=num_layers,
       max_length=max_length,
-    )
+    ).truncated(truncate_dim)
     self._name = str(name)
     self.model = self.model.with_prompt(default_prompt_name)
     self._params = jax.device_put(self.model.params)
@@ -201,10 +203,7 @@ class SentenceEncoder:
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
       model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
-    if truncate_dim is not None:
-      if type(truncate_dim) is not int or truncate_dim < 1:
-        raise UserError(f"truncate_dim={truncate_dim!r}: must be 1 or more")
-      model = dataclasses.replace(model, truncate_dim=truncate_dim)
+    model = model.truncated(truncate_dim)
     for chunk in chunks(checked(sentences)):
       embeddings = encode_tokens(
         self._params,

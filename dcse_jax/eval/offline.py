@@ -1,6 +1,8 @@
 """Scores models side by side with any evaluators, and pools the seeds of a model."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -31,6 +33,7 @@ def evaluate(
   options: Options,
   *,
   loading: Mapping[str, Any] | None = None,
+  widths: Sequence[int] = (),
   output: str | None = None,
   markdown: str | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +45,8 @@ def evaluate(
     options: the evaluators' options.
     loading: options of `SentenceEncoder`, such as another pooling; None keeps each
       model's own.
+    widths: scores embeddings cut to each of these; a row is then NAME@WIDTH. () leaves
+      them as the model's folder has them.
     output: a JSON file to write.
     markdown: a Markdown file to write.
 
@@ -66,17 +71,26 @@ def evaluate(
   loading = {k: value for k, value in (loading or {}).items() if value is not None}
   pooled: dict[str, Any] = {}
   for name, group in members.items():
-    runs = []
+    runs: dict[int | None, list[dict[str, Any]]] = {w: [] for w in widths or [None]}
     for place in group:
       start = time.monotonic()
       encoder = SentenceEncoder(place, **loading)
       stream = lambda texts, prompt, encoder=encoder: encoder.encode_stream(
         texts, prompt_name=prompt
       )
-      scores = score(encoder.encode, evaluators, encoder.model, place, stream)
-      runs.append({"model": place, **scores})
+      if widths:
+        encoder.model = dataclasses.replace(encoder.model, truncate_dim=None)
+      # All widths are cut from one embedding of each sentence.
+      embed = functools.cache(functools.partial(embed_once, encoder.encode, evaluators))
+      whole = encoder.model
+      for width, scored in runs.items():
+        encoder.model = whole.truncated(width)
+        encode = lambda sentences, n=width, embed=embed: embed()(sentences)[:, :n]
+        scores = score(encode, evaluators, encoder.model, place, stream)
+        scored.append({"model": place, **scores})
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
-    pooled[name] = pool(runs)
+    for width, scored in runs.items():
+      pooled[f"{name}@{width}" if width else name] = pool(scored)
   for each in evaluators:
     for name, scores in each.references().items():
       if name in pooled:

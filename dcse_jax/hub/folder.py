@@ -13,6 +13,7 @@ import re
 import numpy as np
 import safetensors.numpy
 
+from dcse_jax.hub import dense
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import modules
 from dcse_jax.hub.tensors import read_tensors
@@ -202,7 +203,7 @@ def load(
   if fault := pooling_lib.fault(config, pooling):
     _log.warning("%s: %s", name, fault)
   width = pooling_lib.embedding_size(config, pooling)
-  head = _mlp(folder, tensors, width, keep_mlp) or modules.read_head(about, width)
+  head = _mlp(folder, tensors, width, keep_mlp) or dense.read_head(about.dense, width)
   if about.truncate_dim and about.truncate_dim > (head.size if head else width):
     raise UserError(
       f"{folder}: truncate_dim is {about.truncate_dim}, but embeddings have "
@@ -284,7 +285,7 @@ def _mlp(
   if not keep:
     _log.info("%s: its mlp is left out, as SimCSE evaluates without", folder)
     return None
-  return modules.make_head(folder, tensors, "mlp.dense", size, "Tanh")
+  return dense.make_head(folder, tensors, "mlp.dense", size, "Tanh")
 
 
 def _write_files(model: Model, folder: pathlib.Path) -> None:

@@ -68,13 +68,18 @@ def make_card(model: model_lib.Model, name: str, training: Training | None) -> s
     eval_results=results or None,
   )
   layers, width = model.config.num_layers, model.config.hidden_size
+  size, whole = model.embedding_size, dataclasses.replace(model, truncate_dim=None)
+  numbers = f"{size} numbers"
+  if size < whole.embedding_size:
+    numbers = f"the first {size} of {whole.embedding_size} numbers"
+  widths = training.config.get("matryoshka") if training else None
   parts = [
     f"---\n{data.to_yaml()}\n---",
     f"# {name}",
     "A sentence encoder: sentences that mean alike get embeddings of a high cosine "
     f"similarity. {layers} layer{'s' * (layers > 1)} of width {width}, embeddings of "
-    f"{model.embedding_size} numbers by {_pooling(model)}, sentences of up to "
-    f"{model.max_length} tokens.",
+    f"{numbers} by {_pooling(model)}, sentences of up to {model.max_length} tokens."
+    + (f" Cut to its first {_cell(widths)} numbers it serves, too." if widths else ""),
     "## Use",
     f"""With sentence-transformers:
 

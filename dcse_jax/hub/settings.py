@@ -135,3 +135,8 @@ class Settings:
     """Refuses a value that is not right, and says in words what is wanted."""
     if not is_right:
       raise UserError(f"{self.path}: {name} is {value!r:.80}, not {wanted}: {MEND}")
+
+
+def wrong_value(path: pathlib.Path, name: str, value: Any, wanted: str) -> UserError:
+  """Makes the error of a setting that holds what none can."""
+  return UserError(f"{path}: {name} is {value!r:.80}, not {wanted}: fetch it again")

@@ -89,6 +89,22 @@ class Model:
     """The text put before every sentence; "" for none."""
     return self.prompts.get(self.default_prompt, "")
 
+  def truncated(self, size: int | None) -> Self:
+    """Returns the model with embeddings cut to their first numbers.
+
+    Args:
+      size: how many are kept, in place of `truncate_dim`; None changes nothing.
+
+    Raises:
+      UserError: embeddings have fewer numbers.
+    """
+    if size is None:
+      return self
+    whole = dataclasses.replace(self, truncate_dim=None).embedding_size
+    if not 1 <= size <= whole:
+      raise UserError(f"truncate_dim={size}, but embeddings have {whole} numbers")
+    return dataclasses.replace(self, truncate_dim=size)
+
   def with_prompt(self, name: str | None) -> Self:
     """Returns the model with another prompt before every sentence.
 

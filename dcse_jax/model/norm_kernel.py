@@ -19,13 +19,12 @@ from dcse_jax.runtime import mesh as mesh_lib
 
 # Rows that a program sees, and those it holds at a time.
 _ROWS, _AT_ONCE = 32, 4
-_IS_PROVEN = False
 
 
 def is_for(rows: int, width: int, dtype: Any) -> bool:
   """Says whether there is a kernel here for as many rows of a width."""
   fits = _side(width) >= 64 and dtype == jnp.bfloat16
-  return _IS_PROVEN and fits and backend.current() == "gpu" and _divides(rows)
+  return fits and backend.current() == "gpu" and _divides(rows)
 
 
 def _divides(rows: int) -> bool:
@@ -67,7 +66,8 @@ def add_and_norm(
   Returns:
     [T, D] bfloat16.
   """
-  return _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret)[0]
+  arrays = (x, branch, branch_bias, weight, bias, rows, key)
+  return _run_forward(arrays, rate, eps, interpret, number=1)[0]
 
 
 def _parts(width: int):
@@ -91,7 +91,7 @@ def _normalize(parts, eps, width):
 
 
 def _forward_kernel(
-  x, branch, branch_bias, weight, bias, rows, key, out, total, *, rate, eps
+  x, branch, branch_bias, weight, bias, rows, key, out, *totals, rate, eps
 ):
   width = x.shape[-1]
   key = (key[0], key[1])
@@ -108,7 +108,8 @@ def _forward_kernel(
         added = jnp.where(kept, added / (1.0 - rate), 0.0)
       added = added.astype(x.dtype).astype(jnp.float32)
       summed = (x[at, part].astype(jnp.float32) + added).astype(x.dtype)
-      total[at, part] = summed
+      for total in totals:  # Where there is a backward pass.
+        total[at, part] = summed
       sums.append(summed.astype(jnp.float32))
     normal, _ = _normalize(sums, eps, width)
     for part, values in zip(_parts(width), normal):
@@ -176,18 +177,23 @@ def _specs(width):
   return states, feature, row, key, partial
 
 
-def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
+def _run_forward(arrays, rate, eps, interpret, number):
+  x = arrays[0]
   states, feature, row, key_spec, _ = _specs(x.shape[1])
   shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  run = _call(
+  return _call(
     functools.partial(_forward_kernel, rate=rate, eps=eps),
     x.shape[0],
     (states, states, feature, feature, feature, row, key_spec),
-    (shape, shape),
-    (states, states),
+    (shape,) * number,
+    (states,) * number,
     interpret,
-  )
-  out, total = run(x, branch, branch_bias, weight, bias, rows, key)
+  )(*arrays)
+
+
+def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
+  arrays = (x, branch, branch_bias, weight, bias, rows, key)
+  out, total = _run_forward(arrays, rate, eps, interpret, number=2)
   return out, (total, weight, rows, key)
 
 

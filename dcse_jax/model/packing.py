@@ -150,6 +150,10 @@ class Layout:
       lambda m: jnp.nonzero(m, size=packing.tokens, fill_value=size)[0]
     )(mask).astype(jnp.int32)
     self._to_grid = jnp.where(mask, place, packing.tokens)
+    # Computed once: each of a thousand elements of a row would else count tokens anew.
+    self._to_flat, self._to_grid = jax.lax.optimization_barrier(
+      (self._to_flat, self._to_grid)
+    )
     if is_whole:
       self.rows = self._to_flat + size * np.arange(groups, dtype=np.int32)[:, None]
     else:

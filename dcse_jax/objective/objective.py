@@ -26,6 +26,8 @@ from dcse_jax.objective.inputs import Sentences
 from dcse_jax.objective.inputs import Size
 from dcse_jax.objective.inputs import Start
 from dcse_jax.objective.inputs import StepInputs
+from dcse_jax.objective.matryoshka import sum_over_widths
+from dcse_jax.objective.matryoshka import validate_widths
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
@@ -60,6 +62,8 @@ class Objective:
     microbatches: how the encoding is divided; loss and gradient are the same. The
       step's packing then has a group for each microbatch on each device.
     row_chunks: how the comparing is divided; loss and gradient are the same.
+    widths: how many first numbers of embeddings are compared, each with the weight of
+      the terms then; () compares whole embeddings alone.
     keep_head: whether heads that are trained along are evaluated and exported.
     text: the sum as it was written, for errors.
   """
@@ -73,6 +77,7 @@ class Objective:
   special_token_ids: tuple[int, ...] = ()
   microbatches: Chunks = Chunks()
   row_chunks: Chunks = Chunks()
+  widths: tuple[tuple[int, float], ...] = ()
   keep_head: bool = False
   text: str = ""
 
@@ -149,7 +154,7 @@ class Objective:
   def validate(self, start: Start) -> str:
     """Says why a round that begins at a start cannot have this objective, or ""."""
     problems = (provider.validate(self, start) for provider in self._asked)
-    return next(filter(None, problems), "")
+    return next(filter(None, problems), "") or validate_widths(self, start)
 
   def init_params(
     self,
@@ -212,7 +217,8 @@ class Objective:
     if size.columns < 3:
       compared.remove("all_negatives")
     products = sum(name in compared for each in self.terms for name in each.term.inputs)
-    trained += products * 2 * size.batch**2 * self.config.hidden_size
+    numbers = sum(width for width, _ in self.widths) or self.config.hidden_size
+    trained += products * 2 * size.batch**2 * numbers
     return 3 * trained + frozen
 
   # In a step.
@@ -245,13 +251,17 @@ class Objective:
     for provider in self._asked:
       for name, value in provider.join(self, params, inputs, offered).items():
         (of_step if name in provider.of_step else offered)[name] = value
-    values |= compare(
-      self.terms,
+    compared = lambda terms, offered, of_step: compare(
+      terms,
       offered,
       jax.random.fold_in(inputs.rng, 2),
       of_step=of_step,
       row_chunks=self.row_chunks,
     )
+    if self.widths:
+      values |= sum_over_widths(compared, self.terms, offered, of_step, self.widths)
+    else:
+      values |= compared(self.terms, offered, of_step)
     parts = {name: jnp.mean(value) for name, value in values.items()}
     loss = sum(each.weight * parts[each.term.name] for each in self.terms)
     for name, (hits, trials) in counts.items():

@@ -1,6 +1,7 @@
 """Makes a round's objective from its config."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def make_objective(
     special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
     microbatches=Chunks(config.microbatches, groups),
     row_chunks=Chunks(config.row_blocks, groups),
+    widths=tuple(zip(config.matryoshka, config.matryoshka_weights or repeat(1.0))),
     keep_head=config.keep_head,
     text=config.objective,
   )

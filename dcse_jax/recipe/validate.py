@@ -37,6 +37,7 @@ _OF_RECIPE = (
 # Folders of a workdir that are not rounds.
 _FOLDERS = ("cache", "data", "export", "report")
 _COUNT, _COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
+_WIDTHS = Range(1, whole=True, several=True)
 _SHARE_BELOW_1 = Range(0, 1, below=True)
 # The range of each number, and the choices of each word; the settings of terms have
 # their ranges beside the terms.
@@ -83,8 +84,9 @@ _RANGES = {
 def _validate_tuple(field: str, value: Any) -> str:
   if not isinstance(value, (tuple, list)):
     return "must be a tuple"
-  # These two hold numbers, and are checked where they are used.
-  if field in ("teacher_weights", "profile_steps"):
+  # These hold numbers, and are checked where they are used.
+  numbers = ("teacher_weights", "profile_steps", "matryoshka", "matryoshka_weights")
+  if field in numbers:
     return ""
   return "" if all(isinstance(each, str) for each in value) else "must hold strings"
 
@@ -217,6 +219,14 @@ def _check_round(
     raise UserError(
       f"rounds.{name}.teacher_weights={weights}: give one above 0 for each of "
       f"the {len(config.teachers)} names in teachers"
+    )
+  widths, weights = config.matryoshka, config.matryoshka_weights
+  if widths and (problem := _WIDTHS.validate(widths)):
+    raise UserError(f"matryoshka={widths} in round {name}: {problem}")
+  if weights and (len(weights) != len(widths) or any(map(POSITIVE.validate, weights))):
+    raise UserError(
+      f"matryoshka_weights={weights} in round {name}: give one above 0 for each of "
+      f"matryoshka={widths}"
     )
   profile = config.profile_steps
   if profile and (

@@ -134,7 +134,7 @@ class Metrics:
 
     Args:
       step: their step.
-      values: the scalars, by name.
+      values: numbers by name.
       note: what the terminal shows beside them.
     """
     self.lines.write({"step": step, **values})

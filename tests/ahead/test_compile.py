@@ -270,6 +270,24 @@ def test_cached_teachers_come_with_the_abstract_batch(files):
   assert not jax.tree.leaves(frozen)
 
 
+def test_teachers_that_are_embeddings_come_with_the_batch_beside_those_that_run(files):
+  np.save(files / "rows.npy", np.ones((60, 24), np.float16))
+  config = recipe(files, teacher_cache="")
+  config.rounds.student.update(
+    teachers=("base/42", str(files / "rows.npy")), teacher_weights=(1.0, 3.0)
+  )
+  with config.unlocked():
+    config.rounds.student.objective = "embedding_distillation"
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(config, "student", mesh)
+  state, batch, frozen = step.arguments
+  assert batch["teacher_embeddings"].shape == (8, 24)
+  assert [stack.weights for stack in step.stacks] == [(0.25,), (0.75,)]
+  # A map from the student to both, side by side.
+  assert state.params["teacher_map"]["kernel"].shape == (16, 16 + 24)
+  assert len(frozen["teachers"]) == 2
+
+
 def test_rounds_train_together_and_teachers_read_their_own_tokens_abstractly(files):
   models.write_tiny_folder(files / "other", num_layers=1, hidden_size=32)
   path = files / "other" / "config.json"

@@ -204,7 +204,7 @@ def test_what_is_left_out_or_cut_is_logged(files, caplog):
   inputs.read(config, rounds, files / "run")
   messages = [r.getMessage() for r in caplog.records if "text.txt" in r.getMessage()]
   assert messages[:2] == [
-    f"{config.text}: 22 rows, 1 empty left out, 1 cut at 10000 characters",
+    f"{config.text}: 22 rows, 1 empty left out, 1 cut at 100000 characters",
     f"{config.text}: 1 rows left out whose tokens repeat an earlier row's",
   ]
 

@@ -210,6 +210,25 @@ def test_bm25_is_a_row_of_the_table_of_retrieval_alone(model, tmp_path, capsys):
   assert results["retrieval"]["collections"] == {"X": {"documents": 4, "queries": 1}}
 
 
+def test_each_width_is_a_row_as_if_the_folder_had_it(model, tmp_path):
+  made = collection(tmp_path / "X")
+  models.write_sts(tmp_path / "sts", "S-test")
+  places = {"retrieval": [made], "sts": [str(tmp_path / "sts")]}
+  rows = offline.evaluate([f"M={model}"], places, Options(), widths=[16, 4])["models"]
+  assert list(rows) == ["M@16", "M@4"]
+  folder.save(SentenceEncoder(model, truncate_dim=4).model, tmp_path / "cut")
+  cut = offline.evaluate([f"M={tmp_path / 'cut'}"], places, Options())["models"]["M"]
+  whole = offline.evaluate([f"M={model}"], places, Options())["models"]["M"]
+  for kind in places:
+    assert rows["M@4"][kind]["mean"] == pytest.approx(cut[kind]["mean"], abs=1e-4)
+    assert rows["M@16"][kind]["mean"] == pytest.approx(whole[kind]["mean"], abs=1e-4)
+    assert rows["M@4"][kind]["mean"] != rows["M@16"][kind]["mean"]
+  with pytest.raises(
+    UserError, match="truncate_dim=17, but embeddings have 16 numbers"
+  ):
+    SentenceEncoder(model, truncate_dim=17)
+
+
 def damage(place, name, change):
   path = place / name
   opener = gzip.open if name.endswith(".gz") else open

@@ -1,6 +1,7 @@
 """The config.json of published encoders, by the model's name on the hub.
 
-Keys and values are the hub's. Each has what the line of a refusal must match, or ""
+About a dozen were compared with the hub's own files; the others are from memory, and
+held against the parameter count that transformers has for them. Each has what the line of a refusal must match, or ""
 where it is read.
 """
 

@@ -26,6 +26,7 @@ def assert_same(kernel, plain, arguments, g):
   """Results and gradients are equal to a few roundings of bfloat16, 2^-9 each."""
   expected, pull = jax.vjp(plain, *arguments)
   found, pull_back = jax.vjp(kernel, *arguments)
+  np.testing.assert_array_equal(found, kernel(*arguments))
   pairs = zip((found, *pull_back(g)), (expected, *pull(g)))
   for mine, other in pairs:
     mine, other = (np.asarray(x, np.float32) for x in (mine, other))

@@ -21,14 +21,6 @@ from tests import models
 
 # What an exported folder says in its own way.
 SAID = {"architectures", "dtype", "use_cache", "sliding_window", "max_window_layers"}
-# Families of which one is enough where they share what is tested.
-QUICK = [
-  "modernbert",
-  *(
-    pytest.param(k, marks=pytest.mark.slow)
-    for k in ("qwen3", "gemma3_text", "nomic_bert")
-  ),
-]
 
 
 def assert_close(ours, theirs, rtol):
@@ -43,7 +35,9 @@ def compiled_states(params, config, ids, mask, **options):
 
 
 # Short rows with padding; and packed rows that are longer than the window.
-@pytest.mark.parametrize("shape, length", [(1, 16), (2, 40)])
+@pytest.mark.parametrize(
+  "shape, length", [pytest.param(1, 16, marks=pytest.mark.slow), (2, 40)]
+)
 @pytest.mark.parametrize("kind", families.SHAPES)
 def test_states_equal_pytorch_and_weights_come_back_bitwise(
   kind, shape, length, tmp_path
@@ -69,7 +63,7 @@ def test_states_equal_pytorch_and_weights_come_back_bitwise(
       assert written[name] == value, name
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", families.quickly("modernbert"))
 def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
   model = families.make_torch(kind)
   model.save_pretrained(tmp_path)
@@ -103,7 +97,8 @@ def test_gradients_of_long_rows_equal_pytorch(kind, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", families.SHAPES)
 def test_bfloat16_states_are_near_those_of_float32(kind, tmp_path):
   families.make_torch(kind, 1).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)
@@ -150,7 +145,9 @@ def test_the_first_layers_keep_their_kinds_and_the_last_norm(tmp_path):
   assert written["layer_types"] == model.config.layer_types[:2]
 
 
-@pytest.mark.parametrize("kind, shape", [("modernbert", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(
+  "kind, shape", [("modernbert", 1), pytest.param("qwen3", 2, marks=pytest.mark.slow)]
+)
 def test_the_last_layer_for_few_tokens_gives_their_full_states(kind, shape, tmp_path):
   families.make_torch(kind, shape).save_pretrained(tmp_path)
   params, config = families.read(tmp_path)

@@ -77,6 +77,7 @@ def test_a_teacher_says_what_sentence_transformers_says_of_it(
     assert sum(stack.size for stack in teaching.stacks) == expected.shape[1]
 
 
+@pytest.mark.slow
 def test_a_student_of_a_teacher_with_dense_layers_and_of_a_round_that_keeps_its_own(
   files,
 ):

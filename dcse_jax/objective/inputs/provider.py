@@ -119,6 +119,8 @@ class Provider:
     of_step: those of `offers` that all rows share.
     needs_views: whether `Views` must be computed for it.
     compared: those of `offers` that terms compare with every anchor, an embedding wide.
+    embeddings: those of `offers` that are the student's embeddings, which Matryoshka
+      cuts.
   """
 
   offers: tuple[str, ...] = ()
@@ -126,6 +128,7 @@ class Provider:
   of_step: tuple[str, ...] = ()
   needs_views = False
   compared: tuple[str, ...] = ()
+  embeddings: tuple[str, ...] = ()
 
   def is_asked(self, objective: "Objective") -> bool:
     """Returns whether any term, or another provider, needs it."""

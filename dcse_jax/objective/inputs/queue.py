@@ -16,6 +16,7 @@ class Queue(Provider):
   offers = ("queue", "is_queued")
   needs_views = True
   of_step = offers
+  embeddings = ("queue",)
 
   def validate(self, objective, start):
     return objective.validate_width("queue", start)

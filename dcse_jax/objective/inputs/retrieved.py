@@ -15,7 +15,7 @@ class Retrieved(Provider):
   """
 
   offers = ("retrieved", "retrieved_id", "sentence_id")
-  compared = ("retrieved",)
+  compared = embeddings = ("retrieved",)
   needs_views = True
 
   def corpus_settings(self, objective):

@@ -20,7 +20,7 @@ class Served(Provider):
   """
 
   offers = ("served", "student")
-  compared = ("served",)
+  compared = embeddings = ("served",)
 
   def _is_mapped(self, objective) -> bool:
     if "student" not in objective.inputs or not objective.stacks:

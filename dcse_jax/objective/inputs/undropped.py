@@ -7,7 +7,7 @@ from dcse_jax.objective.inputs.provider import Provider
 class Undropped(Provider):
   """Embeddings of the first column without dropout, after the projection, [B, D]."""
 
-  offers = compared = ("undropped",)
+  offers = compared = embeddings = ("undropped",)
   needs_views = True
 
   def flops(self, objective, size):

@@ -18,7 +18,7 @@ class Views(Provider):
   after the projection, where there is one.
   """
 
-  offers = ("anchors", "positives", "negatives", "layers")
+  offers = embeddings = ("anchors", "positives", "negatives", "layers")
   compared = ("anchors", "positives", "negatives")
   needs_views = True
 
