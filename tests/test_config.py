@@ -64,7 +64,6 @@ OUTSIDE = {
   "weight_decay": (-0.1,),
   "clip_norm": (0.0,),
   "patience": (-1,),
-  "gist.margin": (-0.1, 2.1),
   "sparsity": (-0.1, 1.0),
   "max_skipped_steps": (-1,),
   "mesh.data": (-2, 0),
