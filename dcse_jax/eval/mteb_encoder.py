@@ -3,6 +3,8 @@
 It needs the package mteb (tested: 2.26), and imports it when an encoder is made.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -68,7 +70,7 @@ class MtebEncoder:
     self.mteb_model_meta = ModelMeta(
       loader=None,
       name=name if "/" in name else f"local/{name}",
-      revision=model_lib.identity(model),
+      revision=_revision(model),
       release_date=None,
       languages=None,
       n_parameters=numel,
@@ -136,3 +138,13 @@ class MtebEncoder:
     from mteb.similarity_functions import pairwise_cos_sim
 
     return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def _revision(model: model_lib.Model) -> str:
+  """Digests all that MTEB's results depend on: the model, and its prompts by name."""
+  prompts = {name: text for name, text in model.prompts.items() if text}
+  identity = model_lib.identity(model)
+  if not prompts:
+    return identity
+  about = json.dumps([identity, prompts], sort_keys=True)
+  return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()

@@ -160,7 +160,8 @@ def test_an_encoder_needs_a_name_and_no_other_precision_is_given(tmp_path, mteb)
   encoder = SentenceEncoder(models.write_tiny_folder(tmp_path / "model"))
   with pytest.raises(UserError, match="name=NAME"):
     MtebEncoder(encoder)
-  about = dict(task_metadata=None, hf_split="test", hf_subset="default")
+  task = describe(mteb, "Mine", "STS", "cosine_spearman")
+  about = dict(task_metadata=task, hf_split="test", hf_subset="default")
   with pytest.raises(UserError, match="precision='int8'"):
     MtebEncoder(encoder, name="x").encode([], precision="int8", **about)
   assert MtebEncoder(encoder, name="x").encode([], **about).shape == (0, 16)
@@ -174,8 +175,11 @@ def test_a_task_chooses_the_prompt_by_its_name_its_type_or_the_kind_of_text(
   path = models.write_tiny_folder(tmp_path / "m")
   card = tmp_path / "m/config_sentence_transformers.json"
   prompts = {"Mine": "mine: ", "STS-query": "alike: ", "query": "asked: "}
+  without = MtebEncoder(path).mteb_model_meta.revision
   card.write_text(json.dumps(json.loads(card.read_text()) | {"prompts": prompts}))
   encoder = MtebEncoder(path)
+  # Results of other prompts are another model's.
+  assert encoder.mteb_model_meta.revision != without
   chosen = {
     ("Mine", "STS", "query"): "Mine",
     ("Yours", "STS", "query"): "STS-query",
