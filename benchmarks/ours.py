@@ -26,8 +26,8 @@ from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers import cache as teacher_cache
 from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import flops
-from dcse_jax.train import loop
 from dcse_jax.train import optimizer
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 
@@ -99,8 +99,8 @@ class Ours:
       )
     tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
     mesh = mesh_lib.make_mesh()
-    self._trainer = loop.Trainer(
-      step_fn=loop.make_step(loss, tx, schedule, mesh=mesh, num_steps=1),
+    self._trainer = runs_lib.Trainer(
+      step_fn=runs_lib.make_step(loss, tx, schedule, mesh=mesh, num_steps=1),
       tx=tx,
       mesh=mesh,
       frozen=mesh_lib.put_params({"teachers": teacher_params}, mesh),

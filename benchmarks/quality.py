@@ -38,8 +38,8 @@ from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers.cache import TeacherEmbeddings
 from dcse_jax.teachers.stacks import CachedTeachers
-from dcse_jax.train import loop
 from dcse_jax.train import optimizer
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 _GROUP_P = {"distillation": {"group_probability": 0.1}}
@@ -208,7 +208,7 @@ class Ours:
       schedule = optimizer.make_schedule(
         learning_rate=1.0, schedule="linear", warmup_steps=0, num_steps=steps
       )
-      step_fn = loop.make_step(
+      step_fn = runs_lib.make_step(
         loss_fn,
         _optimizer(schedule, 1.0),
         schedule,

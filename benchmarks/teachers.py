@@ -24,8 +24,8 @@ from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers import cache as teacher_cache
 from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import flops
-from dcse_jax.train import loop
 from dcse_jax.train import optimizer
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 _VOCAB, _SENTENCES = 8000, 50_000
@@ -65,8 +65,8 @@ def _stepper(student, loss_fn, teacher_params, size, num_models=1):
   )
   tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
   mesh = mesh_lib.make_mesh()
-  trainer = loop.Trainer(
-    step_fn=loop.make_step(
+  trainer = runs_lib.Trainer(
+    step_fn=runs_lib.make_step(
       loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=1000
     ),
     tx=tx,

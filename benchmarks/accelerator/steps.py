@@ -30,8 +30,8 @@ from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import flops
-from dcse_jax.train import loop
 from dcse_jax.train import optimizer
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 # One round of timing lasts at least this long: less is noise.
@@ -146,7 +146,7 @@ class Steps:
       stacks=stacks,
       microbatches=Chunks(spec.microbatches, self.mesh.size),
     )
-    step_fn = loop.make_step(
+    step_fn = runs_lib.make_step(
       objective, self._tx, self._schedule, mesh=self.mesh, num_steps=1000
     )
     start = time.perf_counter()

@@ -33,7 +33,7 @@ from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.teachers.embeddings import Embeddings
 from dcse_jax.teachers.embeddings import is_embeddings
 from dcse_jax.teachers.embeddings import open_embeddings
-from dcse_jax.train import loop
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 # The cost does not depend on which ids are special.
@@ -45,7 +45,7 @@ class AbstractStep:
   """A step and its arguments.
 
   Attributes:
-    step_fn: see `loop.Trainer.step_fn`.
+    step_fn: see `runs.Trainer.step_fn`.
     arguments: the arguments of step_fn, as shapes with shardings.
     num_columns: how many columns the text has.
     flops: those of one call, on all devices together, of what the layout computes.
@@ -137,7 +137,7 @@ def make_abstract_step(
     state, batch = _with_axis((state, batch), num_models)
   over_batch = mesh_lib.over_batch(mesh, axis=0 if num_models == 1 else 1)
   return AbstractStep(
-    step_fn=loop.make_step(
+    step_fn=runs_lib.make_step(
       loss_fn,
       tx,
       schedule,

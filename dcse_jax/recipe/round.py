@@ -38,6 +38,7 @@ from dcse_jax.runtime.files import write_json
 from dcse_jax.teachers import teaching as teaching_lib
 from dcse_jax.train import loop
 from dcse_jax.train import pruning
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train.batches import JoinedBatches
 
 _log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Round:
       negatives,
     )
 
-  def _make_trainer(self, num_models: int) -> loop.Trainer:
+  def _make_trainer(self, num_models: int) -> runs_lib.Trainer:
     frozen = self.loss_fn.frozen_params(self.start.params, self.start.language_model)
     return trainer_lib.make_trainer(
       self.config,
@@ -152,7 +153,7 @@ class Round:
       num_models=num_models,
     )
 
-  def _make_run(self, seed: int) -> loop.Run:
+  def _make_run(self, seed: int) -> runs_lib.Run:
     rng = jax.random.fold_in(jax.random.key(self.config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
     corpus = corpus_lib.Corpus(
@@ -172,7 +173,7 @@ class Round:
       host=jax.process_index(),
       num_hosts=jax.process_count(),
     )
-    return loop.Run(
+    return runs_lib.Run(
       name=model_name(self.name, seed, self.config.seeds),
       folder=self.folder / str(seed),
       checkpoints=self._checkpoints(seed),

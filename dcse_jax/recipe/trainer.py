@@ -12,9 +12,9 @@ from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.train import flops
-from dcse_jax.train import loop
 from dcse_jax.train import optimizer
 from dcse_jax.train import pruning
+from dcse_jax.train import runs as runs_lib
 
 
 def check_batch(config: config_lib.ConfigDict, name: str, mesh: Mesh) -> None:
@@ -58,7 +58,7 @@ def make_trainer(
   frozen: dict,
   mesh: Mesh,
   num_models: int,
-) -> loop.Trainer:
+) -> runs_lib.Trainer:
   """Compiles the step of a round, lazily, and puts what it reads on the devices.
 
   Args:
@@ -70,8 +70,8 @@ def make_trainer(
     num_models: how many models one call trains together.
   """
   tx, schedule = make_optimizer(config)
-  return loop.Trainer(
-    step_fn=loop.make_step(
+  return runs_lib.Trainer(
+    step_fn=runs_lib.make_step(
       loss_fn,
       tx,
       schedule,

@@ -1,5 +1,6 @@
 """Trains a model from its start to its best parameters.
 
-Doors: `loop` (steps, logs, evaluations, checkpoints), `step` (one step, a pure
-function), `batches` (what the loop asks for), `checkpoint`, `optimizer`, `flops`.
+Doors: `loop` (steps, logs, evaluations, checkpoints), `runs` (what it is given), `step`
+(one step, a pure function), `batches` (what the loop asks for), `checkpoint`,
+`optimizer`, `flops`.
 """

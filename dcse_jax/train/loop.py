@@ -2,145 +2,29 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
-import pathlib
 from typing import Any
 
-from etils import epath
 import jax
-from jax.sharding import Mesh
 import numpy as np
-import optax
 
-from dcse_jax.model.packing import Packing
 from dcse_jax.model.packing import choose_packing
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.train import checkpoint
-from dcse_jax.train import flops
 from dcse_jax.train import run_log
 from dcse_jax.train import step as step_lib
-from dcse_jax.train.batches import Batches
+from dcse_jax.train.runs import Run
+from dcse_jax.train.runs import Trainer
+from dcse_jax.train.runs import batch_sharding
+from dcse_jax.train.runs import of_model
+from dcse_jax.train.runs import stack
 
 _log = logging.getLogger(__name__)
-
-# The trained parameters, from `mesh.gathered` -> metrics by name. A metric "score", if
-# it is there, chooses the best parameters and is not written.
-Evaluate = Callable[[Any], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainer:
-  """A compiled step and its settings; one serves every seed of a round.
-
-  Attributes:
-    step_fn: jitted (state, batch, frozen, packing) -> (state, metrics);
-      donates the state. With several models every leaf of state, batch and
-      metrics has a leading axis of models.
-    frozen: parameters that are read only, on the devices, from `mesh.put_params`.
-    batch_size: that of the global batch; a multiple of the mesh's size.
-    max_skipped_steps: how many steps of a model may be skipped because a loss or a
-      gradient is not finite; at one more the run stops.
-    work: the work of a step.
-    patience: after this many evaluations without a better score a model's training
-      ends; 0 never ends it.
-    num_models: how many models one call trains together.
-    packings: the packings to choose from, the tightest first; a batch that fits none
-      keeps its padding. The step is compiled for each that occurs.
-    profile_steps: the first step to trace, and the first not to; none if empty.
-  """
-
-  step_fn: Callable[..., Any]
-  tx: optax.GradientTransformation
-  mesh: Mesh
-  frozen: Any
-  batch_size: int
-  num_steps: int
-  log_every: int
-  eval_every: int
-  max_skipped_steps: int
-  work: flops.Work
-  patience: int = 0
-  num_models: int = 1
-  packings: tuple[Packing, ...] = ()
-  profile_steps: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A model to train: everything in which the models of a round differ.
-
-  Attributes:
-    name: what the terminal calls it.
-    folder: where its metrics go.
-    checkpoints: the folder of its checkpoints, from which it resumes.
-    params: those to start from.
-    carry: what the loss hands from step to step, at the start.
-    batches: endless, each with `example_id` and `num_tokens`.
-    rng: the run's key.
-    evaluate: scores its parameters. Without a "score" the last are the best.
-    sentences: returns the sentences of example ids, for people to read.
-  """
-
-  name: str
-  folder: pathlib.Path
-  checkpoints: epath.Path
-  params: Any
-  carry: Any
-  batches: Batches
-  rng: jax.Array
-  evaluate: Evaluate
-  sentences: Callable[[np.ndarray], list[str]]
-
-
-def make_step(
-  loss_fn: step_lib.LossFn,
-  tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  *,
-  mesh: Mesh,
-  num_models: int = 1,
-  num_steps: int,
-) -> Callable[..., Any]:
-  """Makes `Trainer.step_fn`, jitted and sharded over the mesh."""
-  one = step_lib.make_train_step(loss_fn, tx, schedule, num_steps)
-
-  def step(state, batch, frozen, packing=None):
-    fn = functools.partial(one, packing=packing)
-    if num_models > 1:
-      fn = jax.vmap(fn, in_axes=(0, 0, None))
-    with mesh_lib.traced_over(mesh):
-      state, metrics = fn(state, batch, frozen)
-    return mesh_lib.constrain(state, mesh), metrics
-
-  # State and frozen parameters arrive with shardings, and the state keeps its own.
-  return jax.jit(
-    step,
-    in_shardings=(None, _batch_sharding(mesh, num_models), None),
-    out_shardings=(None, mesh_lib.replicated(mesh)),
-    static_argnums=3,
-    donate_argnums=0,
-  )
-
-
-def _batch_sharding(mesh: Mesh, num_models: int):
-  return mesh_lib.over_batch(mesh, axis=0 if num_models == 1 else 1)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-  """Stacks trees of host arrays for the step of several models; one stays as it is."""
-  if len(trees) == 1:
-    return trees[0]
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def _of_model(tree: Any, i: int, num_models: int) -> Any:
-  return tree if num_models == 1 else jax.tree.map(lambda x: x[i], tree)
 
 
 def train(
@@ -173,19 +57,19 @@ def train(
   """
   stores = [checkpoint.Checkpoints(run.checkpoints) for run in runs]
   first_step = _find_step(runs, stores)
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as closing:
     for store in stores:
       # However this block ends, it waits for saves under way.
-      stack.enter_context(contextlib.closing(store))
+      closing.enter_context(contextlib.closing(store))
     state, best, lines_before = _restore(trainer, runs, stores, first_step)
     logs = []
     for i, run in enumerate(runs):
       log = _open_log(trainer, run, first_step, position=i)
-      logs.append(stack.enter_context(contextlib.closing(log)))
+      logs.append(closing.enter_context(contextlib.closing(log)))
     for log, lines in zip(logs, lines_before):
       log.tell_lost(lines)
     # From here on a signal waits for the end of the step.
-    stack.enter_context(signals.deferred())
+    closing.enter_context(signals.deferred())
     speed = run_log.Speed(
       trainer.work,
       batch_size=trainer.batch_size,
@@ -193,7 +77,7 @@ def train(
       step=first_step,
     )
     profile = run_log.Profile(trainer.profile_steps, runs[0].folder / "profile")
-    stack.callback(profile.stop)
+    closing.callback(profile.stop)
     unread = []  # The metrics of steps, still on the devices.
     step = first_step
     while step < trainer.num_steps and not all(
@@ -212,7 +96,7 @@ def train(
         continue
       for met, example_ids, values in jax.device_get(unread):
         for i, log in enumerate(logs):
-          log.read(met, example_ids[i], _of_model(values, i, trainer.num_models))
+          log.read(met, example_ids[i], of_model(values, i, trainer.num_models))
       unread.clear()
       speeds = speed.since_last(step)
       if writes:
@@ -228,7 +112,7 @@ def train(
       for store in stores:
         store.wait()
       for i, (run, store, log) in enumerate(zip(runs, stores, logs)):
-        of_run, score = _of_model(state, i, trainer.num_models), -math.inf
+        of_run, score = of_model(state, i, trainer.num_models), -math.inf
         # A model that gave up waits for those that train with it.
         if evaluates and not _gave_up(trainer, best[i], step - 1):
           score = _evaluate(trainer, run, log, of_run, step)
@@ -298,7 +182,7 @@ def _restore(
       _log.info("%s: going on from step %d", run.name, step)
   # Copy the state: the first step donates it, and runs share what they start from.
   states = [jax.device_get(state) for state in states]
-  return mesh_lib.put_params(_stack(states), trainer.mesh), best, lines
+  return mesh_lib.put_params(stack(states), trainer.mesh), best, lines
 
 
 def _open_log(
@@ -321,16 +205,16 @@ def _step(
   """Takes one step; returns the state, each run's example ids and the metrics."""
 
   def params(i: int) -> Any:
-    of_run = _of_model(state.params, i, trainer.num_models)
+    of_run = of_model(state.params, i, trainer.num_models)
     return mesh_lib.gathered(of_run, trainer.mesh)
 
   batches = [
     run.batches.next(step, functools.partial(params, i)) for i, run in enumerate(runs)
   ]
-  batch = _stack(batches)
+  batch = stack(batches)
   packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
   example_ids = [each["example_id"] for each in batches]
-  sharding = _batch_sharding(trainer.mesh, trainer.num_models)
+  sharding = batch_sharding(trainer.mesh, trainer.num_models)
   batch = mesh_lib.put_batch(batch, sharding)
   state, values = trainer.step_fn(state, batch, trainer.frozen, packing)
   return state, example_ids, values
@@ -377,7 +261,7 @@ def _best_params(
   """Returns the parameters of each run's best evaluation, after the last step."""
   result = []
   for i, (store, (_, best_step)) in enumerate(zip(stores, best)):
-    of_run = _of_model(state, i, trainer.num_models)
+    of_run = of_model(state, i, trainer.num_models)
     if best_step != step:
       of_run, _ = store.restore(best_step, mesh_lib.abstract(of_run, trainer.mesh))
     result.append(mesh_lib.gathered(of_run.params, trainer.mesh))

@@ -25,6 +25,7 @@ from dcse_jax.teachers import stacks as stacks_lib
 from dcse_jax.train import flops
 from dcse_jax.train import loop
 from dcse_jax.train import optimizer
+from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 from dcse_jax.train.batches import JoinedBatches
 from tests import models
@@ -53,8 +54,8 @@ def make_trainer(
   )
   tx = optimizer.make_optimizer(schedule, weight_decay=0.01, clip_norm=1.0)
   mesh = mesh or mesh_lib.make_mesh(jax.devices()[:devices])
-  return loop.Trainer(
-    step_fn=loop.make_step(
+  return runs_lib.Trainer(
+    step_fn=runs_lib.make_step(
       loss_fn, tx, schedule, mesh=mesh, num_models=num_models, num_steps=steps
     ),
     tx=tx,
@@ -310,7 +311,7 @@ def as_it_is(batch, step, params):
 def make_run(
   cache, folder, *, seed=3, params=None, evaluate=lambda params: {}, join=as_it_is
 ):
-  return loop.Run(
+  return runs_lib.Run(
     name="test",
     folder=folder,
     checkpoints=epath.Path(folder / "checkpoints"),
