@@ -116,7 +116,10 @@ def _load(name: str, truncate_dim: int | None) -> Any:
     place, revision = str(files.user_path(name)), ""
   try:
     return sentence_transformers.SentenceTransformer(
-      place, revision=revision or None, truncate_dim=truncate_dim
+      place,
+      revision=revision or None,
+      trust_remote_code=False,
+      truncate_dim=truncate_dim,
     )
   except Exception as error:  # It raises whatever a model's files make it raise.
     first = " ".join(str(error).split())[:300]

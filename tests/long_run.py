@@ -46,8 +46,8 @@ def main(workdir):
   found = {"programs": [], "mb": [], "device_mb": [], "after": []}
   original = metrics.Metrics.write
 
-  def write(self, step, values):
-    original(self, step, values)
+  def write(self, step, values, note=""):
+    original(self, step, values, note)
     if self._num_steps == 2000 and step % EVERY == 0 and "train/loss" in values:
       found["programs"].append(len(programs))
       found["mb"].append(_resident_mb())
