@@ -511,6 +511,7 @@ def test_a_seed_that_no_round_has_is_refused(files):
     recipe_lib.run(config, str(files / "run"))
 
 
+@pytest.mark.slow
 def test_seeds_in_parallel_train_as_one_after_the_other(files):
   results = []
   for parallel in (False, True):
