@@ -162,23 +162,19 @@ class Ours:
           self._tokens, batch_size=options.batch, seed=seed, others=[self._teacher]
         )
       )
-    several = len(runs) > 1
-    stack = lambda trees: (
-      jax.tree.map(lambda *x: np.stack(x), *trees) if several else trees[0]
-    )
-    state = mesh_lib.put_params(stack(states), self._mesh)
+    state = mesh_lib.put_params(runs_lib.stack(states), self._mesh)
     frozen = {"teachers": ((),)}
-    over_batch = mesh_lib.over_batch(self._mesh, axis=int(several))
+    over_batch = runs_lib.batch_sharding(self._mesh, len(runs))
     packings = () if jax.default_backend() != "cpu" else self._packings(steps)
     begin = time.perf_counter()
     for _ in range(steps):
-      batch = stack([next(each) for each in batches])
+      batch = runs_lib.stack([next(each) for each in batches])
       packed = packing.choose_packing(packings, batch.pop("num_tokens").max())
       state, _ = step_fn(state, mesh_lib.put_batch(batch, over_batch), frozen, packed)
     params = jax.device_get(state.params["encoder"])
     seconds = (time.perf_counter() - begin) / len(runs)
     for i, _ in enumerate(runs):
-      own = jax.tree.map(lambda x, i=i: x[i], params) if several else params
+      own = runs_lib.of_model(params, i, len(runs))
       embed = functools.partial(self._embed, own)
       yield functools.partial(self._task.score, embed), seconds
 

@@ -135,7 +135,7 @@ def make_abstract_step(
   frozen = {"teachers": teacher_params, **loss_fn.frozen_params(start.params, head)}
   if num_models > 1:
     state, batch = _with_axis((state, batch), num_models)
-  over_batch = mesh_lib.over_batch(mesh, axis=0 if num_models == 1 else 1)
+  over_batch = runs_lib.batch_sharding(mesh, num_models)
   return AbstractStep(
     step_fn=runs_lib.make_step(
       loss_fn,
