@@ -117,22 +117,28 @@ def write_spread(
   path: pathlib.Path,
   teachers: Sequence[Teacher | EmbeddedTeacher],
   probe: Callable[[], Probe],
-) -> None:
+) -> list[np.ndarray]:
   """Writes how a round's teachers differ on a probe, unless that is known.
 
   Args:
     path: the file to write.
     teachers: nothing is written if there is only one.
     probe: makes the probe of the round's first seed.
+
+  Returns:
+    Each teacher's embeddings of the probe's training sentences, [n, B, D]; none if
+    nothing had to be measured.
   """
   names = [teacher.name for teacher in teachers]
   is_known = path.exists() and read_json(path).get("teachers") == names
   if len(teachers) < 2 or processes.agree(is_known):
-    return
+    return []
   made = probe()
-  spread = diagnostics.teacher_spread([made.teach(t, "train") for t in teachers])
+  embeddings = [made.teach(teacher, "train") for teacher in teachers]
+  spread = diagnostics.teacher_spread(embeddings)
   if processes.is_first():
     write_json(path, {"teachers": names, **spread})
+  return embeddings
 
 
 def measure(
@@ -141,6 +147,7 @@ def measure(
   terms: Sequence[Weighted],
   teachers: Sequence[Teacher | EmbeddedTeacher],
   probes: Mapping[int, Probe],
+  on_train: Mapping[int, Sequence[np.ndarray]],
 ) -> "dict[int, HeldOut]":
   """Makes measures that compare the student of each seed with the teachers.
 
@@ -152,6 +159,7 @@ def measure(
     terms: the round's.
     teachers: the round's.
     probes: those of each seed.
+    on_train: what `write_spread` returned, by the seed of its probe.
 
   Returns:
     The measures by seed; empty if no term has any.
@@ -162,19 +170,21 @@ def measure(
     return {}
   weights = [teacher.weight for teacher in teachers]
 
-  def join(probe, split):
-    embeddings = zip(*(probe.teach(each, split) for each in teachers))
-    return np.stack([losses.join_teachers(batch, weights) for batch in embeddings])
+  def embed(probe, split):
+    return [probe.teach(each, split) for each in teachers]
+
+  def join(embeddings):
+    return np.stack([losses.join_teachers(x, weights) for x in zip(*embeddings)])
 
   measures, held_out = {}, None
   for seed, probe in probes.items():
     signals.check()
-    joint = {"train": join(probe, "train")}
+    joint = {"train": join(on_train.get(seed) or embed(probe, "train"))}
     if not measures:
       _warn(name, warned, joint["train"])
     is_known = all(isinstance(each, Teacher) for each in teachers)
     if probe.held_out and is_known:  # It is the same for every seed.
-      held_out = join(probe, "held_out") if held_out is None else held_out
+      held_out = join(embed(probe, "held_out")) if held_out is None else held_out
       joint["held_out"] = held_out
     measures[seed] = HeldOut(start, probe, measured, joint)
   return measures

@@ -276,13 +276,15 @@ def prepare(
   # The spread has one probe, whichever seeds are left to train.
   first = config.seeds[0]
   if teachers:
-    probes_lib.write_spread(
+    on_train = probes_lib.write_spread(
       workdir.folder / name / "teachers.json",
       teachers,
       lambda: probes.get(first) or make_probe(first),
     )
     terms = config_lib.terms(config)
-    held_out = probes_lib.measure(name, start, terms, teachers, probes)
+    held_out = probes_lib.measure(
+      name, start, terms, teachers, probes, {first: on_train}
+    )
     teaching = _teach(config, teachers, tokens, workdir.cache)
   loss_fn = compose.make_objective(config, start, teaching.stacks, groups=mesh.size)
   if config.sparsity:
