@@ -61,8 +61,8 @@ def default() -> ConfigDict:
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
-  # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; or
-  # tfds:NAME:SPLIT:FEATURE.
+  # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; a folder that
+  # `datasets` saved; hf:NAME:SPLIT:COLUMN or tfds:NAME:SPLIT:FEATURE.
   # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
   config.text = ""
   config.columns = ()

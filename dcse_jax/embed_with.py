@@ -101,7 +101,7 @@ def embed_file(
 
 
 def _path(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
+  return source if source.startswith(("tfds:", "hf:")) else str(files.user_path(source))
 
 
 def _load(name: str, truncate_dim: int | None) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dcse_jax.data import arrow
 from dcse_jax.data import decoding
+from dcse_jax.data import hf
 from dcse_jax.data import tables
 from dcse_jax.data import tfds
 
@@ -52,9 +53,10 @@ def read_text(source: str, columns: Sequence[str] = ()) -> Text:
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz, or in
-      .parquet or .arrow; or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
+      .parquet or .arrow; a folder that `datasets` saved; or
+      `hf:NAME:SPLIT:COLUMN[,COLUMN...]` or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
     columns: the 1 to 3 columns to read from a table, in the order anchor, positive,
-      hard negative; empty for .txt and TFDS.
+      hard negative; empty for .txt, hf: and tfds:.
 
   Returns:
     The cleaned rows, in the order of the source.
@@ -99,6 +101,8 @@ def num_columns(source: str, columns: Sequence[str]) -> int:
   """Returns how many columns `read_text` would give, without reading anything."""
   if source.startswith(_TFDS):
     columns = tfds.columns(source)
+  elif source.startswith(hf.PREFIX):
+    columns = hf.columns(source)
   return max(1, len(columns))
 
 
@@ -170,6 +174,10 @@ _TABLES = [suffix for suffix, reader in _FILES.items() if not reader.columns]
 def _reader(source: str) -> _Reader:
   if source.startswith(_TFDS):
     return _Reader(tfds.rows, columns=tfds.columns)
+  if source.startswith(hf.PREFIX):
+    return _Reader(hf.rows, columns=hf.columns)
+  if hf.is_saved(source):
+    return _Reader(hf.saved_rows)
   decoding.check_file(source)
   suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
   if suffix not in _FILES:

@@ -72,7 +72,7 @@ def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
 
 
 def _place(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
+  return source if source.startswith(("tfds:", "hf:")) else str(files.user_path(source))
 
 
 def match(
