@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import ml_collections
+from ml_collections import FieldReference
 
 from dcse_jax import losses
 from dcse_jax.eval import sts_sets
@@ -62,9 +63,11 @@ def default() -> ConfigDict:
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
   # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; a folder that
-  # `datasets` saved; hf:NAME:SPLIT:COLUMN or tfds:NAME:SPLIT:FEATURE.
+  # `datasets` saved; hf:NAME:SPLIT:COLUMN or tfds:NAME:SPLIT:FEATURE. A pattern such as
+  # "data/*.txt", or a tuple of names: all of them, end to end. "b.parquet*0.3" is three
+  # rows in ten of that, the same in every run.
   # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
-  config.text = ""
+  config.text = FieldReference("", field_type=object)  # A string, or a tuple of them.
   config.columns = ()
   # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
@@ -215,6 +218,8 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
   merged = config.copy_and_resolve_references()
   with merged.unlocked():
     del merged.rounds
+    if "text" in config.rounds[name]:
+      del merged.text  # One may be a name, and the other several.
     merged.update(config.rounds[name])
   return merged
 

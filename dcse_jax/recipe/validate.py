@@ -91,9 +91,15 @@ def _validate_tuple(field: str, value: Any) -> str:
   return "" if all(isinstance(each, str) for each in value) else "must hold strings"
 
 
+def _validate_string(field: str, value: Any) -> str:
+  if field == "text" and isinstance(value, (tuple, list)):
+    return _validate_tuple(field, value)
+  return "" if isinstance(value, str) else "must be a string"
+
+
 # Says what is wrong with a value, by the type of the field's default; "" if nothing.
 _TYPES = {
-  str: lambda field, value: "" if isinstance(value, str) else "must be a string",
+  str: _validate_string,
   bool: lambda field, value: "" if isinstance(value, bool) else "must be True or False",
   tuple: _validate_tuple,
 }
