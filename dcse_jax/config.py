@@ -61,6 +61,10 @@ def default() -> ConfigDict:
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
+  # The rate of all of the encoder's dropouts in training, in [0, 1); -1 keeps the model's
+  # own rates.
+  config.dropout = -1.0
+
   # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; or
   # tfds:NAME:SPLIT:FEATURE.
   # A table's columns: one, sentences; two, anchor and positive; more, hard negatives, of

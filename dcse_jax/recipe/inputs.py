@@ -267,7 +267,7 @@ def _check_round(
   if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
-      "name pairs, or set the dropouts in a copy of its config.json",
+      "name pairs, or set config.dropout, such as 0.1",
       name,
       model,
     )
