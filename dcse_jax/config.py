@@ -62,13 +62,24 @@ def default() -> ConfigDict:
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
+  # The rate of all of the encoder's dropouts in training, in [0, 1); -1 keeps the model's
+  # own rates.
+  config.dropout = -1.0
+
   # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; a folder that
   # `datasets` saved; hf:NAME:SPLIT:COLUMN or tfds:NAME:SPLIT:FEATURE. A pattern such as
   # "data/*.txt", or a tuple of names: all of them, end to end. "b.parquet*0.3" is three
-  # rows in ten of that, the same in every run.
-  # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
+  # rows in ten of that file, the same in every run.
+  # A table's columns: one, sentences; two, anchor and positive; more, hard negatives, of
+  # which a row may have fewer. One column of them may hold lists.
   config.text = FieldReference("", field_type=object)  # A string, or a tuple of them.
   config.columns = ()
+  # The columns that say how well an anchor and its candidates match: one for the positive
+  # and one for each hard negative, or lists.
+  config.score_columns = ()
+  # "sentences" makes a row of each sentence of a document, which a row of the text is, by
+  # English rules; "sentences:de" by those of German. Lines of a paragraph are joined.
+  config.split = ""
   # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0

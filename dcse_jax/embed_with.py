@@ -64,7 +64,7 @@ def embed_file(
   columns = (column,) if column else ()
   if prompt and prompt_text:
     raise UserError("--prompt and --prompt_text exclude each other: give one")
-  number, digest = text_lib.measure(_path(source), columns)
+  number, digest = text_lib.measure(source, columns)
   encoder = _load(model, truncate_dim)
   if prompt and prompt not in encoder.prompts:
     known = ", ".join(map(repr, encoder.prompts)) or "none"
@@ -82,7 +82,7 @@ def embed_file(
   }
 
   def parts(done: int) -> Iterator[np.ndarray]:
-    rows = itertools.islice(text_lib.first_cells(_path(source), columns), done, None)
+    rows = itertools.islice(text_lib.first_cells(source, columns), done, None)
     while chunk := list(itertools.islice(rows, _CHUNK)):
       yield encoder.encode(
         chunk,
@@ -98,10 +98,6 @@ def embed_file(
     path, parts, shape=(number, width), origin=origin, dtype=dtype
   )
   files.write_json(path.with_name(f"{path.name}.json"), made_by)
-
-
-def _path(source: str) -> str:
-  return source if source.startswith(("tfds:", "hf:")) else str(files.user_path(source))
 
 
 def _load(name: str, truncate_dim: int | None) -> Any:

@@ -12,14 +12,15 @@ BATCH_ROWS = 4096
 
 
 def rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[Any]]:
-  """Yields the cells of a .parquet or .arrow file; a row with a null is blank.
+  """Yields the cells of a .parquet or .arrow file; a row with a null may be blank.
 
   Args:
     source: the file's path.
     columns: names, or paths as in "answer.text" to fields of structs.
-    types: the types that a cell may have.
+    types: for each column, the types that a cell may have; all strings by default. A
+      null where None is none of them makes the row blank.
 
   Raises:
     UserError: the file cannot be read, or a column is missing or has another type.
@@ -45,7 +46,7 @@ def cells(
   columns: Sequence[str],
   schema: Any,
   batches: Iterable[Any],
-  types: tuple[type, ...],
+  types: Sequence[tuple[type, ...]],
 ) -> Iterator[Sequence[Any]]:
   """Yields the cells of each row of some record batches or tables, as `rows` does.
 
@@ -56,17 +57,18 @@ def cells(
     batches: pyarrow's.
     types: as in `rows`.
   """
+  types = types or [(str,)] * len(columns)
   paths = [_path(source, name, schema) for name in columns]
   for batch in batches:
     for row in zip(*(_field(batch, path).to_pylist() for path in paths)):
-      if any(cell is None for cell in row):
+      if any(cell is None and type(None) not in t for cell, t in zip(row, types)):
         yield []
         continue
-      for name, cell in zip(columns, row):
-        if not isinstance(cell, types):
+      for name, cell, known in zip(columns, row, types):
+        if not isinstance(cell, known):
           raise decoding.user_error(
             f"{source}: column {name!r} holds a {type(cell).__name__}; name a column "
-            "of strings"
+            f"of {decoding.kind_of(known)}s"
           )
       yield row
 

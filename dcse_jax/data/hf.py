@@ -27,7 +27,7 @@ def is_saved(folder: str) -> bool:
 
 
 def saved_rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[Any]]:
   """Yields the cells of a folder that `datasets` saved, as `arrow.rows` does."""
   for path in _saved_files(pathlib.Path(source)):
@@ -75,14 +75,14 @@ def _parse(source: str) -> tuple[str, str | None, str, list[str]]:
 
 
 def rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[Any]]:
   """Yields the cells of a set that `datasets` loads by its name.
 
   Args:
     source: see the module.
     columns: those that it names, or paths to fields of structs.
-    types: the types that a cell may have.
+    types: as in `arrow.rows`.
 
   Raises:
     UserError: the library is missing, or it cannot load the set.

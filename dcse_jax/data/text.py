@@ -1,19 +1,25 @@
-"""Reads the user's text, from files or from TFDS, into columns of sentences."""
+"""Reads the user's text, from files or from sets, into columns of sentences."""
 
+import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
-from dcse_jax.data import arrow
+from dcse_jax.data import candidates
 from dcse_jax.data import decoding
-from dcse_jax.data import hf
-from dcse_jax.data import tables
-from dcse_jax.data import tfds
+from dcse_jax.data import readers
+from dcse_jax.data import sources
+from dcse_jax.data import splitting
+from dcse_jax.data.stored import StoredColumn
+from dcse_jax.runtime.errors import UserError
 
 # How many characters of a text are kept: more than an encoder of 8,192 tokens reads.
 # A tokenizer takes up to 600 bytes for each, also past the last token that is read.
@@ -25,17 +31,24 @@ class Text:
   """Sentences in columns of equal length.
 
   Attributes:
-    columns: one column of sentences; or anchors and positives; or anchors,
-      positives and hard negatives. Row i of one pairs with row i of another.
-    empty_rows: rows left out because a column was blank after cleaning.
+    columns: one column of sentences; or anchors and positives; or these and one or more
+      of hard negatives, "" where a row has fewer. Row i of one goes with row i of
+      another.
+    empty_rows: rows left out because a sentence, or every hard negative, was blank after
+      cleaning.
     cut_rows: rows with a column that was longer than `MAX_CHARACTERS`.
-    left_out: which rows of the source were left out, counted from 0.
+    undrawn_rows: rows that a source's share left out.
+    left_out: which rows of the sources, laid end to end, were left out, counted from 0.
+    scores: what the text says of each row's candidates, [rows, columns - 1] float32: its
+      positive and its hard negatives, 0 where there is none; None if it says nothing.
   """
 
-  columns: tuple[list[str], ...]
+  columns: tuple[Sequence[str], ...]
   empty_rows: int
   cut_rows: int = 0
-  left_out: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+  undrawn_rows: int = 0
+  left_out: Sequence[int] = dataclasses.field(default=(), compare=False)
+  scores: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
   @functools.cached_property
   def source_rows(self) -> np.ndarray:
@@ -44,65 +57,172 @@ class Text:
     return np.delete(every, np.asarray(self.left_out, int))
 
 
-def read_text(source: str, columns: Sequence[str] = ()) -> Text:
-  """Reads and cleans every row of a file or of a prepared TFDS split.
+def read_text(
+  source: sources.Names,
+  columns: Sequence[str] = (),
+  score_columns: Sequence[str] = (),
+  *,
+  split: str = "",
+  store: pathlib.Path | None = None,
+) -> Text:
+  """Reads and cleans every row of a file, of several, or of a set.
 
   Runs of white space and NUL become one space and the ends are stripped; then
   everything past the first `MAX_CHARACTERS` characters is cut. Nothing else in a
-  sentence changes. A row with a blank column is left out. Only a line feed ends a line.
+  sentence changes. A row is left out if a sentence in it, or all of its hard negatives,
+  are blank. Only a line feed ends a line.
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz, or in
       .parquet or .arrow; a folder that `datasets` saved; or
       `hf:NAME:SPLIT:COLUMN[,COLUMN...]` or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
-    columns: the 1 to 3 columns to read from a table, in the order anchor, positive,
-      hard negative; empty for .txt, hf: and tfds:.
+      Or several of these, patterns, and shares: see `sources.expand`.
+    columns: those to read from tables, in the order anchor, positive, hard negatives;
+      one of hard negatives may hold lists. Empty if none of the sources is a table.
+    score_columns: those of the candidates' scores, one for the positive and one for each
+      hard negative, or columns of lists.
+    split: makes each sentence of a document a row: see `splitting.make`.
+    store: the folder of the disk that keeps the sentences, for a text beyond memory.
+      None keeps them in memory.
 
   Returns:
-    The cleaned rows, in the order of the source.
+    The cleaned rows, in the order of the sources.
 
   Raises:
-    UserError: the source cannot be read, is not UTF-8 or not what its suffix says
-      (it names the line), or holds no sentence.
+    UserError: a source cannot be read, is not UTF-8 or not what its suffix says
+      (it names the line), does not fit the others, or has not as many scores as
+      candidates; or there is no sentence.
   """
-  return _collect(source, iterate_rows(source, columns))
+  new = list if store is None else functools.partial(StoredColumn, store)
+  opened = _open(source, columns, score_columns, split)
+  return _collect(source, opened, bool(score_columns), new)
 
 
-def iterate_rows(source: str, columns: Sequence[str] = ()) -> Iterator[list[str]]:
-  """Yields the rows of `read_text` one by one, blank ones and long cells too.
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """A row of a source.
 
-  Args:
-    source: see `read_text`.
-    columns: see `read_text`.
-
-  Yields:
-    The cleaned cells of a row, uncut; an empty list for an empty line of a table.
-
-  Raises:
-    UserError: see `read_text`; a source that holds nothing is no error here.
+  Attributes:
+    cells: cleaned, uncut, without blank hard negatives; none for an empty line of a table.
+    scores: those of all cells but the first, or none.
+    is_whole: whether it has what a row needs: anchor, positive, and a hard negative where
+      there are columns of these.
   """
-  reader = _reader(source)
-  if reader.columns:
-    if columns:
+
+  cells: list[str]
+  scores: list[float]
+  is_whole: bool
+
+
+def _open(
+  source: sources.Names,
+  columns: Sequence[str],
+  score_columns: Sequence[str] = (),
+  split: str = "",
+) -> list[tuple[sources.Source, Iterator[_Row]]]:
+  """Returns the rows of each source, once all of them are known to fit together.
+
+  The arguments are those of `read_text`.
+  """
+  splitter = splitting.make(split) if split else None
+  every = [(each, readers.find(each.name)) for each in sources.expand(source)]
+  some_tables = any(not reader.columns for _, reader in every)
+  opened, widths = [], {}
+  for each, reader in every:
+    named, scores = columns, score_columns
+    if reader.columns:
+      # Beside tables, a plain text has no part in the names of their columns.
+      if (columns and not some_tables) or score_columns:
+        raise decoding.user_error(
+          f"{each.name}: columns {decoding.names([*columns, *score_columns])} named, but "
+          f"only {', '.join(readers.TABLES)} files have columns to choose from; name none"
+        )
+      named = reader.columns(each.name)
+    _check_columns(each.name, named, scores)
+    if splitter and len(named) > 1:
       raise decoding.user_error(
-        f"{source}: columns {decoding.names(columns)} named, but only "
-        f"{', '.join(_TABLES)} files have columns to choose from; name none"
+        f"{each.name}: split={split!r} makes rows of documents, and there are "
+        f"{len(named)} columns; name one"
       )
-    columns = reader.columns(source)
-  if not 1 <= len(columns) <= 3 or len(set(columns)) < len(columns):
+    widths.setdefault(len(named), each.name)
+    if splitter:
+      rows = _split_rows(reader, each.name, named, splitter)
+    else:
+      rows = _read_rows(reader, each.name, named, scores)
+    opened.append((each, rows))
+  if len(widths) > 1:
+    (one, first), (other, second) = list(widths.items())[:2]
     raise decoding.user_error(
-      f"{source}: columns named: {decoding.names(columns)}; name 1 to 3 different "
-      "columns: anchor, positive, hard negative"
+      f"{first} has {one} columns of text and {second} {other}; give them as many"
     )
-  return (list(map(_clean, row)) for row in reader.rows(source, columns))
+  return opened
 
 
-def num_columns(source: str, columns: Sequence[str]) -> int:
-  """Returns how many columns `read_text` would give, without reading anything."""
-  if source.startswith(_TFDS):
-    columns = tfds.columns(source)
-  elif source.startswith(hf.PREFIX):
-    columns = hf.columns(source)
+def _check_columns(
+  source: str, columns: Sequence[str], score_columns: Sequence[str]
+) -> None:
+  if not columns or len({*columns, *score_columns}) < len(columns) + len(score_columns):
+    raise decoding.user_error(
+      f"{source}: columns named: {decoding.names([*columns, *score_columns])}; name "
+      "different ones: anchor, positive, hard negatives, and those of scores apart"
+    )
+  # A score is of a positive or a negative.
+  if score_columns and len(columns) < 2:
+    raise decoding.user_error(
+      f"{source}: score_columns {decoding.names(score_columns)} say how an anchor and "
+      "its candidates match; name columns of anchors and positives"
+    )
+
+
+def _split_rows(reader, source, columns, splitter) -> Iterator[_Row]:
+  for row in reader.rows(source, columns):
+    sentences = list(map(_clean, splitter(row[0]))) if row else []
+    # A document without a sentence counts as one blank row.
+    for cells in [[sentence] for sentence in sentences] or [[]]:
+      yield _Row(cells, [], bool(cells))
+
+
+def _read_rows(reader, source, columns, score_columns) -> Iterator[_Row]:
+  types = [(str,)] * 2 + [candidates.NEGATIVE] * (len(columns) - 2)
+  types = types[: len(columns)] + [candidates.SCORE] * len(score_columns)
+  blank = set(columns[2:])
+  number = -1
+  for number, row in enumerate(reader.rows(source, [*columns, *score_columns], types)):
+    if not row:
+      yield _Row([], [], False)
+      continue
+    text, scores = row[: len(columns)], row[len(columns) :]
+    blank = {name for name, cell in zip(columns, text) if name in blank and not cell}
+    cells = list(map(_clean, text[:2]))
+    negatives = list(map(_clean, candidates.negatives(source, number, text[2:])))
+    is_whole = all(cells) and (len(columns) < 3 or any(negatives))
+    if scores and is_whole:
+      matched = [cells[1], *negatives]
+      scores = candidates.scores(source, number, scores, matched)
+      scores = [score for score, cell in zip(scores, matched) if cell]
+    yield _Row(cells + [cell for cell in negatives if cell], list(scores), is_whole)
+  if blank and number >= 0:
+    raise decoding.user_error(
+      f"{source}: column {min(blank)!r} is blank in every row; name other columns"
+    )
+
+
+def num_columns(source: sources.Names, columns: Sequence[str]) -> int:
+  """Returns how many columns `read_text` would give.
+
+  It reads the sources only where that decides, which may have lists of hard negatives;
+  one that is not there is taken to have none.
+  """
+  for name in [source] if isinstance(source, str) else source:
+    if name.startswith(readers.PREFIXES):
+      (each,) = sources.expand(name)
+      columns = readers.find(each.name).columns(each.name)
+  if len(columns) > 2 and source:
+    with contextlib.suppress(UserError):
+      every = sources.expand(source)
+      if all(os.path.exists(each.name) for each in every):
+        rows = itertools.chain.from_iterable(rows for _, rows in _open(source, columns))
+        return max((len(row.cells) for row in rows), default=3)
   return max(1, len(columns))
 
 
@@ -111,22 +231,53 @@ def cut(cell: str) -> str:
   return cell[:MAX_CHARACTERS].rstrip()
 
 
-def _collect(source: str, rows: Iterable[Sequence[str]]) -> Text:
-  columns, left_out, cut_rows = None, [], 0
-  for number, cells in enumerate(rows):
-    if not cells or not all(cells):
-      left_out.append(number)
-      continue
-    cut_rows += any(len(cell) > MAX_CHARACTERS for cell in cells)
-    columns = columns or tuple([] for _ in cells)
-    for column, cell in zip(columns, cells, strict=True):
-      column.append(cut(cell))
+def _collect(
+  source: sources.Names,
+  opened: Iterable[tuple[sources.Source, Iterator[_Row]]],
+  has_scores: bool,
+  new: Callable[[], Any],
+) -> Text:
+  """Collects rows in columns that `new` makes."""
+  columns, scores, widths = [], array.array("f"), array.array("i")
+  left_out, blank, cut_rows = array.array("q"), 0, 0
+  numbers = itertools.count()
+  for place, (part, rows) in enumerate(opened):
+    for row, is_drawn, number in zip(rows, part.drawn(place), numbers):
+      if not is_drawn or not row.is_whole:
+        left_out.append(number)
+        blank += is_drawn
+        continue
+      cut_rows += any(len(cell) > MAX_CHARACTERS for cell in row.cells)
+      # A row may have more hard negatives than any before it.
+      for _ in range(len(columns), len(row.cells)):
+        columns.append(new())
+        for _ in range(number - len(left_out)):
+          columns[-1].append("")
+      for column, cell in itertools.zip_longest(columns, row.cells, fillvalue=""):
+        column.append(cut(cell))
+      scores.extend(row.scores)
+      widths.append(len(row.scores))
   if not columns:
     raise decoding.user_error(
       f"{source}: holds no sentence ({len(left_out)} blank rows); give a "
       "source with a row whose columns all hold text"
     )
-  return Text(columns, len(left_out), cut_rows, tuple(left_out))
+  return Text(
+    tuple(columns),
+    blank,
+    cut_rows,
+    len(left_out) - blank,
+    left_out,
+    _padded(scores, widths, len(columns) - 1) if has_scores else None,
+  )
+
+
+def _padded(values: Sequence[float], widths: Sequence[int], width: int) -> np.ndarray:
+  """Returns rows of unlike lengths, which lie end to end, filled up by zeros."""
+  is_there = np.arange(width) < np.asarray(widths)[:, None]
+  padded = np.zeros(is_there.shape, np.float32)
+  padded[is_there] = values
+  return padded
 
 
 def _clean(cell: str) -> str:
@@ -136,66 +287,18 @@ def _clean(cell: str) -> str:
   return " ".join(words[:MAX_CHARACTERS])
 
 
-def _plain_rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
-) -> Iterator[Sequence[str]]:
-  del columns, types
-  return ((line,) for line in decoding.lines(source))
+def first_cells(source: sources.Names, columns: Sequence[str] = ()) -> Iterator[str]:
+  """Yields the first column's sentence of every row, "" for a row that is left out.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """The reader of one kind of source.
-
-  Attributes:
-    rows: yields the cells of each row, from the source, its columns and the types that
-      a cell may have; [] for a blank row.
-    columns: returns the columns of a source that has none to choose from; None where
-      the user names them.
+  Shares have no part in it: every row has its place.
   """
-
-  rows: Callable[..., Iterator[Sequence[Any]]]
-  columns: Callable[[str], Sequence[str]] | None = None
-
-
-_TFDS = "tfds:"
-# The readers of files by suffix; a new kind of file is one more line.
-_FILES = {
-  ".txt": _Reader(_plain_rows, columns=lambda source: ("sentence",)),
-  ".csv": _Reader(tables.csv_rows),
-  ".tsv": _Reader(tables.tsv_rows),
-  ".jsonl": _Reader(tables.jsonl_rows),
-  ".parquet": _Reader(arrow.rows),
-  ".arrow": _Reader(arrow.rows),
-}
-_TABLES = [suffix for suffix, reader in _FILES.items() if not reader.columns]
+  for _, rows in _open(source, columns):
+    for row in rows:
+      yield cut(row.cells[0]) if row.is_whole else ""
 
 
-def _reader(source: str) -> _Reader:
-  if source.startswith(_TFDS):
-    return _Reader(tfds.rows, columns=tfds.columns)
-  if source.startswith(hf.PREFIX):
-    return _Reader(hf.rows, columns=hf.columns)
-  if hf.is_saved(source):
-    return _Reader(hf.saved_rows)
-  decoding.check_file(source)
-  suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
-  if suffix not in _FILES:
-    raise decoding.user_error(
-      f"{source}: unknown kind of file; its name must end in {', '.join(_FILES)}; text "
-      "may be followed by .gz"
-    )
-  return _FILES[suffix]
-
-
-def first_cells(source: str, columns: Sequence[str] = ()) -> Iterator[str]:
-  """Yields the first column's sentence of every row, "" for a row that is left out."""
-  for cells in iterate_rows(source, columns):
-    yield cut(cells[0]) if cells and all(cells) else ""
-
-
-def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
-  """Counts the rows of a source, and digests their first column.
+def measure(source: sources.Names, columns: Sequence[str] = ()) -> tuple[int, str]:
+  """Counts the rows of a text, and digests their first column.
 
   Args:
     source: as in `read_text`.
@@ -210,19 +313,24 @@ def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
   return number, digest.hexdigest()
 
 
-def read_ids(source: str, column: str) -> list[str]:
-  """Reads the id of each row of a source, blank rows included.
+def read_ids(source: sources.Names, column: str) -> list[str]:
+  """Reads the id of each row of a text, blank rows included.
 
   Args:
     source: see `read_text`.
-    column: the table's column of ids; without columns to choose from, a row's id is its
-      number from 0.
+    column: the tables' column of ids; where there are no columns to choose from, a row's
+      id is its number from 0, among the rows of all sources.
 
   Raises:
-    UserError: the source cannot be read, or has no such column.
+    UserError: a source cannot be read, or has no such column.
   """
-  reader = _reader(source)
-  if reader.columns:
-    return [str(number) for number, _ in enumerate(iterate_rows(source))]
-  rows = reader.rows(source, (column,), (str, int))  # An id may be a number.
-  return [str(row[0]).strip() if row else "" for row in rows]
+  ids: list[str] = []
+  for each in sources.expand(source):
+    reader = readers.find(each.name)
+    if reader.columns:
+      rows = reader.rows(each.name, reader.columns(each.name))
+      ids += [str(number) for number, _ in enumerate(rows, start=len(ids))]
+    else:
+      rows = reader.rows(each.name, (column,), [(str, int)])  # An id may be a number.
+      ids += [str(row[0]).strip() if row else "" for row in rows]
+  return ids

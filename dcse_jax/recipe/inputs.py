@@ -8,6 +8,7 @@ import pathlib
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
+from dcse_jax.data import stored
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import registry
@@ -57,7 +58,7 @@ class Inputs:
     test: those that score the best parameters once.
     outside: the models of teachers that no round trains, by name.
     embeddings: those of teachers of which there is nothing else, by name.
-    texts: the texts that rounds name, by source and columns.
+    texts: the texts that rounds name, by what they read.
   """
 
   config: config_lib.ConfigDict
@@ -67,20 +68,20 @@ class Inputs:
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
   embeddings: Mapping[str, Embeddings]
-  texts: Mapping[tuple[str, tuple[str, ...]], text_lib.Text]
+  texts: Mapping[texts.Source, text_lib.Text]
 
   def sentences(
     self, round_config: config_lib.ConfigDict, rows: Sequence[int]
   ) -> list[str]:
     """Returns the first column's sentences by example id."""
-    column = self.texts[_source(round_config)].columns[0]
+    column = self.texts[texts.source_of(round_config)].columns[0]
     source_rows = self.tokens(round_config).source_rows
     return [column[source_rows[row]] for row in rows]
 
   def tokens(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache:
     """Returns the tokenised text of a round."""
     return self._tokens(
-      _source(round_config), round_config.max_length, round_config.switch_case
+      texts.source_of(round_config), round_config.max_length, round_config.switch_case
     )
 
   def teacher_tokens(
@@ -100,8 +101,9 @@ class Inputs:
     if member not in self.outside or self.reads_alike(self.outside[member]):
       return tokens
     teacher = self.outside[member]
+    column = self.texts[texts.source_of(round_config)].columns[0]
     return texts.tokenize(
-      (self.sentences(round_config, range(len(tokens))),),
+      (stored.Chosen(column, tokens.source_rows),),
       teacher,
       min(round_config.max_length, teacher.config.max_tokens),
       self.workdir / "cache",
@@ -118,14 +120,14 @@ class Inputs:
     Raises:
       UserError: they are not of that text, or some have no direction.
     """
-    rows = self._rows(name, _source(round_config))
+    rows = self._rows(name, texts.source_of(round_config))
     examples = self.tokens(round_config).source_rows
     return ExampleRows(self.embeddings[name], rows[examples])
 
   @_once
   def _rows(self, name, source):
     """Returns where the embedding of each row of a text is, [rows]."""
-    return texts.match(self.embeddings[name], self.texts[source], *source)
+    return texts.match(self.embeddings[name], self.texts[source], source)
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
     """Returns whether a teacher makes the same tokens of a sentence as the student."""
@@ -136,14 +138,21 @@ class Inputs:
 
   @_once
   def _tokens(self, source, max_length, switched):
-    text = self.texts[source].columns
+    text, scores = self.texts[source].columns, self.texts[source].scores
     if switched:
       name = self.config.model or "the run"
       text = texts.add_switched(
-        text, switched, self.start, seed=self.config.seed, name=name
+        text,
+        switched,
+        self.start,
+        seed=self.config.seed,
+        name=name,
+        store=self.workdir / "cache",
       )
     cache = texts.tokenize(text, self.start, max_length, self.workdir / "cache")
-    texts.tell_dropped(source[0], cache)
+    texts.tell_dropped(source.text, cache)
+    if scores is not None:
+      cache = dataclasses.replace(cache, scores=scores[cache.source_rows])
     return cache
 
 
@@ -171,14 +180,15 @@ def read(
   for named in (*dev, *test):
     _check_evaluator(named, rounds)
   # Texts come before the encoder, which takes longest to load.
-  asked = dict.fromkeys(map(_source, rounds.values()))
+  asked = dict.fromkeys(map(texts.source_of, rounds.values()))
   if not config.model:
-    asked[_source(config)] = None
-  read_texts = {source: texts.read(*source) for source in asked}
+    asked[texts.source_of(config)] = None
+  store = workdir / "cache"
+  read_texts = {source: texts.read(source, store) for source in asked}
   if config.model:
     start = start_lib.load(config)
   else:
-    columns = read_texts[_source(config)].columns
+    columns = read_texts[texts.source_of(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
   outside: dict[str, model_lib.Model] = {}
   embeddings: dict[str, Embeddings] = {}
@@ -202,11 +212,6 @@ def read(
         outside[teacher] = model
       _check_teacher(teacher, round_config, inputs)
   return inputs
-
-
-def _source(config: config_lib.ConfigDict) -> tuple[str, tuple[str, ...]]:
-  """Returns a text as `texts.read` takes it."""
-  return config.text, tuple(config.columns)
 
 
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:
@@ -249,15 +254,21 @@ def _check_round(
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
     columns=len(tokens.tokens),
+    has_scores=tokens.scores is not None,
   )
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
+  if start.has_scores and not objective.asks_for(("scores",)):
+    raise UserError(
+      f"round {name}: no term of objective={objective.text!r} takes scores: use one that "
+      "does, such as score_distillation, or leave score_columns out"
+    )
   has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
   if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
-      "name pairs, or set the dropouts in a copy of its config.json",
+      "name pairs, or set config.dropout, such as 0.1",
       name,
       model,
     )

@@ -9,6 +9,7 @@ from dcse_jax.config import default
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
+from dcse_jax.data import splitting
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
@@ -56,6 +57,7 @@ _RANGES = {
   "num_layers": _COUNT_OR_NONE,
   "synthetic_sentences": _COUNT_OR_NONE,
   "synthetic_pairs": _COUNT_OR_NONE,
+  "dropout": Range(-1, 1, below=True),
   "max_length": _COUNT,
   "switch_case": _SHARE_BELOW_1,
   "batch_size": Range(2, whole=True),
@@ -94,7 +96,9 @@ def _validate_tuple(field: str, value: Any) -> str:
 def _validate_string(field: str, value: Any) -> str:
   if field == "text" and isinstance(value, (tuple, list)):
     return _validate_tuple(field, value)
-  return "" if isinstance(value, str) else "must be a string"
+  if not isinstance(value, str):
+    return "must be a string"
+  return splitting.fault(value) if field == "split" else ""
 
 
 # Says what is wrong with a value, by the type of the field's default; "" if nothing.
@@ -116,6 +120,8 @@ def check(config: ConfigDict) -> None:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
   _check_fields(config, known, "config")
+  if -1 < config.dropout < 0:
+    raise UserError(f"config.dropout={config.dropout:g}: use -1, or a rate in [0, 1)")
   _check_encoder(config.encoder)
   _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):
