@@ -22,17 +22,16 @@ Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
 class _GrowingArray:
-  """An .npy file that is written part by part, to the bytes that numpy.save writes.
+  """An .npy file [n] that is written part by part, to the bytes that numpy.save writes.
 
   Args:
     path: the file to make.
     dtype: the array's.
-    width: numbers in a row, for an array [n, width]; 0 for [n].
   """
 
-  def __init__(self, path: pathlib.Path, dtype: np.dtype | type, width: int = 0):
-    self._dtype, self._width = np.dtype(dtype), width
-    self._rows = 0
+  def __init__(self, path: pathlib.Path, dtype: type):
+    self._dtype = np.dtype(dtype)
+    self._length = 0
     self._file = path.open("wb")
     self._write_header()
 
@@ -45,13 +44,13 @@ class _GrowingArray:
       self._write_header()  # It has room for any number.
 
   def append(self, values: np.ndarray) -> None:
-    """Writes values [n] or [n, width] after those that are there."""
-    self._rows += len(values)
+    """Writes values after those that are there."""
+    self._length += len(values)
     self._file.write(np.ascontiguousarray(values, self._dtype).data)
 
   def _write_header(self) -> None:
-    shape = (self._rows, self._width) if self._width else (self._rows,)
-    about = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+    about = {"fortran_order": False, "shape": (self._length,)}
+    about["descr"] = np.lib.format.dtype_to_descr(self._dtype)
     np.lib.format.write_array_header_1_0(self._file, about)
 
 
@@ -67,7 +66,7 @@ def write(
   """Tokenises columns chunk by chunk, and writes a cache's files into a folder.
 
   All rows are tokenised into files first. Then digests say which are left out, and the
-  others move together. Memory has some 30 bytes for each sentence.
+  others move together. Memory has some 40 bytes for each sentence.
 
   Args:
     path: the folder, which is there.
@@ -76,6 +75,37 @@ def write(
     dtype: that of stored ids.
     keep_repeats: as there.
     show_progress: as there.
+  """
+  digests, is_there, lengths = _tokenize_all(
+    path, columns, tokenize, dtype, show_progress
+  )
+  ids, kept, meta = _number(digests, is_there, keep_repeats)
+  for c, each in enumerate(lengths):
+    if not kept.all():
+      _keep(path / f"tokens_{c}.npy", dtype, each, kept)
+      each = each[kept]
+    offsets = np.zeros(len(each) + 1, np.int64)
+    np.cumsum(each, out=offsets[1:])
+    np.save(path / f"offsets_{c}.npy", offsets)
+  if not kept.all():
+    ids = ids[kept]
+  np.save(path / "sentence_ids.npy", ids)
+  np.save(path / "source_rows.npy", np.flatnonzero(kept))
+  (path / "meta.json").write_text(json.dumps(meta))
+
+
+def _tokenize_all(
+  path: pathlib.Path,
+  columns: Sequence[Sequence[str]],
+  tokenize: Tokenize,
+  dtype: type,
+  show_progress: bool,
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+  """Writes the tokens of every row.
+
+  Returns:
+    A digest of each sentence, [rows, C]; whether the row has it, [rows, C]; and for each
+    column the number of its tokens, [rows].
   """
   digests, is_there = array.array("Q"), bytearray()
   lengths = [array.array("i") for _ in columns]
@@ -103,24 +133,11 @@ def write(
       is_there.extend(bool(each) for row in zip(*parts) for each in row)
       bar.update(len(parts[0]))
   shape = (-1, len(columns))
-  ids, kept, meta = _number(
+  return (
     np.frombuffer(digests, np.uint64).reshape(shape),
     np.frombuffer(is_there, bool).reshape(shape),
-    keep_repeats,
+    [np.frombuffer(each, np.int32) for each in lengths],
   )
-  for c, each in enumerate(lengths):
-    each = np.frombuffer(each, np.int32)
-    if not kept.all():
-      _keep(path / f"tokens_{c}.npy", dtype, each, kept)
-      each = each[kept]
-    offsets = np.zeros(len(each) + 1, np.int64)
-    np.cumsum(each, out=offsets[1:])
-    np.save(path / f"offsets_{c}.npy", offsets)
-  if not kept.all():
-    ids = ids[kept]
-  np.save(path / "sentence_ids.npy", ids)
-  np.save(path / "source_rows.npy", np.flatnonzero(kept))
-  (path / "meta.json").write_text(json.dumps(meta))
 
 
 def _number(

@@ -243,8 +243,9 @@ def build_token_cache(
     key=key,
     tokens=load("tokens"),
     offsets=load("offsets"),
-    sentence_ids=np.load(path / "sentence_ids.npy", mmap_mode="r"),
-    source_rows=np.load(path / "source_rows.npy", mmap_mode="r"),
+    # These are mapped too, but plain arrays to all who use parts of them.
+    sentence_ids=np.asarray(np.load(path / "sentence_ids.npy", mmap_mode="r")),
+    source_rows=np.asarray(np.load(path / "source_rows.npy", mmap_mode="r")),
     max_length=max_length,
     pad_token_id=pad_token_id,
     dropped=meta["dropped"],
