@@ -1,5 +1,7 @@
 """What a config says of its text, and embeddings of several files."""
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 import numpy as np
@@ -15,14 +17,6 @@ from dcse_jax.teachers.embeddings import Embeddings
 SEVERAL = ("a.txt", "b.parquet*0.3")
 
 
-def parse(*arguments):
-  """Returns the config that a command line makes of the default."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict("config", config_lib.default(), flag_values=values)
-  values(["main", *arguments])
-  return values.config
-
-
 @pytest.mark.parametrize(
   "written, text",
   [
@@ -33,8 +27,14 @@ def parse(*arguments):
     ("['a.txt','b.parquet*0.3']", SEVERAL),
   ],
 )
-def test_a_command_line_names_one_text_or_several(written, text):
-  config = parse(f"--config.text={written}", "--config.split=sentences:de")
+def test_a_command_line_names_one_text_or_several(monkeypatch, written, text):
+  arguments = ["main", f"--config.text={written}", "--config.split=sentences:de"]
+  # The fields are taken from there when the flag is defined.
+  monkeypatch.setattr(sys, "argv", arguments)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", config_lib.default(), flag_values=values)
+  values(arguments)
+  config = values.config
   with config.unlocked():
     validate.check(_with_round(config))
   assert texts.source_of(config) == texts.Source(text, split="sentences:de")
