@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
+import itertools
 from typing import Any
 
 from dcse_jax.data import decoding
@@ -81,9 +82,13 @@ def _opened(source: str, columns: Sequence[str]) -> Iterator[tuple[Any, Iterator
 
   if source.lower().endswith(".parquet"):
     with pq.ParquetFile(source) as file:
-      # Only what is named is unpacked, a field of a struct without the others.
-      yield file.schema_arrow, file.iter_batches(BATCH_ROWS, columns=list(columns))
+      # Only what is named is unpacked, a field of a struct without the others. Asked for
+      # all groups at once, pyarrow reads far ahead.
+      groups = range(file.num_row_groups)
+      read = lambda i: file.iter_batches(BATCH_ROWS, [i], columns=list(columns))
+      yield file.schema_arrow, itertools.chain.from_iterable(map(read, groups))
     return
+  # What is mapped is the file's own memory, which the system takes back at need.
   with pa.memory_map(source) as file:
     # Data sets that libraries save are streams; Feather files are not.
     begin = file.read(6)

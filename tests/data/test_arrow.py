@@ -2,7 +2,6 @@
 
 import pytest
 
-from dcse_jax.data import arrow
 from dcse_jax.data import text
 from dcse_jax.runtime.errors import UserError
 
@@ -82,10 +81,7 @@ def test_a_plain_column_has_no_fields(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "stream.arrow"])
-def test_rows_come_before_what_follows_them_in_the_file_is_read(
-  tmp_path, monkeypatch, name
-):
-  monkeypatch.setattr(arrow, "BATCH_ROWS", 2)
+def test_rows_come_before_what_follows_them_in_the_file_is_read(tmp_path, name):
   path = tmp_path / name
   write(path, {"a": ["one", "two", "three", "four"]})  # In two groups.
   content = bytearray(path.read_bytes())
