@@ -1,6 +1,7 @@
 """Texts beyond memory: columns on disk, digests for sentences, files that grow."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from dcse_jax.data import duplicates
 from dcse_jax.data import stored
 from dcse_jax.data import token_files
+from dcse_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 129, 500])
@@ -30,6 +32,15 @@ def test_a_column_on_disk_is_read_like_a_list_while_it_grows(tmp_path, number):
     column[number]
   # The file has no name.
   assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+  column = stored.StoredColumn(tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+    patch.setattr(os, "write", lambda file, content: len(content) - 1)
+    for _ in range(1000):
+      column.append("a sentence")
+  assert f"cannot write {tmp_path} (No space left on device)" in str(error.value)
 
 
 def test_chosen_rows_of_a_column_are_a_column():
