@@ -170,10 +170,7 @@ class Ours:
 
   def _next_batch(self, _):
     """Returns the training loop's next batch, which other threads gather."""
-    batch = next(self._batches)
-    return batch, packing.choose_packing(
-      self._trainer.packings, batch.pop("num_tokens")
-    )
+    return packing.fit(self._trainer.packings, next(self._batches))
 
 
 class EncodeOurs:

@@ -294,9 +294,14 @@ def score_tokens(
   *,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
-  """Computes language-model logits of hidden states [..., D]: [..., V]."""
-  module = _bind(LanguageModelHead, config, dtype, head)
-  return module(hidden, encoder["embeddings"]["word"]["embedding"])
+  """Computes language-model logits of hidden states [..., D]: [..., V].
+
+  The matrix is the head's `decoder` where it has one, or that of the word embeddings.
+  """
+  rest = {name: part for name, part in head.items() if name != "decoder"}
+  module = _bind(LanguageModelHead, config, dtype, rest)
+  matrix = head.get("decoder", encoder["embeddings"]["word"])
+  return module(hidden, matrix["embedding"])
 
 
 def keep_layers(

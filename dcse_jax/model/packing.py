@@ -7,6 +7,7 @@ inverse gather.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ import numpy as np
 # steps. A batch that fits none keeps its padding.
 _SHARES = ((0.999, 100), (0.67, 1000))
 _SAMPLED_BATCHES = 1000
+# Batches of like length have as many packings at most, one for each so many steps.
+_BUCKETS, _STEPS_OF_BUCKET = 6, 100
 # Sizes are multiples of the first, and at most this share of the padded batch.
 _MULTIPLE, _WORTH = 32, 0.97
 
@@ -30,10 +33,13 @@ class Packing:
       tokens are lost.
     groups: equal parts of the batch, in order, each packed by itself: one for
       each device, so that no token leaves its device.
+    length: that of the padded grid, which is cut there before it is packed; None
+      leaves it as it is.
   """
 
   tokens: int
   groups: int = 1
+  length: int | None = None
 
   def times(self, number: int) -> "Packing":
     """Scales the packing for a batch `number` times as large; groups stay."""
@@ -73,6 +79,56 @@ def make_packings(
   return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)
 
 
+def make_bucket_packings(
+  num_tokens: np.ndarray,
+  longest: np.ndarray,
+  *,
+  batch_size: int,
+  columns: int,
+  max_length: int,
+  together: int,
+  num_steps: int,
+  groups: int = 1,
+) -> tuple[Packing, ...]:
+  """Finds packings for batches of rows of like length, the shortest first.
+
+  Args:
+    num_tokens: the tokens of each row, [rows].
+    longest: those of its longest column, [rows].
+    batch_size: rows of a batch.
+    columns: sentences of a row.
+    max_length: tokens of a padded sentence.
+    together: how many batches are sorted together, as in training.
+    num_steps: how many steps the training has.
+    groups: see `Packing`.
+
+  Returns:
+    Each fits an equal share of the batches, from the shortest to the longest.
+  """
+  number = min(_BUCKETS, num_steps // _STEPS_OF_BUCKET)
+  if not number:
+    return ()
+  rng = np.random.default_rng(0)
+  windows = -(-_SAMPLED_BATCHES // together)
+  rows = rng.integers(len(num_tokens), size=(windows, together * batch_size))
+  order = np.argsort(longest[rows], axis=1)
+  rows = np.take_along_axis(rows, order, axis=1).reshape(-1, batch_size)
+  rows = rng.permuted(rows, axis=1)
+  fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
+  longest_of = longest[rows].max(axis=1)
+  packings = {}
+  for share in np.array_split(np.argsort(longest_of), number):
+    length = min(rounded(longest_of[share].max()), max_length)
+    size, padded = (
+      rounded(fullest[share].max()),
+      columns * length * batch_size // groups,
+    )
+    # Batches of one length may differ in their tokens, and the largest are rare.
+    tokens = max(size, packings.get(length, 0))
+    packings[length] = tokens if tokens <= _WORTH * padded else padded
+  return tuple(Packing(tokens, groups, length) for length, tokens in packings.items())
+
+
 def rounded(tokens: float) -> int:
   """Returns the smallest size of a group that holds as many tokens."""
   return int(-(-tokens // _MULTIPLE) * _MULTIPLE)
@@ -83,9 +139,38 @@ def count_tokens(num_tokens: np.ndarray, groups: int) -> int:
   return int(num_tokens.reshape(groups, -1).sum(axis=1).max())
 
 
-def choose_packing(packings: Sequence[Packing], num_tokens: int) -> Packing | None:
-  """Returns the tightest that holds num_tokens tokens a group; None if none does."""
-  return next((p for p in packings if p.tokens >= num_tokens), None)
+def choose_packing(
+  packings: Sequence[Packing], num_tokens: int, longest: int = 0
+) -> Packing | None:
+  """Returns the tightest that holds a batch; None if none does.
+
+  Args:
+    packings: the tightest first.
+    num_tokens: the tokens of the batch's fullest group.
+    longest: those of its longest sentence.
+  """
+  fits = lambda p: p.tokens >= num_tokens and (p.length is None or p.length >= longest)
+  return next(filter(fits, packings), None)
+
+
+def fit(
+  packings: Sequence[Packing], batch: dict[str, Any]
+) -> tuple[dict[str, Any], Packing | None]:
+  """Chooses a packing for a batch of `make_batches`, and cuts the batch to its length.
+
+  Args:
+    packings: the tightest first.
+    batch: with `num_tokens` and `longest`; those of several models may be stacked.
+
+  Returns:
+    The batch without these two, and its packing; None leaves the padding in.
+  """
+  sizes = (batch[name].max() for name in ("num_tokens", "longest"))
+  packing = choose_packing(packings, *sizes)
+  length = packing and packing.length
+  is_cut = lambda name: name in ("input_ids", "attention_mask")
+  rest = {n: x for n, x in batch.items() if n not in ("num_tokens", "longest")}
+  return {n: x[..., :length] if is_cut(n) else x for n, x in rest.items()}, packing
 
 
 @jax.custom_vjp

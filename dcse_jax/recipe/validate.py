@@ -59,6 +59,7 @@ _RANGES = {
   "max_length": _COUNT,
   "switch_case": _SHARE_BELOW_1,
   "batch_size": Range(2, whole=True),
+  "bucket_batches": _COUNT_OR_NONE,
   "microbatches": _COUNT,
   "row_blocks": _COUNT,
   "num_train_steps": _COUNT,

@@ -73,6 +73,51 @@ def test_a_masked_language_model_keeps_its_head(kind, tmp_path):
   assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+UNTIED = {
+  **dict.fromkeys(("bert", "roberta", "mpnet", "nomic_bert", "modernbert"), {}),
+  "distilbert": {"hidden_dim": 40},
+  "electra": {"embedding_size": 12},
+  "albert": {"embedding_size": 12},
+}
+
+
+@pytest.mark.parametrize("kind", UNTIED)
+def test_a_matrix_of_scores_of_its_own_is_read_and_written_bitwise(kind, tmp_path):
+  config = transformers.AutoConfig.for_model(
+    kind,
+    hidden_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    **UNTIED[kind] | ({} if kind == "distilbert" else {"intermediate_size": 40}),
+    **VOCABULARY,
+    pad_token_id=1 if kind in ("roberta", "mpnet") else 0,
+    tie_word_embeddings=False,
+  )
+  torch.manual_seed(0)
+  theirs = transformers.AutoModelForMaskedLM.from_config(config).eval()
+  with torch.no_grad():
+    # Biases that tied models share are two here.
+    for parameter in theirs.parameters():
+      parameter.normal_(0.0, 0.2)
+  theirs.save_pretrained(tmp_path / "theirs")
+  TOKENIZER.save_pretrained(tmp_path / "theirs")
+  loaded = folder.load(str(tmp_path / "theirs"))
+  words = loaded.params["embeddings"]["word"]["embedding"]
+  assert loaded.language_model["decoder"]["embedding"].shape == words.shape
+  folder.save(loaded, tmp_path / "ours")
+  again, info = type(theirs).from_pretrained(
+    tmp_path / "ours", output_loading_info=True
+  )
+  assert not info["missing_keys"] and not info["unexpected_keys"]
+  ids = torch.arange(5, 15)[None]
+  with torch.no_grad():
+    torch.testing.assert_close(again(ids).logits, theirs(ids).logits, rtol=0, atol=0)
+  # Without the flag the words' matrix takes its place, as in transformers.
+  path = tmp_path / "theirs" / "config.json"
+  path.write_text(path.read_text().replace('embeddings": false', 'embeddings": true'))
+  assert "decoder" not in folder.load(str(tmp_path / "theirs")).language_model
+
+
 def write_decoder(path, kind):
   """A folder as Qwen3-Embedding's or EmbeddingGemma's: bfloat16, in shards."""
   model = families.make_torch(kind, **VOCABULARY).to(torch.bfloat16)

@@ -1,5 +1,6 @@
 """Faster ways to compute the same: packing, few tokens in the last layer, dropout."""
 
+import dataclasses
 import functools
 
 import jax
@@ -157,6 +158,60 @@ def test_packings_hold_most_batches_and_none_is_larger_than_padding():
   assert packing_lib.choose_packing((), 5) is None
   assert packing_lib.choose_packing((Packing(8),), 9) is None
   assert packing_lib.choose_packing((Packing(8),), 8) == Packing(8)
+
+
+def test_buckets_have_few_packings_and_each_batch_the_shortest_that_holds_it():
+  # As many sentences of each length from 1 to 256, in two columns of one length.
+  longest = np.tile(np.arange(1, 257), 4)
+  make = functools.partial(
+    packing_lib.make_bucket_packings,
+    2 * longest,
+    longest,
+    batch_size=16,
+    columns=2,
+    max_length=256,
+    together=64,
+    groups=4,
+  )
+  packings = make(num_steps=5000)
+  # Six shares of the batches; sixteen rows that lie side by side among 1,024 differ by
+  # four tokens and some, so that the last rounds up to the whole.
+  assert [p.length for p in packings] == [64, 96, 160, 192, 224, 256]
+  assert all(p.tokens <= 2 * 16 * p.length / 4 for p in packings)
+  assert len(make(num_steps=300)) == 3 and make(num_steps=99) == ()
+  ids = np.arange(4 * 2 * 256).reshape(4, 2, 256)
+  batch = dict(input_ids=ids, attention_mask=ids > 0, other=ids)
+  sizes = dict(num_tokens=np.asarray([100, 150]), longest=np.asarray([70, 60]))
+  cut, packing = packing_lib.fit(packings, batch | sizes)
+  assert packing == packings[1] and set(cut) == set(batch)
+  np.testing.assert_array_equal(cut["input_ids"], ids[:, :, :96])
+  assert cut["attention_mask"].shape[-1] == 96 and cut["other"].shape[-1] == 256
+  # More tokens than any holds, and a sentence longer than any.
+  for large in (dict(num_tokens=np.asarray(9999)), dict(longest=np.asarray(257))):
+    whole, packing = packing_lib.fit(packings, batch | sizes | large)
+    assert packing is None and whole["input_ids"].shape == ids.shape
+
+
+def test_a_batch_cut_to_its_longest_sentence_has_the_same_loss_and_gradient():
+  still = dataclasses.replace(STUDENT.config, dropout=0.0, attention_dropout=0.0)
+  loss_fn, params, teachers = distilling("mean")
+  loss_fn = dataclasses.replace(loss_fn, config=still)
+  length = int(BATCH["attention_mask"].sum(axis=2).max())
+  longer = {
+    name: np.pad(array, [(0, 0), (0, 0), (0, 8)]) if array.ndim == 3 else array
+    for name, array in BATCH.items()
+  }
+  sizes = dict(num_tokens=np.asarray(1), longest=np.asarray(length))
+  packing = Packing(16 * length, 1, length)
+  cut, _ = packing_lib.fit((packing,), longer | sizes)
+  assert cut["input_ids"].shape[-1] == length < longer["input_ids"].shape[-1]
+  results = []
+  for batch, packed in ((longer, None), (cut, packing)):
+    (loss, _), gradient = jax.jit(
+      jax.value_and_grad(models.called(loss_fn), has_aux=True), static_argnums=4
+    )(params, batch, jax.random.key(7), teachers, packed)
+    results.append((loss, gradient))
+  assert_same(*results)
 
 
 def mask_of(rate, key, rows, width=256):
