@@ -171,6 +171,8 @@ class Layer(nnx.Module):
     config, mask, rows = self.config, layout.mask, layout.grid_rows
     width = config.hidden_size // config.num_heads
     linears, x = (self.query, self.key, self.value), mesh_lib.by_row(x)
+    # A kernel adds no bias to scores, which MPNet alone has; ALBERT's layers have the
+    # kernel like BERT's, whose layers they are.
     if bias is None and attention_kernel.is_for(*mask.shape, width, linears[0].dtype):
       qkv, qkv_bias = layers_lib.fused_product(linears, x)
       attended = attention_kernel.self_attend(
