@@ -115,6 +115,29 @@ def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
   )
 
 
+def new_roberta(*, max_tokens: int, pad_token_id: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new RoBERTa, likewise."""
+  return EncoderConfig(
+    model_type="roberta",
+    max_positions=max(512, max_tokens) + pad_token_id + 1,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+    has_pooler=True,
+    pad_token_id=pad_token_id,
+    **fields,
+  )
+
+
+def new_distilbert(*, max_tokens: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new DistilBERT, likewise."""
+  return EncoderConfig(
+    model_type="distilbert",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=0,
+    **fields,
+  )
+
+
 class Embeddings(nnx.Module):
   """Word, position and (single) segment embeddings, normalised."""
 

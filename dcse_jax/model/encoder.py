@@ -47,8 +47,15 @@ _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
 # What makes the shape of a new encoder, by its family.
 NEW: dict[str, Callable[..., EncoderConfig]] = {
   "bert": bert.new_config,
+  "roberta": bert.new_roberta,
+  "distilbert": bert.new_distilbert,
+  "mpnet": mpnet.new_config,
+  "electra": electra.new_config,
+  "albert": albert.new_config,
   "modernbert": modernbert.new_config,
   "nomic_bert": nomic_bert.new_config,
+  "qwen3": qwen3.new_config,
+  "gemma3_text": gemma3.new_config,
 }
 
 

@@ -14,6 +14,7 @@ from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
+from dcse_jax.model.rotary import RotaryConfig
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 
@@ -180,7 +181,9 @@ def _check_encoder(encoder: ConfigDict) -> None:
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  is_paired = encoder.get("family", "bert") != "bert"
+  fields = {"family": "bert", **encoder}
+  shape = NEW[fields.pop("family")](max_tokens=1, pad_token_id=0, **fields)
+  is_paired = isinstance(shape, RotaryConfig)
   if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
     pairs = ", in pairs" if is_paired else ""
     raise UserError(
