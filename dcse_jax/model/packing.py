@@ -103,7 +103,7 @@ def make_bucket_packings(
     groups: see `Packing`.
 
   Returns:
-    Each fits an equal share of the batches, from the shortest to the longest.
+    Those with which batches compute the fewest tokens.
   """
   number = min(_BUCKETS, num_steps // _STEPS_OF_BUCKET)
   if not number:
@@ -115,18 +115,44 @@ def make_bucket_packings(
   rows = np.take_along_axis(rows, order, axis=1).reshape(-1, batch_size)
   rows = rng.permuted(rows, axis=1)
   fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
-  longest_of = longest[rows].max(axis=1)
+  order = np.argsort(longest[rows].max(axis=1), kind="stable")
+  lengths = longest[rows].max(axis=1)[order]
+  # What holds a batch of some length holds all shorter ones.
+  fullest = np.maximum.accumulate(fullest[order])
   packings = {}
-  for share in np.array_split(np.argsort(longest_of), number):
-    length = min(rounded(longest_of[share].max()), max_length)
-    size, padded = (
-      rounded(fullest[share].max()),
-      columns * length * batch_size // groups,
-    )
-    # Batches of one length may differ in their tokens, and the largest are rare.
-    tokens = max(size, packings.get(length, 0))
+  for last in _cut_points(fullest, number):
+    length = min(rounded(lengths[last]), max_length)
+    padded, tokens = columns * length * batch_size // groups, rounded(fullest[last])
     packings[length] = tokens if tokens <= _WORTH * padded else padded
   return tuple(Packing(tokens, groups, length) for length, tokens in packings.items())
+
+
+def _cut_points(sizes: np.ndarray, number: int) -> list[int]:
+  """Divides batches among some sizes so that these are as small as possible in the mean.
+
+  Args:
+    sizes: what each batch needs, ascending, [batches].
+    number: how many sizes there may be.
+
+  Returns:
+    The places of the batches whose sizes to take, ascending; the last one's is last.
+  """
+  place = np.arange(len(sizes) + 1)
+  # Batches from i to j - 1 all take the size of the last.
+  cost = np.where(place[:-1, None] < place[1:], place[1:] - place[:-1, None], np.inf)
+  cost = cost * sizes
+  # The least for the first j batches, with one size more in each turn.
+  least, choices = np.where(place > 0, np.inf, 0.0), []
+  for _ in range(number):
+    sums = least[:-1, None] + cost
+    choices.append(sums.argmin(axis=0))
+    least = np.concatenate([[np.inf], sums.min(axis=0)])
+  points, end = [], len(sizes)
+  for choice in reversed(choices):
+    if end > 0:
+      points.append(end - 1)
+      end = int(choice[end - 1])
+  return points[::-1]
 
 
 def rounded(tokens: float) -> int:

@@ -173,9 +173,8 @@ def test_buckets_have_few_packings_and_each_batch_the_shortest_that_holds_it():
     groups=4,
   )
   packings = make(num_steps=5000)
-  # Six shares of the batches; sixteen rows that lie side by side among 1,024 differ by
-  # four tokens and some, so that the last rounds up to the whole.
-  assert [p.length for p in packings] == [64, 96, 160, 192, 224, 256]
+  # As many batches of each length: steps of a sixth of 256, 43, cost the least.
+  assert [p.length for p in packings] == [64, 96, 128, 192, 224, 256]
   assert all(p.tokens <= 2 * 16 * p.length / 4 for p in packings)
   assert len(make(num_steps=300)) == 3 and make(num_steps=99) == ()
   ids = np.arange(4 * 2 * 256).reshape(4, 2, 256)
