@@ -18,7 +18,7 @@ import numpy as np
 # steps. A batch that fits none keeps its padding.
 _SHARES = ((0.999, 100), (0.67, 1000))
 _SAMPLED_BATCHES = 1000
-# Batches of like length have as many packings at most, one for each so many steps.
+# The packings of batches of like length: this many at most, and one for as many steps.
 _BUCKETS, _STEPS_OF_BUCKET = 6, 100
 # Sizes are multiples of the first, and at most this share of the padded batch.
 _MULTIPLE, _WORTH = 32, 0.97
