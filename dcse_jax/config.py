@@ -117,6 +117,11 @@ def default() -> ConfigDict:
 
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
+  # For texts of widely spread length: the rows of this many batches are sorted by length
+  # together, so that those of a batch are alike and attention computes little padding;
+  # the batches come in random order. 8 is enough; 0 lets any lengths meet. Batches of the
+  # longest texts then hold more tokens than any mixed one, and need the memory.
+  config.bucket_batches = 0
   # A batch is encoded in this many parts, one after the other: with the memory of one,
   # a third more work, and the gradient of the whole.
   config.microbatches = 1

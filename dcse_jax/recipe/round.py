@@ -170,6 +170,7 @@ class Round:
       seed,
       others=self.teaching.sources,
       groups=self.mesh.size * self.config.microbatches,
+      bucket_batches=self.config.bucket_batches,
       host=jax.process_index(),
       num_hosts=jax.process_count(),
     )

@@ -83,13 +83,7 @@ def make_trainer(
     mesh=mesh,
     frozen=mesh_lib.put_params(frozen, mesh),
     num_models=num_models,
-    packings=packing.make_packings(
-      tokens.num_tokens(np.arange(len(tokens))),
-      batch_size=config.batch_size,
-      padded=len(tokens.tokens) * config.max_length,
-      num_steps=config.num_train_steps,
-      groups=mesh.size * config.microbatches,
-    ),
+    packings=_packings(config, tokens, mesh),
     batch_size=config.batch_size,
     num_steps=config.num_train_steps,
     log_every=config.log_every,
@@ -99,6 +93,29 @@ def make_trainer(
     work=_work(config, loss_fn, tokens, num_models),
     profile_steps=config.profile_steps,
   )
+
+
+def _packings(
+  config: config_lib.ConfigDict, tokens: tokens_lib.TokenCache, mesh: Mesh
+) -> tuple[packing.Packing, ...]:
+  """Returns the shapes that the step is compiled for, as far as batches need them."""
+  rows, columns = np.arange(len(tokens)), len(tokens.tokens)
+  sizes = dict(
+    batch_size=config.batch_size,
+    num_steps=config.num_train_steps,
+    groups=mesh.size * config.microbatches,
+  )
+  if config.bucket_batches:
+    return packing.make_bucket_packings(
+      tokens.num_tokens(rows),
+      tokens.longest(rows),
+      columns=columns,
+      max_length=config.max_length,
+      together=config.bucket_batches,
+      **sizes,
+    )
+  padded = columns * config.max_length
+  return packing.make_packings(tokens.num_tokens(rows), padded=padded, **sizes)
 
 
 def _work(
