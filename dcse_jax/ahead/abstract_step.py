@@ -113,6 +113,7 @@ def make_abstract_step(
   )
   columns = text.num_columns(round_config.text, round_config.columns)
   columns = max(columns, 2 * bool(round_config.switch_case))
+  columns += config_lib.mined_columns(round_config)
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {
     "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),

@@ -52,9 +52,9 @@ class Source(Protocol):
 
 
 class _Gather(grain.transforms.Map):
-  def __init__(self, cache, others: Sequence[Source], groups, host, num_hosts):
+  def __init__(self, cache, others, groups, host, num_hosts, with_ids):
     self._cache, self._sources, self._groups = cache, (cache, *others), groups
-    self._host, self._num_hosts = host, num_hosts
+    self._host, self._num_hosts, self._with_ids = host, num_hosts, with_ids
 
   def map(self, rows):
     share = len(rows) // self._num_hosts
@@ -64,6 +64,8 @@ class _Gather(grain.transforms.Map):
     batch = {"num_tokens": np.asarray(num_tokens)}
     for source in self._sources:
       batch.update(source.gather(mine))
+    if self._with_ids:
+      batch["batch_ids"] = rows.astype(np.int32)
     return batch
 
 
@@ -76,6 +78,7 @@ def make_batches(
   groups: int = 1,
   host: int = 0,
   num_hosts: int = 1,
+  with_ids: bool = False,
 ) -> grain.DatasetIterator:
   """Makes an endless iterator of training batches, with a new shuffle each epoch.
 
@@ -87,6 +90,7 @@ def make_batches(
     groups: equal parts of the global batch; `num_tokens` counts the fullest one.
     host: which host this is.
     num_hosts: each host gathers its own part of the same global batch.
+    with_ids: whether a batch has `batch_ids`, the example ids of the global batch.
 
   Returns:
     An iterator whose `get_state` and `set_state` resume it exactly. Its batches have
@@ -97,7 +101,9 @@ def make_batches(
   order = order.batch(batch_size, drop_remainder=True)
   if cache.num_twins:
     order = order.random_map(_KeepTwinsApart(cache.sentence_ids, cache.rows_apart))
-  batches = order.repeat().map(_Gather(cache, others, groups, host, num_hosts))
+  batches = order.repeat().map(
+    _Gather(cache, others, groups, host, num_hosts, with_ids)
+  )
   # Two threads keep ahead of any step; the only work is to gather each batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))

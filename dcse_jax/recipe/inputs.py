@@ -15,6 +15,7 @@ from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
+from dcse_jax.objective import mined
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import start as start_lib
@@ -82,6 +83,31 @@ class Inputs:
     return self._tokens(
       _source(round_config), round_config.max_length, round_config.switch_case
     )
+
+  def corpus(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache | None:
+    """Returns the tokenised documents that a round mines in besides its positives."""
+    if not (round_config.mine_every and round_config.mine_corpus):
+      return None
+    return self._corpus(
+      round_config.mine_corpus, round_config.mine_corpus_column, round_config.max_length
+    )
+
+  @_once
+  def _corpus(self, source, column, max_length):
+    text = texts.read(source, (column,) if column else ())
+    cache = self.workdir / "cache"
+    return texts.tokenize(text.columns[:1], self.start, max_length, cache)
+
+  def miner(self, round_config: config_lib.ConfigDict) -> mined.Miner | None:
+    """Returns what mines hard negatives for a round, if it has any."""
+    if not round_config.mine_every:
+      return None
+    settings = mined.Mining(
+      round_config.mine_every,
+      round_config.mine_num_negatives,
+      round_config.mine_relative_margin,
+    )
+    return mined.Miner(settings, self.tokens(round_config), self.corpus(round_config))
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
@@ -240,6 +266,8 @@ def _check_round(
   if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
     raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
+  if round_config.mine_every:
+    _check_mining(name, round_config, inputs)
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
     has_language_model = _trains_language_model(rounds[round_config.start])
@@ -248,7 +276,7 @@ def _check_round(
     pooled_size=inputs.start.pooled_size,
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
-    columns=len(tokens.tokens),
+    columns=len(tokens.tokens) + config_lib.mined_columns(round_config),
   )
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
@@ -272,6 +300,27 @@ def _check_round(
     raise UserError(
       f"{round_config.text} holds {rows} distinct rows that can meet in a batch, fewer "
       f"than batch_size={round_config.batch_size}: use more text or smaller batches"
+    )
+
+
+def _check_mining(
+  name: str, round_config: config_lib.ConfigDict, inputs: Inputs
+) -> None:
+  """Refuses a text or a corpus that a round cannot mine hard negatives for."""
+  columns, wanted = (
+    len(inputs.tokens(round_config).tokens),
+    round_config.mine_num_negatives,
+  )
+  if columns != 2:
+    raise UserError(
+      f"round {name}: mine_every={round_config.mine_every} finds the hard negatives of "
+      f"pairs, and {round_config.text} has {columns} columns: name those of anchors and "
+      "positives alone, or set mine_every=0"
+    )
+  if (documents := inputs.miner(round_config).num_documents) <= wanted:
+    raise UserError(
+      f"round {name}: mine_num_negatives={wanted}, and there are {documents} documents "
+      "in all: mine fewer, or name a mine_corpus"
     )
 
 

@@ -23,6 +23,7 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
+from dcse_jax.objective import mined as mined_lib
 from dcse_jax.objective.objective import Objective
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs as inputs_lib
@@ -34,8 +35,10 @@ from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime import workdir as workdir_lib
+from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import write_json
 from dcse_jax.teachers import teaching as teaching_lib
+from dcse_jax.train import checkpoint
 from dcse_jax.train import loop
 from dcse_jax.train import pruning
 from dcse_jax.train import runs as runs_lib
@@ -67,6 +70,7 @@ class Round:
     held_out: measures of a student in training, by seed; there may be none.
     teaching: the teachers as the step takes them.
     loss_fn: the step's objective.
+    miner: finds hard negatives while it trains, or None.
     later_steps: how many of this round's steps the later rounds are worth.
   """
 
@@ -83,6 +87,7 @@ class Round:
   held_out: Mapping[int, probes_lib.HeldOut]
   teaching: teaching_lib.Teaching
   loss_fn: Objective
+  miner: mined_lib.Miner | None
   later_steps: float
 
   @property
@@ -127,7 +132,8 @@ class Round:
         self._finish(seed, jax.device_get(params))
 
   def _tell_negatives(self) -> None:
-    config, columns = self.config, len(self.tokens.tokens)
+    config = self.config
+    columns = len(self.tokens.tokens) + config_lib.mined_columns(config)
     if "anchors" not in self.loss_fn.inputs:
       return
     # They are the other positives, and every hard negative.
@@ -151,27 +157,33 @@ class Round:
       frozen={"teachers": self.teaching.params, **frozen},
       mesh=self.mesh,
       num_models=num_models,
+      miner=self.miner,
     )
 
   def _make_run(self, seed: int) -> runs_lib.Run:
     rng = jax.random.fold_in(jax.random.key(self.config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
+    groups = self.mesh.size * self.config.microbatches
     corpus = corpus_lib.Corpus(
       self.folder / str(seed),
       self.tokens,
-      self._embed_corpus,
+      self._embed,
       self.loss_fn.corpus_settings,
       functools.partial(self.workdir.share, self.folder / str(seed)),
       seed=seed,
+      miner=self.miner,
+      groups=groups,
+      params_at=functools.partial(self._params_at, seed),
     )
     batches = _batches(
       self.config,
       self.tokens,
       seed,
       others=self.teaching.sources,
-      groups=self.mesh.size * self.config.microbatches,
+      groups=groups,
       host=jax.process_index(),
       num_hosts=jax.process_count(),
+      with_ids=self.miner is not None,
     )
     return runs_lib.Run(
       name=model_name(self.name, seed, self.config.seeds),
@@ -195,11 +207,24 @@ class Round:
   def _checkpoints(self, seed: int) -> epath.Path:
     return self.workdir.checkpoints(self.folder / str(seed))
 
-  def _embed_corpus(self, params: Any, pooling: str | None = None) -> np.ndarray:
+  def _params_at(self, seed: int, step: int) -> Any:
+    """Returns a model's encoder after some steps; None if no checkpoint holds it."""
+    if not step:
+      return self.start.params
+    if processes.are_several():  # They would have to find it together or not at all.
+      return None
+    try:
+      return checkpoint.read_params(self._checkpoints(seed), step)[0]["encoder"]
+    except UserError:
+      return None
+
+  def _embed(
+    self, params: Any, sentences: Sequence[np.ndarray], pooling: str | None = None
+  ) -> np.ndarray:
     return encode_tokens(
       jax.device_put(params),
       self.start.config,
-      self.tokens.sentences(0, len(self.tokens)),
+      sentences,
       pooling=pooling or self.start.pooling,
       dtype=jnp.dtype(self.config.dtype),
       mesh=mesh_lib.make_mesh(jax.local_devices()),
@@ -314,6 +339,7 @@ def prepare(
     held_out=held_out,
     teaching=teaching,
     loss_fn=loss_fn,
+    miner=inputs.miner(config),
     later_steps=later_steps,
   )
 
