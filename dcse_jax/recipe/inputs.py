@@ -6,6 +6,8 @@ import functools
 import logging
 import pathlib
 
+import numpy as np
+
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.data import text as text_lib
@@ -317,7 +319,9 @@ def _check_mining(
       f"pairs, and {round_config.text} has {columns} columns: name those of anchors and "
       "positives alone, or set mine_every=0"
     )
-  if (documents := inputs.miner(round_config).num_documents) <= wanted:
+  documents = len(np.unique(inputs.tokens(round_config).sentence_ids[:, 1]))
+  documents += len(inputs.corpus(round_config) or ())
+  if documents <= wanted:
     raise UserError(
       f"round {name}: mine_num_negatives={wanted}, and there are {documents} documents "
       "in all: mine fewer, or name a mine_corpus"

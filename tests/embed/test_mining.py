@@ -247,20 +247,19 @@ def test_a_command_that_is_cut_off_goes_on_to_the_same_bytes(
   monkeypatch.setattr(inference, "CHUNK", 16)
   monkeypatch.setattr(candidates, "_SEARCHED", 4)
   _, whole = mine(encoder, tmp_path / "whole.jsonl")
-  write_json, written = row_file.files.write_json, []
+  write_json, written, stops = row_file.files.write_json, [], [4, 8]
 
   def cut(path, content):
     write_json(path, content)
     written.append(content.get("rows"))
-    if len(written) == stop:
+    if len(written) in stops:
       raise KeyboardInterrupt
 
   monkeypatch.setattr(row_file.files, "write_json", cut)
   # After the second part of the documents, and after the second of the search.
-  for stop in (4, 8):
+  for _ in stops:
     with pytest.raises(KeyboardInterrupt):
       mine(encoder, tmp_path / "cut.jsonl")
-  stop = 0
   assert not (tmp_path / "cut.jsonl").exists()
   _, found = mine(encoder, tmp_path / "cut.jsonl")
   assert found == whole

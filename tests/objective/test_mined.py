@@ -1,0 +1,156 @@
+"""Hard negatives that are mined while a model trains."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.objective import mined
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.runtime.errors import UserError
+from tests import models
+from tests import processes
+from tests.recipes import from_files
+
+
+def cache(folder, *columns):
+  """Tokenises sentences of numbers, "3 4", as these numbers."""
+  return tokens_lib.build_token_cache(
+    folder,
+    columns,
+    tokenize=lambda rows: [[int(word) for word in row.split()] for row in rows],
+    tokenizer_state="",
+    max_length=4,
+    pad_token_id=0,
+    vocab_size=400,
+  )
+
+
+def embed(sentences):
+  """The first number of a sentence is where it points, in degrees."""
+  angle = np.radians([float(ids[0]) for ids in sentences])
+  return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def miner(folder, *, number=1, margin=0.0, corpus=("22 1 1 1", "60", "70")):
+  # The first anchor has two positives; the third's is the second's own sentence.
+  rows = ["10", "10", "30", "50"], ["20", "21 1", "40 1", "30"]
+  settings = mined.Mining(2, number, margin)
+  more = cache(folder, list(corpus)) if corpus else None
+  return mined.Miner(settings, cache(folder, *rows), more)
+
+
+def degrees(found, documents=(20, 21, 40, 30, 22, 60, 70)):
+  return [[documents[i] if i >= 0 else None for i in row] for row in found["negatives"]]
+
+
+def test_negatives_are_the_nearest_that_are_further_than_every_positive(tmp_path):
+  found = miner(tmp_path).mine(embed)
+  # 10 has its positives at 20 and 21; 30 itself is no negative of 30, whose positive is
+  # 10 degrees off as 20 is; 50 has its positive 20 degrees off.
+  assert degrees(found) == [[22, 30], [40, 60][1:] + [None], [70, 22]][:1] + [
+    [60, 70],
+    [70, 22],
+  ]
+  found = miner(tmp_path, margin=0.5).mine(embed)
+  # cos 20 is 0.94, and only what is more than 62 degrees off is below half of it.
+  assert degrees(found) == [[None, None], [None, None], [None, None]]
+
+
+def whole_batch(rows, tokens):
+  rows = np.asarray(rows)
+  return {**tokens.gather(rows), "batch_ids": rows, "num_tokens": np.zeros(())}
+
+
+def test_a_batch_leaves_out_what_would_be_false_negatives_and_counts_tokens(tmp_path):
+  mining, negatives = miner(tmp_path), np.asarray([[4, 3], [4, 1], [4, 5]], np.int32)
+  tokens = cache(tmp_path, ["10", "10", "30", "50"], ["20", "21 1", "40 1", "30"])
+  batch = whole_batch([0, 2], tokens)
+  joined = mining.join(batch, negatives, groups=1, host=0)
+  # The document 1 is a positive of the first row's anchor, though not that row's.
+  assert joined["input_ids"][:, 2].tolist() == [[22, 1, 1, 1], [22, 1, 1, 1]]
+  assert joined["has_negative"].all() and "batch_ids" not in joined
+  assert joined["num_tokens"] == (1 + 1 + 4) + (1 + 2 + 4)
+  negatives[1] = [1, 3]  # 3 is the sentence 30, the second row's anchor.
+  joined = mining.join(batch, negatives, groups=2, host=0)
+  assert joined["has_negative"].tolist() == [[True], [False]]
+  # One token stands where there is no negative.
+  assert joined["attention_mask"][1, 2].tolist() == [True, False, False, False]
+  assert joined["num_tokens"] == max(1 + 1 + 4, 1 + 2 + 1)
+  # Each process has its rows of the same batch.
+  for host in (0, 1):
+    part = whole_batch([[0, 2][host]], tokens) | {"batch_ids": np.asarray([0, 2])}
+    found = mining.join(part, negatives, groups=2, host=host)
+    for name in ("input_ids", "attention_mask", "has_negative"):
+      np.testing.assert_array_equal(found[name], joined[name][host : host + 1])
+    assert found["num_tokens"] == joined["num_tokens"]
+
+
+@pytest.fixture
+def pairs(files):
+  """A text of pairs, a corpus, and a config that mines in both."""
+  sentences = models.SENTENCES
+  rows = ["a\tb", *(f"{s}\t{s} the" for s in sentences[:40])]
+  (files / "pairs.tsv").write_text("\n".join(rows) + "\n")
+  (files / "corpus.txt").write_text("\n".join(sentences[40:70]) + "\n")
+  config = from_files(
+    files,
+    "simcse",
+    text=str(files / "pairs.tsv"),
+    columns=("a", "b"),
+    mine_every=2,
+    mine_num_negatives=2,
+    mine_corpus=str(files / "corpus.txt"),
+    learning_rate=0.01,
+  )
+  config.rounds.simcse.seeds = (1,)
+  return config
+
+
+def test_a_run_that_mines_goes_on_as_if_uninterrupted_even_without_its_files(
+  files, pairs, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("dcse_jax"), "propagate", True)
+  (whole,) = recipe_lib.run(pairs, str(files / "whole"))
+  folder = files / "whole" / "simcse" / "1"
+  first, second = (
+    np.load(next(folder.glob(f"corpus-mined-{step}-*")))["negatives"] for step in (0, 2)
+  )
+  assert first.shape == (40, 4) and (first != second).any()
+  calls, original = [], recipe_lib.round_lib.Round._evaluate
+
+  def interrupt(self, seed, params):
+    calls.append(seed)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return original(self, seed, params)
+
+  monkeypatch.setattr(recipe_lib.round_lib.Round, "_evaluate", interrupt)
+  pairs.rounds.simcse.num_train_steps = 4
+  with pytest.raises(KeyboardInterrupt):
+    recipe_lib.run(pairs, str(files / "cut"))
+  for path in (files / "cut" / "simcse" / "1").glob("corpus-mined-*"):
+    path.unlink()
+  assert recipe_lib.run(pairs, str(files / "cut")) == [whole]
+  read = lambda run: (files / run / "simcse/1/model/model.safetensors").read_bytes()
+  assert read("cut") == read("whole")
+  assert "as it is now" not in caplog.text
+
+
+def test_a_text_that_cannot_be_mined_for_is_refused(files, pairs):
+  for fields, said in (
+    ({"columns": ("a",)}, "finds the hard negatives of pairs, and .* has 1 columns"),
+    ({"mine_num_negatives": 70}, "=70, and there are 70 documents in all"),
+    ({"mine_corpus": str(files / "none.txt")}, "none.txt: no such file"),
+  ):
+    config = pairs.copy_and_resolve_references()
+    config.update(fields)
+    with pytest.raises(UserError, match=said):
+      recipe_lib.run(config, str(files / "run"))
+
+
+@pytest.mark.slow
+def test_one_device_mines_the_negatives_that_eight_do(files, pairs):
+  recipe_lib.run(pairs, str(files / "eight"))
+  del processes
