@@ -37,11 +37,16 @@ def folders(tmp_path_factory):
   path = tmp_path_factory.mktemp("m")
   for seed, name in enumerate(("model", "second")):
     models.write_tiny_folder(path / name, seed, num_layers=1)
-  shape = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
   tokenizer = models.tiny_model(0).tokenizer
   transformers.set_seed(0)
   config = transformers.BertConfig(
-    len(tokenizer), 16, num_labels=1, initializer_range=0.5, **shape
+    vocab_size=len(tokenizer),
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=24,
+    num_labels=1,
+    initializer_range=0.5,
   )
   cross = transformers.BertForSequenceClassification(config)
   cross.save_pretrained(path / "cross")

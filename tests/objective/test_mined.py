@@ -33,46 +33,38 @@ def embed(sentences):
   return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
-def miner(folder, *, number=1, margin=0.0, corpus=("22 1 1 1", "60", "70")):
-  # The first anchor has two positives; the third's is the second's own sentence.
-  rows = ["10", "10", "30", "50"], ["20", "21 1", "40 1", "30"]
-  settings = mined.Mining(2, number, margin)
-  more = cache(folder, list(corpus)) if corpus else None
-  return mined.Miner(settings, cache(folder, *rows), more)
+# The first anchor has two positives, and the third's is the second itself.
+ROWS = ["10", "10", "30", "50"], ["20", "21 1", "41 1", "30"]
+MORE = ["22 1 1 1", "60", "75"]
+DEGREES = (20, 21, 41, 30, 22, 60, 75)  # Of the documents, in their order.
 
 
-def degrees(found, documents=(20, 21, 40, 30, 22, 60, 70)):
-  return [[documents[i] if i >= 0 else None for i in row] for row in found["negatives"]]
+def miner(folder, margin=0.0):
+  settings = mined.Mining(2, 1, margin)
+  return mined.Miner(settings, cache(folder, *ROWS), cache(folder, MORE))
 
 
 def test_negatives_are_the_nearest_that_are_further_than_every_positive(tmp_path):
-  found = miner(tmp_path).mine(embed)
-  # 10 has its positives at 20 and 21; 30 itself is no negative of 30, whose positive is
-  # 10 degrees off as 20 is; 50 has its positive 20 degrees off.
-  assert degrees(found) == [[22, 30], [40, 60][1:] + [None], [70, 22]][:1] + [
-    [60, 70],
-    [70, 22],
-  ]
-  found = miner(tmp_path, margin=0.5).mine(embed)
-  # cos 20 is 0.94, and only what is more than 62 degrees off is below half of it.
-  assert degrees(found) == [[None, None], [None, None], [None, None]]
-
-
-def whole_batch(rows, tokens):
-  rows = np.asarray(rows)
-  return {**tokens.gather(rows), "batch_ids": rows, "num_tokens": np.zeros(())}
+  found = miner(tmp_path).mine(embed)["negatives"]
+  # 10 has a positive 11 degrees off, and so has 30, which is a document itself; 50 has
+  # one 20 degrees off.
+  expected = [[22, 30], [60, 75], [75, 22]]
+  assert [[DEGREES[i] for i in row] for row in found] == expected
+  # Nothing is at an angle whose cosine is a tenth of these.
+  assert (miner(tmp_path, margin=0.9).mine(embed)["negatives"] == -1).all()
 
 
 def test_a_batch_leaves_out_what_would_be_false_negatives_and_counts_tokens(tmp_path):
-  mining, negatives = miner(tmp_path), np.asarray([[4, 3], [4, 1], [4, 5]], np.int32)
-  tokens = cache(tmp_path, ["10", "10", "30", "50"], ["20", "21 1", "40 1", "30"])
-  batch = whole_batch([0, 2], tokens)
-  joined = mining.join(batch, negatives, groups=1, host=0)
+  mining, tokens = miner(tmp_path), cache(tmp_path, *ROWS)
+  every = np.asarray([0, 2])
+  batch = tokens.gather(every) | {"batch_ids": every}
   # The document 1 is a positive of the first row's anchor, though not that row's.
+  negatives = np.asarray([[4, 3], [1, 4], [4, 5]], np.int32)
+  joined = mining.join(batch, negatives, groups=1, host=0)
   assert joined["input_ids"][:, 2].tolist() == [[22, 1, 1, 1], [22, 1, 1, 1]]
   assert joined["has_negative"].all() and "batch_ids" not in joined
   assert joined["num_tokens"] == (1 + 1 + 4) + (1 + 2 + 4)
-  negatives[1] = [1, 3]  # 3 is the sentence 30, the second row's anchor.
+  negatives[1] = [1, 3]  # The document 3 is the second row's anchor.
   joined = mining.join(batch, negatives, groups=2, host=0)
   assert joined["has_negative"].tolist() == [[True], [False]]
   # One token stands where there is no negative.
@@ -80,7 +72,7 @@ def test_a_batch_leaves_out_what_would_be_false_negatives_and_counts_tokens(tmp_
   assert joined["num_tokens"] == max(1 + 1 + 4, 1 + 2 + 1)
   # Each process has its rows of the same batch.
   for host in (0, 1):
-    part = whole_batch([[0, 2][host]], tokens) | {"batch_ids": np.asarray([0, 2])}
+    part = tokens.gather(every[host : host + 1]) | {"batch_ids": every}
     found = mining.join(part, negatives, groups=2, host=host)
     for name in ("input_ids", "attention_mask", "has_negative"):
       np.testing.assert_array_equal(found[name], joined[name][host : host + 1])
