@@ -11,7 +11,6 @@ with other guards begins there; remove it when nothing is left to try.
 
 from collections.abc import Callable
 import functools
-import logging
 import math
 import pathlib
 from typing import Any
@@ -31,7 +30,6 @@ from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
-_log = logging.getLogger(__name__)
 
 _BOUNDS = {
   "max_score": "The largest score of a negative with its anchor.",
@@ -110,18 +108,16 @@ def _read_pairs() -> mining.Pairs:
   elif _FLAGS.corpus_column:
     raise UserError("--corpus_column is of a --corpus: name one, or leave it out")
   pairs = mining.group(*columns, corpus)
-  _log.info(
-    "%d pairs of %d anchors; %d documents",
-    *(len(pairs.anchor_of), len(pairs.anchors), len(pairs.documents)),
-  )
+  number = f"{len(pairs.anchor_of):,} pairs of {len(pairs.anchors):,} anchors"
+  print(f"{number}; {len(pairs.documents):,} documents", flush=True)
   if corpus:
     there = set(corpus)
     positives = pairs.documents[: pairs.num_positives]
-    missing = sum(positive not in there for positive in positives)
-    if missing:
-      _log.info(
-        "%d of %d positives are not in %s: added to the documents",
-        *(missing, len(positives), _FLAGS.corpus),
+    if missing := sum(positive not in there for positive in positives):
+      print(
+        f"{missing:,} of {len(positives):,} positives are not in {_FLAGS.corpus}: added "
+        "to the documents",
+        flush=True,
       )
   return pairs
 

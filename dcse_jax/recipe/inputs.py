@@ -60,7 +60,7 @@ class Inputs:
     test: those that score the best parameters once.
     outside: the models of teachers that no round trains, by name.
     embeddings: those of teachers of which there is nothing else, by name.
-    texts: the texts that rounds name, by source and columns.
+    texts: the texts that rounds name, by source, columns and columns of scores.
   """
 
   config: config_lib.ConfigDict
@@ -70,7 +70,7 @@ class Inputs:
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
   embeddings: Mapping[str, Embeddings]
-  texts: Mapping[tuple[str, tuple[str, ...]], text_lib.Text]
+  texts: Mapping[tuple[str, tuple[str, ...], tuple[str, ...]], text_lib.Text]
 
   def sentences(
     self, round_config: config_lib.ConfigDict, rows: Sequence[int]
@@ -153,7 +153,7 @@ class Inputs:
   @_once
   def _rows(self, name, source):
     """Returns where the embedding of each row of a text is, [rows]."""
-    return texts.match(self.embeddings[name], self.texts[source], *source)
+    return texts.match(self.embeddings[name], self.texts[source], *source[:2])
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
     """Returns whether a teacher makes the same tokens of a sentence as the student."""
@@ -164,7 +164,7 @@ class Inputs:
 
   @_once
   def _tokens(self, source, max_length, switched):
-    text = self.texts[source].columns
+    text, scores = self.texts[source].columns, self.texts[source].scores
     if switched:
       name = self.config.model or "the run"
       text = texts.add_switched(
@@ -172,6 +172,8 @@ class Inputs:
       )
     cache = texts.tokenize(text, self.start, max_length, self.workdir / "cache")
     texts.tell_dropped(source[0], cache)
+    if scores is not None:
+      cache = dataclasses.replace(cache, scores=scores[cache.source_rows])
     return cache
 
 
@@ -232,9 +234,11 @@ def read(
   return inputs
 
 
-def _source(config: config_lib.ConfigDict) -> tuple[str, tuple[str, ...]]:
+def _source(
+  config: config_lib.ConfigDict,
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
   """Returns a text as `texts.read` takes it."""
-  return config.text, tuple(config.columns)
+  return config.text, tuple(config.columns), tuple(config.score_columns)
 
 
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:
@@ -279,15 +283,21 @@ def _check_round(
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
     columns=len(tokens.tokens) + config_lib.mined_columns(round_config),
+    has_scores=tokens.scores is not None,
   )
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
+  if start.has_scores and not objective.asks_for(("scores",)):
+    raise UserError(
+      f"round {name}: no term of objective={objective.text!r} takes scores: use one that "
+      "does, such as score_distillation, or leave score_columns out"
+    )
   has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
   if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
-      "name pairs, or set the dropouts in a copy of its config.json",
+      "name pairs, or set config.dropout, such as 0.1",
       name,
       model,
     )
@@ -309,17 +319,15 @@ def _check_mining(
   name: str, round_config: config_lib.ConfigDict, inputs: Inputs
 ) -> None:
   """Refuses a text or a corpus that a round cannot mine hard negatives for."""
-  columns, wanted = (
-    len(inputs.tokens(round_config).tokens),
-    round_config.mine_num_negatives,
-  )
-  if columns != 2:
+  tokens, wanted = inputs.tokens(round_config), round_config.mine_num_negatives
+  if len(tokens.tokens) != 2 or tokens.scores is not None:
     raise UserError(
       f"round {name}: mine_every={round_config.mine_every} finds the hard negatives of "
-      f"pairs, and {round_config.text} has {columns} columns: name those of anchors and "
+      f"pairs, and {round_config.text} has {len(tokens.tokens)} columns"
+      f"{'' if tokens.scores is None else ' and scores'}: name those of anchors and "
       "positives alone, or set mine_every=0"
     )
-  documents = len(np.unique(inputs.tokens(round_config).sentence_ids[:, 1]))
+  documents = len(np.unique(tokens.sentence_ids[:, 1]))
   documents += len(inputs.corpus(round_config) or ())
   if documents <= wanted:
     raise UserError(

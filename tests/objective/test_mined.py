@@ -10,7 +10,6 @@ from dcse_jax.objective import mined
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
 from tests import models
-from tests import processes
 from tests.recipes import from_files
 
 
@@ -119,7 +118,6 @@ def test_a_run_that_mines_goes_on_as_if_uninterrupted_even_without_its_files(
     return original(self, seed, params)
 
   monkeypatch.setattr(recipe_lib.round_lib.Round, "_evaluate", interrupt)
-  pairs.rounds.simcse.num_train_steps = 4
   with pytest.raises(KeyboardInterrupt):
     recipe_lib.run(pairs, str(files / "cut"))
   for path in (files / "cut" / "simcse" / "1").glob("corpus-mined-*"):
@@ -140,9 +138,3 @@ def test_a_text_that_cannot_be_mined_for_is_refused(files, pairs):
     config.update(fields)
     with pytest.raises(UserError, match=said):
       recipe_lib.run(config, str(files / "run"))
-
-
-@pytest.mark.slow
-def test_one_device_mines_the_negatives_that_eight_do(files, pairs):
-  recipe_lib.run(pairs, str(files / "eight"))
-  del processes
