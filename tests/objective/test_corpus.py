@@ -350,8 +350,8 @@ def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
   )
   asked = []
 
-  def embed(params, pooling):
-    asked.append((params, pooling))
+  def embed(params, sentences, pooling):
+    asked.append((params, len(sentences), pooling))
     return directions(range(0, 90, 10))
 
   settings = {"num_neighbours": 2, "search_pooling": search_pooling}
@@ -359,7 +359,7 @@ def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
     tmp_path, tokens, embed, {"retrieved": settings}, lambda: None, seed=0
   )
   joined = corpus.join({"example_id": np.arange(9)}, 0, lambda: "parameters")
-  assert asked == [("parameters", pooling)]
+  assert asked == [("parameters", 9, pooling)]
   assert joined["retrieved_input_ids"].shape == (9, 12)
 
 

@@ -95,7 +95,7 @@ def pairs(files):
     mine_corpus=str(files / "corpus.txt"),
     learning_rate=0.01,
   )
-  config.rounds.simcse.seeds = (1,)
+  config.rounds.simcse.update(seeds=(1,), eval_every=1)
   return config
 
 
@@ -113,19 +113,20 @@ def test_a_run_that_mines_goes_on_as_if_uninterrupted_even_without_its_files(
 
   def interrupt(self, seed, params):
     calls.append(seed)
-    if len(calls) == 2:
+    if len(calls) == 4:
       raise KeyboardInterrupt
     return original(self, seed, params)
 
   monkeypatch.setattr(recipe_lib.round_lib.Round, "_evaluate", interrupt)
   with pytest.raises(KeyboardInterrupt):
     recipe_lib.run(pairs, str(files / "cut"))
+  # It goes on from step 3, with the negatives of step 2.
   for path in (files / "cut" / "simcse" / "1").glob("corpus-mined-*"):
     path.unlink()
   assert recipe_lib.run(pairs, str(files / "cut")) == [whole]
   read = lambda run: (files / run / "simcse/1/model/model.safetensors").read_bytes()
   assert read("cut") == read("whole")
-  assert "as it is now" not in caplog.text
+  assert "made anew, by the model as it was" in caplog.text
 
 
 def test_a_text_that_cannot_be_mined_for_is_refused(files, pairs):
