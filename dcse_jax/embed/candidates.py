@@ -83,7 +83,8 @@ class BiEncoder:
     self.origin, found = [], []
     for role, texts in (("query", pairs.anchors), ("document", pairs.documents)):
       _log.info("embedding: %d texts as %s", len(texts), role)
-      origin = {"model": identity, "text": digest(texts), **prompts[role]}
+      origin = {"model": identity, "text": digest(texts)}
+      origin["prompt"] = _prompt(encoder, **prompts[role])
 
       def parts(done, texts=texts, role=role):
         return encoder.encode_stream(
@@ -102,6 +103,13 @@ class BiEncoder:
   def score(self, anchors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns cosines: see `Scorer`."""
     return np.einsum("nd,nkd->nk", self.queries[anchors], self.documents[rows])
+
+
+def _prompt(
+  encoder: SentenceEncoder, prompt_name: str | None = None, prompt: str | None = None
+) -> str:
+  """Returns the words before every text."""
+  return encoder.model.with_prompt(prompt_name).prompt if prompt is None else prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,6 @@ import functools
 import logging
 import pathlib
 
-import numpy as np
-
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.data import text as text_lib
@@ -17,9 +15,9 @@ from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
-from dcse_jax.objective import mined
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
+from dcse_jax.recipe import mining
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
 from dcse_jax.runtime.errors import UserError
@@ -99,17 +97,6 @@ class Inputs:
     text = texts.read(source, (column,) if column else ())
     cache = self.workdir / "cache"
     return texts.tokenize(text.columns[:1], self.start, max_length, cache)
-
-  def miner(self, round_config: config_lib.ConfigDict) -> mined.Miner | None:
-    """Returns what mines hard negatives for a round, if it has any."""
-    if not round_config.mine_every:
-      return None
-    settings = mined.Mining(
-      round_config.mine_every,
-      round_config.mine_num_negatives,
-      round_config.mine_relative_margin,
-    )
-    return mined.Miner(settings, self.tokens(round_config), self.corpus(round_config))
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
@@ -272,8 +259,7 @@ def _check_round(
   if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
     raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
-  if round_config.mine_every:
-    _check_mining(name, round_config, inputs)
+  mining.check(name, round_config, tokens, inputs.corpus(round_config))
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
     has_language_model = _trains_language_model(rounds[round_config.start])
@@ -312,27 +298,6 @@ def _check_round(
     raise UserError(
       f"{round_config.text} holds {rows} distinct rows that can meet in a batch, fewer "
       f"than batch_size={round_config.batch_size}: use more text or smaller batches"
-    )
-
-
-def _check_mining(
-  name: str, round_config: config_lib.ConfigDict, inputs: Inputs
-) -> None:
-  """Refuses a text or a corpus that a round cannot mine hard negatives for."""
-  tokens, wanted = inputs.tokens(round_config), round_config.mine_num_negatives
-  if len(tokens.tokens) != 2 or tokens.scores is not None:
-    raise UserError(
-      f"round {name}: mine_every={round_config.mine_every} finds the hard negatives of "
-      f"pairs, and {round_config.text} has {len(tokens.tokens)} columns"
-      f"{'' if tokens.scores is None else ' and scores'}: name those of anchors and "
-      "positives alone, or set mine_every=0"
-    )
-  documents = len(np.unique(tokens.sentence_ids[:, 1]))
-  documents += len(inputs.corpus(round_config) or ())
-  if documents <= wanted:
-    raise UserError(
-      f"round {name}: mine_num_negatives={wanted}, and there are {documents} documents "
-      "in all: mine fewer, or name a mine_corpus"
     )
 
 

@@ -23,10 +23,11 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
-from dcse_jax.objective import mined as mined_lib
+from dcse_jax.objective.mined import Miner
 from dcse_jax.objective.objective import Objective
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs as inputs_lib
+from dcse_jax.recipe import mining
 from dcse_jax.recipe import monitor
 from dcse_jax.recipe import probes as probes_lib
 from dcse_jax.recipe import time_left
@@ -35,10 +36,8 @@ from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
 from dcse_jax.runtime import workdir as workdir_lib
-from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.files import write_json
 from dcse_jax.teachers import teaching as teaching_lib
-from dcse_jax.train import checkpoint
 from dcse_jax.train import loop
 from dcse_jax.train import pruning
 from dcse_jax.train import runs as runs_lib
@@ -87,7 +86,7 @@ class Round:
   held_out: Mapping[int, probes_lib.HeldOut]
   teaching: teaching_lib.Teaching
   loss_fn: Objective
-  miner: mined_lib.Miner | None
+  miner: Miner | None
   later_steps: float
 
   @property
@@ -173,7 +172,7 @@ class Round:
       seed=seed,
       miner=self.miner,
       groups=groups,
-      params_at=functools.partial(self._params_at, seed),
+      params_at=functools.partial(self._encoder_at, seed),
     )
     batches = _batches(
       self.config,
@@ -207,16 +206,10 @@ class Round:
   def _checkpoints(self, seed: int) -> epath.Path:
     return self.workdir.checkpoints(self.folder / str(seed))
 
-  def _params_at(self, seed: int, step: int) -> Any:
-    """Returns a model's encoder after some steps; None if no checkpoint holds it."""
-    if not step:
-      return self.start.params
-    if processes.are_several():  # They would have to find it together or not at all.
-      return None
-    try:
-      return checkpoint.read_params(self._checkpoints(seed), step)[0]["encoder"]
-    except UserError:
-      return None
+  def _encoder_at(self, seed: int, step: int) -> Any:
+    """Returns a model's encoder after some steps; None if nothing holds it."""
+    checkpoints = self._checkpoints(seed)
+    return mining.encoder_at(checkpoints, step) if step else self.start.params
 
   def _embed(
     self, params: Any, sentences: Sequence[np.ndarray], pooling: str | None = None
@@ -345,7 +338,7 @@ def prepare(
     held_out=held_out,
     teaching=teaching,
     loss_fn=loss_fn,
-    miner=inputs.miner(config),
+    miner=mining.make_miner(config, tokens, inputs.corpus(config)),
     later_steps=later_steps,
   )
 

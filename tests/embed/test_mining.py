@@ -180,33 +180,38 @@ def test_guards_that_leave_nothing_are_counted_in_one_line_and_write_nothing(
 def test_each_form_of_table_holds_the_same_negatives_and_training_reads_it(
   encoder, output, tmp_path
 ):
-  _, expected = mine(encoder, output, table=mined_file.Table("triplet", 2, scores=True))
-  rows = {}
-  for form in ("n-tuple", "list"):
-    table = mined_file.Table(form, 2, scores=True)
-    path = output.with_suffix(".parquet")
-    path.with_name(f"{path.name}.mining").unlink(missing_ok=True)
-    path.with_name(f"{path.name}.mining").symlink_to(f"{output}.mining")
-    mined_file.mine_file(
-      encoder, mining.group(ANCHORS, POSITIVES, CORPUS), path, table=table
+  # A bound that leaves some anchors two negatives, some fewer.
+  _, scored = mine(encoder, output, table=mined_file.Table("candidates", 2))
+  guards = mining.Guards(max_score=float(np.quantile([row[2] for row in scored], 0.2)))
+  pairs = mining.group(ANCHORS, POSITIVES, CORPUS)
+  table = lambda form: mined_file.Table(form, 2, scores=True)
+  report, triplets = mine(encoder, output, table=table("triplet"), guards=guards)
+  assert report.pairs > report.short > report.without
+  expected: dict = {}
+  for anchor, positive, negative, score, other in triplets:
+    found = expected.setdefault((anchor, positive), ([], [score]))
+    found[0].append(negative)
+    found[1].append(other)
+  path = tmp_path / "mined.parquet"
+  forms = {
+    "n-tuple": ("negative_1", "negative_2", "negative_1_score", "negative_2_score"),
+    "list": ("negatives", "negative_scores"),
+  }
+  for form, names in forms.items():
+    mined_file.mine_file(encoder, pairs, path, table=table(form), guards=guards)
+    assert list(pq.read_schema(path).names) == list(table(form).columns)
+    names = names[: len(names) // 2], names[len(names) // 2 :]
+    text = text_lib.read_text(
+      str(path), ("anchor", "positive", *names[0]), ("positive_score", *names[1])
     )
-    rows[form] = pq.read_table(path).to_pylist()
-    assert list(rows[form][0]) == list(table.columns)
-  spread = [
-    (r["anchor"], r["positive"], r[n], r["positive_score"], r[f"{n}_score"])
-    for r in rows["n-tuple"]
-    for n in ("negative_1", "negative_2")
-  ]
-  texts = lambda found: [row[:3] for row in found]
-  assert texts(spread) == texts(expected)
-  scores = lambda found: [row[3:] for row in found]
-  np.testing.assert_allclose(scores(spread), scores(expected), rtol=1e-6)
-  assert [r["negatives"] for r in rows["list"]] == [
-    [r["negative_1"], r["negative_2"]] for r in rows["n-tuple"]
-  ]
-  assert [r["negative_scores"] for r in rows["list"]] == [
-    [r["negative_1_score"], r["negative_2_score"]] for r in rows["n-tuple"]
-  ]
+    rows = {
+      row[:2]: ([x for x in row[2:] if x], [float(x) for x in scores if x])
+      for row, scores in zip(zip(*text.columns), text.scores)
+    }
+    assert list(rows) == list(expected)
+    for pair, (negatives, scores) in expected.items():
+      assert rows[pair][0] == negatives
+      np.testing.assert_allclose(rows[pair][1], scores, rtol=1e-6)
   with pytest.raises(UserError, match=r"a\.tsv: a \.tsv holds no lists"):
     table_writer.check_output("a.tsv", mined_file.Table("list").columns)
   with pytest.raises(UserError, match=r"a\.txt: name a table that ends in \.tsv"):

@@ -1,16 +1,20 @@
 """Hard negatives that are mined while a model trains."""
 
+import contextlib
 import logging
 
+import jax
 import numpy as np
 import pytest
 
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.hub import folder as folder_lib
 from dcse_jax.objective import mined
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests.recipes import from_files
+from tests.runtime import test_processes
 
 
 def cache(folder, *columns):
@@ -139,3 +143,35 @@ def test_a_text_that_cannot_be_mined_for_is_refused(files, pairs):
     config.update(fields)
     with pytest.raises(UserError, match=said):
       recipe_lib.run(config, str(files / "run"))
+
+
+@pytest.mark.slow
+def test_two_processes_mine_and_train_as_one_of_eight_devices_does(files, pairs):
+  recipe_lib.run(pairs, str(files / "one"))
+  fields = {
+    **{f"encoder.{name}": value for name, value in pairs.encoder.items()},
+    **{f"rounds.simcse.{n}": value for n, value in pairs.rounds.simcse.items()},
+    **{n: pairs[n] for n in pairs if n.startswith("mine_") or n in ("model", "text")},
+    **{n: pairs[n] for n in ("sts", "test", "columns", "batch_size", "max_length")},
+    "learning_rate": pairs.learning_rate,
+  }
+  names = ("start", "teachers", "teacher_weights")
+  fields = {n: v for n, v in fields.items() if n.rpartition(".")[2] not in names}
+  with contextlib.ExitStack() as stack:
+    both = test_processes.start(
+      stack,
+      *("--config=configs/simcse.py", f"--workdir={files / 'two'}"),
+      *(f"--config.{name}={value}" for name, value in fields.items()),
+    )
+    assert test_processes.wait(both) == [0, 0], both[0].stderr() + both[1].stderr()
+  of = lambda run: (files / run).glob("simcse/1/corpus-mined-*")
+  negatives = {path.name: np.load(path)["negatives"] for path in of("one")}
+  assert {path.name for path in of("two")} == set(negatives) and len(negatives) == 2
+  for path in of("two"):
+    np.testing.assert_array_equal(np.load(path)["negatives"], negatives[path.name])
+  read = lambda run: folder_lib.load(str(files / run / "simcse/1/model")).params
+  params, theirs = read("one"), read("two")
+  for each in (params, theirs):
+    del each["layers"]["key"]["bias"]  # Its gradient is rounding.
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+  jax.tree.map(close, params, theirs)
