@@ -180,9 +180,16 @@ def test_guards_that_leave_nothing_are_counted_in_one_line_and_write_nothing(
 def test_each_form_of_table_holds_the_same_negatives_and_training_reads_it(
   encoder, output, tmp_path
 ):
-  # A bound that leaves some anchors two negatives, some fewer.
-  _, scored = mine(encoder, output, table=mined_file.Table("candidates", 2))
-  guards = mining.Guards(max_score=float(np.quantile([row[2] for row in scored], 0.2)))
+  table = mined_file.Table("candidates", 2)
+  _, scored = mine(encoder, output, table=table, guards=mining.Guards(max_score=1.0))
+  own = [
+    positive for anchor, positive in zip(ANCHORS, POSITIVES) if anchor == ANCHORS[0]
+  ]
+  scores = sorted(
+    row[2] for row in scored if row[0] == ANCHORS[0] and row[1] not in own
+  )
+  # The first anchor keeps one negative.
+  guards = mining.Guards(max_score=(scores[0] + scores[1]) / 2)
   pairs = mining.group(ANCHORS, POSITIVES, CORPUS)
   table = lambda form: mined_file.Table(form, 2, scores=True)
   report, triplets = mine(encoder, output, table=table("triplet"), guards=guards)
