@@ -39,7 +39,7 @@ def embed(sentences):
 # The first anchor has two positives, and the third's is the second itself.
 ROWS = ["10", "10", "30", "50"], ["20", "21 1", "41 1", "30"]
 MORE = ["22 1 1 1", "60", "75"]
-DEGREES = (20, 21, 41, 30, 22, 60, 75)  # Of the documents, in their order.
+DEGREES = (20, 21, 41, 30, 22, 60, 75)  # Where the documents point, in their order.
 
 
 def miner(folder, margin=0.0):
@@ -164,7 +164,8 @@ def test_two_processes_mine_and_train_as_one_of_eight_devices_does(files, pairs)
       *("--config=configs/simcse.py", f"--workdir={files / 'two'}"),
       *(f"--config.{name}={value}" for name, value in fields.items()),
     )
-    assert test_processes.wait(both) == [0, 0], both[0].stderr() + both[1].stderr()
+    ends = [process.wait(900) for process in both]
+    assert ends == [0, 0], both[0].stderr() + both[1].stderr()
   of = lambda run: (files / run).glob("simcse/1/corpus-mined-*")
   negatives = {path.name: np.load(path)["negatives"] for path in of("one")}
   assert {path.name for path in of("two")} == set(negatives) and len(negatives) == 2
