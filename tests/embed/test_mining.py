@@ -97,17 +97,18 @@ def test_negatives_are_those_that_sentence_transformers_mines(
     """A bi-encoder that answers as a cross-encoder does."""
 
     def predict(self, pairs, convert_to_tensor, **_):
-      import torch
+      texts = (second.encode(x, convert_to_tensor=True) for x in zip(*pairs))
+      return second.similarity_pairwise(*texts)
 
-      model = SentenceTransformer(str(folders / "second"), device="cpu")
-      first, second = (model.encode(x, convert_to_tensor=True) for x in zip(*pairs))
-      return torch.nn.functional.cosine_similarity(first, second)
-
+  model, second = (
+    SentenceTransformer(str(folders / name), device="cpu")
+    for name in ("model", "second")
+  )
   cross = {"second": Second, "cross": lambda: CrossEncoder(str(folders / "cross"))}
   random.seed(seed)
   theirs = mine_hard_negatives(
     datasets.Dataset.from_dict({"anchor": ANCHORS, "positive": POSITIVES}),
-    SentenceTransformer(str(folders / "model"), device="cpu"),
+    model,
     corpus=CORPUS,
     cross_encoder=cross[scorer]() if scorer else None,
     num_negatives=2,

@@ -130,6 +130,8 @@ def test_terms_of_the_corpus_have_finite_gradients(name):
   assert np.isfinite(gradient).all()
 
 
+# `test_mined` has one whose files are kept, and found again, in the same way.
+@pytest.mark.slow
 def test_a_run_with_clusters_and_neighbours_goes_on_as_if_uninterrupted(
   files, caplog, monkeypatch
 ):
