@@ -119,11 +119,13 @@ def make_abstract_step(
   )
   columns = text.num_columns(round_config.text, round_config.columns)
   columns = max(columns, 2 * bool(round_config.switch_case))
+  columns += config_lib.mined_columns(round_config)
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {
     "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
     "attention_mask": jax.ShapeDtypeStruct(ids, bool),
     "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
+    **_mined(round_config),
     **teacher_batch,
     **loss_fn.abstract_batch(round_config.batch_size, columns, round_config.max_length),
   }
@@ -201,6 +203,12 @@ def _model(
     max_length=shape.max_tokens,
     **fields,
   )
+
+
+def _mined(config: config_lib.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what a batch says of hard negatives that are mined."""
+  shape = (config.batch_size, config_lib.mined_columns(config))
+  return {"has_negative": jax.ShapeDtypeStruct(shape, bool)} if shape[1] else {}
 
 
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:

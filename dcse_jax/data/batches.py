@@ -96,9 +96,9 @@ class Source(Protocol):
 
 
 class _Gather(grain.transforms.Map):
-  def __init__(self, cache, others: Sequence[Source], groups, host, num_hosts):
+  def __init__(self, cache, others, groups, host, num_hosts, with_ids):
     self._cache, self._sources, self._groups = cache, (cache, *others), groups
-    self._host, self._num_hosts = host, num_hosts
+    self._host, self._num_hosts, self._with_ids = host, num_hosts, with_ids
 
   def map(self, rows):
     share = len(rows) // self._num_hosts
@@ -109,6 +109,8 @@ class _Gather(grain.transforms.Map):
     batch = {"num_tokens": np.asarray(num_tokens), "longest": np.asarray(longest)}
     for source in self._sources:
       batch.update(source.gather(mine))
+    if self._with_ids:
+      batch["batch_ids"] = rows.astype(np.int32)
     return batch
 
 
@@ -122,6 +124,7 @@ def make_batches(
   bucket_batches: int = 0,
   host: int = 0,
   num_hosts: int = 1,
+  with_ids: bool = False,
 ) -> grain.DatasetIterator:
   """Makes an endless iterator of training batches, with a new shuffle each epoch.
 
@@ -135,6 +138,7 @@ def make_batches(
       any lengths meet.
     host: which host this is.
     num_hosts: each host gathers its own part of the same global batch.
+    with_ids: whether a batch has `batch_ids`, the example ids of the global batch.
 
   Returns:
     An iterator whose `get_state` and `set_state` resume it exactly. Its batches have
@@ -155,7 +159,9 @@ def make_batches(
     order = order.batch(batch_size, drop_remainder=True)
   if cache.num_twins:
     order = order.random_map(_KeepTwinsApart(cache.sentence_ids, cache.rows_apart))
-  batches = order.repeat().map(_Gather(cache, others, groups, host, num_hosts))
+  batches = order.repeat().map(
+    _Gather(cache, others, groups, host, num_hosts, with_ids)
+  )
   # Two threads keep ahead of any step; the only work is to gather each batch.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(batches.to_iter_dataset(options))
