@@ -70,6 +70,13 @@ def define_flags() -> None:
   flags.DEFINE_boolean(
     "bm25", False, "A row for BM25 in the table of retrieval, to compare with."
   )
+  flags.DEFINE_multi_enum(
+    "precision",
+    [],
+    ["int8", "ubinary"],
+    "Retrieval also searches documents of this precision and shows nDCG@10 and what it "
+    "loses. Repeats.",
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
@@ -95,6 +102,8 @@ def main() -> None:
     raise UserError(f"--alignment_set {_FLAGS.alignment_set}: --sts holds none")
   if _FLAGS.bm25 and not _FLAGS.retrieval:
     raise UserError("--bm25 ranks documents: name some by --retrieval DIR")
+  if _FLAGS.precision and not _FLAGS.retrieval:
+    raise UserError("--precision concerns a search: name documents by --retrieval DIR")
   offline.evaluate(
     _FLAGS.model,
     places,
@@ -105,6 +114,7 @@ def main() -> None:
       alignment_set=_FLAGS.alignment_set,
       alignment_above=_FLAGS.alignment_above,
       bm25=_FLAGS.bm25,
+      precisions=tuple(dict.fromkeys(_FLAGS.precision)),
     ),
     loading={
       "pooling": _FLAGS.pooling,

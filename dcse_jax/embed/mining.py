@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from dcse_jax.embed.index import search_stream
+from dcse_jax.embed.ranking import search_stream
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.model.inference import CHUNK
 from dcse_jax.model.vectors import unit_length

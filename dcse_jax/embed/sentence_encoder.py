@@ -15,6 +15,7 @@ import tqdm
 from dcse_jax.data.sentences import checked
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
+from dcse_jax.embed.index import make_index
 from dcse_jax.embed.precision import check_precision
 from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
@@ -255,8 +256,10 @@ class SentenceEncoder:
     sentences: Sequence[str],
     *,
     embeddings: np.ndarray | None = None,
+    ranges: np.ndarray | None = None,
     batch_size: int = 64,
     use_faiss: bool = False,
+    rescore_multiplier: int = 4,
   ) -> None:
     """Makes sentences ready for `search` by cosine; they replace earlier ones.
 
@@ -266,28 +269,35 @@ class SentenceEncoder:
       sentences: what to search in, such as `data.lines.Lines`; if embeddings are
         given, only those that are found are read.
       embeddings: those of the sentences, [n, D], if they are at hand, memory-mapped or
-        not; None encodes them. Rows with NaN or infinity are never found; a warning
-        counts them.
+        not, floats or another precision; None encodes them. Rows with NaN or infinity
+        are never found; a warning counts them.
+      ranges: those that "int8" and "uint8" embeddings were made with, [2, D].
       batch_size: sentences in a compiled batch.
       use_faiss: hands them to faiss, for a fast approximate search among
         millions. Otherwise the search is exact.
+      rescore_multiplier: how many times top_k sentences are compared with the query
+        itself, where embeddings are signs.
 
     Raises:
-      UserError: there are not as many embeddings as sentences; faiss is missing.
+      UserError: embeddings are not those of the sentences; faiss is missing.
     """
     if self.model.similarity != "cosine":
       _log.warning("searching by cosine; the model says %r", self.model.similarity)
     if embeddings is None:
       name = self._prompt_for("document", "passage", "corpus")
       embeddings = self.encode(sentences, prompt_name=name, batch_size=batch_size)
-    wanted = (len(sentences), self.model.embedding_size)
-    if embeddings.shape != wanted:
+    if len(embeddings) != len(sentences):
       raise UserError(
-        f"{len(sentences)} sentences and this model want embeddings of shape "
-        f"{wanted}, not {embeddings.shape}: encode the same sentences with the "
-        "same model"
+        f"there are {len(sentences)} sentences and {len(embeddings)} embeddings: encode "
+        "the same sentences"
       )
-    self._index = (FaissIndex if use_faiss else ExactIndex)(embeddings)
+    self._index = make_index(
+      embeddings,
+      self.model.embedding_size,
+      ranges=ranges,
+      use_faiss=use_faiss,
+      rescore_multiplier=rescore_multiplier,
+    )
     self._sentences = sentences
 
   def search(
