@@ -92,6 +92,8 @@ def write(folder: pathlib.Path, model: Model) -> None:
   inputs = (ids, mask, torch.zeros_like(ids))[: len(names)]
   batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
   bytes_of = lambda tensor: tensor.numel() * tensor.element_size()
+  # It warns of packages that no text encoder needs.
+  logging.getLogger("torch.onnx").setLevel(logging.ERROR)
   try:
     with torch.no_grad(), warnings.catch_warnings():
       warnings.simplefilter("ignore")  # They concern the exporter's own code.

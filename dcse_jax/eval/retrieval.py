@@ -95,7 +95,8 @@ def bm25(collection: retrieval_sets.Collection) -> tuple[np.ndarray, np.ndarray]
   """Ranks the documents by BM25, as `Ranking.result` does by embeddings.
 
   Words are runs of letters and digits, in lower case; each word of a query counts
-  once; k1 is 0.9 and b 0.4.
+  once; k1 is 0.9 and b 0.4. There is no stemming and no list of stop words, which are
+  a language's: docs/results.md has what English ones are worth.
 
   References:
     Robertson and Zaragoza, 2009; Lucene's form of it, by the library bm25s.
