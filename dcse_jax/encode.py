@@ -143,7 +143,7 @@ def define_flags() -> None:
     "calibration",
     None,
     "What int8 and uint8 measure ranges on: a text, or the NAME.ranges.npy beside an "
-    "earlier output. By default up to 10,000 lines of the input.",
+    "earlier output. Unless told, up to 10,000 lines of the input.",
   )
 
 
