@@ -19,6 +19,7 @@ import numpy as np
 from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed import calibration as calibration_lib
+from dcse_jax.embed import devices
 from dcse_jax.embed import precision as precision_lib
 from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
@@ -120,7 +121,8 @@ def define_flags() -> None:
   flags.DEFINE_string("model", None, "Model folder or hub id.")
   flags.DEFINE_string("input", None, "A sentence a line, UTF-8; also .gz.")
   flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
-  flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
+  flags.DEFINE_integer("batch_size", 64, "Sentences in a device's batch.", 1)
+  devices.define_flag()
   flags.DEFINE_bool(
     "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
@@ -161,6 +163,7 @@ def main() -> None:
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
     truncate_dim=_FLAGS.truncate_dim,
+    devices=_FLAGS.devices,
   )
   if _FLAGS.normalize is False:
     encoder.model = dataclasses.replace(encoder.model, normalize=False)

@@ -15,6 +15,7 @@ import math
 
 from absl import flags
 
+from dcse_jax.embed import devices
 from dcse_jax.eval import offline
 from dcse_jax.eval import registry
 from dcse_jax.eval import sts
@@ -36,6 +37,7 @@ def define_flags() -> None:
   )
   for kind, evaluator in registry.EVALUATORS.items():
     flags.DEFINE_multi_string(kind, [], evaluator.about)
+  devices.define_flag()
   flags.DEFINE_boolean("dev", False, "Dev sets only.")
   flags.DEFINE_enum(
     "convention",
@@ -121,6 +123,7 @@ def main() -> None:
       "num_layers": _FLAGS.num_layers,
       "max_length": _FLAGS.max_length,
       "default_prompt_name": _FLAGS.prompt_name,
+      "devices": _FLAGS.devices,
     },
     widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,

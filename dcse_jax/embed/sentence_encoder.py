@@ -5,6 +5,7 @@ Where it does what sentence-transformers' SentenceTransformer does, it has its n
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import tqdm
 
 from dcse_jax.data.sentences import checked
+from dcse_jax.embed.devices import ahead
+from dcse_jax.embed.devices import make_mesh
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
 from dcse_jax.embed.index import make_index
@@ -25,6 +28,7 @@ from dcse_jax.model.inference import encode_tokens
 from dcse_jax.model.model import ROLES
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import files
+from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ class SentenceEncoder:
     max_length: where sentences are cut, in tokens; replaces the folder's own.
     truncate_dim: how many first numbers of embeddings are kept; likewise.
     default_prompt_name: the prompt before every sentence; replaces the folder's own.
+    devices: how many of this host's devices divide each batch among them; None takes all
+      accelerators.
 
   Attributes:
     model: the model, as `folder.load` returns it.
@@ -58,7 +64,9 @@ class SentenceEncoder:
     max_length: int | None = None,
     truncate_dim: int | None = None,
     default_prompt_name: str | None = None,
+    devices: int | None = None,
   ):
+    self._mesh = make_mesh(devices)
     self.model = folder.load(
       str(name),
       pooling=pooling,
@@ -67,9 +75,15 @@ class SentenceEncoder:
     ).truncated(truncate_dim)
     self._name = str(name)
     self.model = self.model.with_prompt(default_prompt_name)
-    self._params = jax.device_put(self.model.params)
+    self._params = self._put(self.model.params)
     self._sentences: Sequence[str] = ()
     self._index: ExactIndex | FaissIndex | None = None
+
+  def _put(self, params: Any) -> Any:
+    """Copies parameters to every device."""
+    if self._mesh is None:
+      return jax.device_put(params)
+    return mesh_lib.put_params(jax.device_get(params), self._mesh)
 
   def __repr__(self) -> str:
     model = self.model
@@ -199,19 +213,22 @@ class SentenceEncoder:
   ) -> Iterator[np.ndarray]:
     """Yields the embeddings [m, D] of the next sentences, some thousands at a time.
 
-    Memory does not grow with the number of sentences. See `encode`.
+    Memory does not grow with the number of sentences. A thread tokenises the next ones
+    while the devices embed. See `encode`.
     """
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
       model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
     model = model.truncated(truncate_dim)
-    for chunk in chunks(checked(sentences)):
+    tokenize = functools.partial(model.tokenize, max_length=model.max_length)
+    for tokens in ahead(tokenize, chunks(checked(sentences))):
       embeddings = encode_tokens(
         self._params,
         model.config,
-        model.tokenize(chunk, model.max_length),
+        tokens,
         pooling=model.pooling,
-        batch_size=batch_size,
+        batch_size=batch_size * (self._mesh.size if self._mesh else 1),
+        mesh=self._mesh,
       )
       yield model.finish(embeddings, normalize_embeddings or None)
 

@@ -49,19 +49,22 @@ def make_synthetic(
     each.text = str(data / "corpus.txt")
 
 
-def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
+def read(
+  source: str, columns: tuple[str, ...], score_columns: tuple[str, ...] = ()
+) -> text_lib.Text:
   """Reads a round's text, and logs what was left out.
 
   Args:
     source: a name like those of `config.text`.
     columns: the columns of a table; empty takes the only one.
+    score_columns: those of candidates' scores.
 
   Raises:
     UserError: no text is named, or it cannot be read.
   """
   if not source:
     raise UserError("give --config.text=FILE, the text to train on")
-  text = text_lib.read_text(_place(source), columns)
+  text = text_lib.read_text(_place(source), columns, score_columns)
   about = f"{source}: {len(text.columns[0])} rows"
   if text.empty_rows:
     about += f", {text.empty_rows} empty left out"
@@ -185,7 +188,7 @@ def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
     )
   if cache.contradicting:
     _log.info(
-      "%s: %d rows left out whose hard negative is their own anchor or positive",
+      "%s: %d rows left out whose hard negatives are their own anchor or positive",
       source,
       cache.contradicting,
     )
@@ -196,5 +199,7 @@ def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
     )
   if twins := cache.num_twins:
     _log.info(
-      "%s: %d rows share a sentence with another; never in one batch", source, twins
+      "%s: %d rows share a sentence with another's pair; never in one batch",
+      source,
+      twins,
     )
