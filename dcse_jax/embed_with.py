@@ -97,8 +97,6 @@ def embed_file(
   files.write_json(path.with_name(f"{path.name}.json"), made_by)
 
 
-
-
 def _prompt(encoder: Any, prompt: str | None, prompt_text: str | None) -> str:
   """Returns the words before every sentence, "" for none."""
   name = prompt or encoder.default_prompt_name
