@@ -61,6 +61,8 @@ OUTSIDE = {
   "synthetic_sentences": (-1,),
   "synthetic_pairs": (-1,),
   "switch_case": (-0.1, 1.0),
+  "mine_every": (-1,),
+  "mine_relative_margin": (),
   "batch_size": (1,),
   "learning_rate": (0.0, -1.0),
   "schedule_steps": (-1, 15_624),
