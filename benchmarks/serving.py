@@ -3,7 +3,7 @@
 `python -m benchmarks.serving search --rows 1000000` times a search of one query, and of
 a thousand, in an index of made-up rows of 384 numbers, each precision in turns.
 `python -m benchmarks.serving memory --rows 1000000` prints the most memory of a process
-that searches as many made-up documents as they come, for each precision.
+that searches made-up documents as they come, after some and after all, for each precision.
 `python -m benchmarks.serving onnx --model DIR --retrieval DIR` times encoders in turns
 on the documents of a collection, and scores each. DIR has ONNX files, by `dcse_jax.convert
 --onnx_int8`.
@@ -34,6 +34,8 @@ from dcse_jax.eval import retrieval_sets
 
 _WIDTH, _BLOCK = 384, 16_384
 _PRECISIONS = ("float32", "int8", "ubinary")
+# After as many rows a search says its most memory so far.
+_TOLD = (20_000, 100_000, 300_000, 1_000_000)
 
 
 def made_up(rows: int):
@@ -108,12 +110,15 @@ def memory_of(options) -> None:
   top_k = 1000 if precision == "float32" else 10
   ranking = Ranking(first[:100], top_k, precision=precision, ranges=ranges)
   start = time.perf_counter()
+  rows, told = 0, [n for n in _TOLD if n < options.rows] + [options.rows]
   for block in made_up(options.rows):
     ranking.add(quantize(block, precision, ranges))
-  ranking.result()
-  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  seconds = time.perf_counter() - start
-  print(f"{options.rows} {precision}: {most:.0f} MiB, {seconds:.0f} s", flush=True)
+    rows += len(block)
+    if rows >= told[0]:
+      ranking.result()
+      most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+      seconds = time.perf_counter() - start
+      print(f"{told.pop(0)} {precision}: {most:.0f} MiB, {seconds:.0f} s", flush=True)
 
 
 def onnx(options) -> None:
@@ -131,23 +136,21 @@ def onnx(options) -> None:
     "ours": ours.encode,
     **{name: each.encode for name, each in files.items()},
   }
-  for name, each in retrieval_sets.read_collections(
-    options.retrieval, dev=False
-  ).items():
-    documents = list(each.documents())
-    for label, encode in list(encoders.items())[2:]:  # `evaluate` scores ours.
-      queries = encode(list(each.queries.values()))
-      ranking = Ranking(queries, 1000)
-      ranking.add(encode(documents))
-      found = retrieval.measure(each, *ranking.result())
-      print(f"{name}, {label}: nDCG@10 {found['nDCG@10']:.2f}", flush=True)
+  collections = retrieval_sets.read_collections(options.retrieval, dev=False)
+  each = next(iter(collections.values()))
   for kind, texts in (
-    ("documents", documents[: options.texts]),
-    ("queries", list(each.queries.values())[: options.texts]),
+    ("queries", list(each.queries.values())),
+    ("documents", list(itertools.islice(each.documents(), options.texts))),
   ):
-    print(f"{len(texts)} {kind} of {name}, batches of 64")
+    print(f"{len(texts)} {kind}, batches of 64", flush=True)
     calls = {label: lambda e=encode: e(texts) for label, encode in encoders.items()}
     show(in_turns(calls, options.rounds), len(texts), "texts")
+  for name, each in collections.items():
+    for label in files:  # `evaluate` scores our encoder.
+      ranking = Ranking(encoders[label](list(each.queries.values())), 1000)
+      ranking.add(encoders[label](list(each.documents())))
+      found = retrieval.measure(each, *ranking.result())
+      print(f"{name}, {label}: nDCG@10 {found['nDCG@10']:.2f}", flush=True)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def encode_file(
     "normalize": model.normalize or normalize,
     **{name: text for name, text in prompts.items() if text is not None},
   }
-  ranges, finish = None, lambda: None
+  ranges = None
   if precision != "float32":
     origin["precision"] = precision
   if precision_lib.has_ranges(precision):
@@ -90,7 +90,6 @@ def encode_file(
       origin["calibration"] = calibration_lib.digest(calibration)
     measure = lambda: calibration_lib.calibrate(stream, lines, calibration)
     ranges, origin = calibration_lib.kept_ranges(path, origin, measure)
-    finish = lambda: calibration_lib.put_ranges(path, ranges)
 
   def parts(done: int) -> Iterator[np.ndarray]:
     for part in stream(lines.iterate(done)):
@@ -103,7 +102,7 @@ def encode_file(
     shape=(len(lines), precision_lib.row_size(precision, model.embedding_size)),
     origin=origin,
     dtype=precision_lib.dtype_of(precision),
-    finish=finish,
+    finish=lambda: calibration_lib.put_ranges(path, ranges),
   )
 
 

@@ -112,7 +112,7 @@ def kept_ranges(
   Returns:
     The ranges, and the origin with their digest.
   """
-  kept = path.with_name(f".{path.name}.part.ranges.npy")
+  kept = _kept(path)
   with_digest = lambda ranges: {
     **origin,
     "ranges": hashlib.sha256(ranges.tobytes()).hexdigest(),
@@ -127,10 +127,15 @@ def kept_ranges(
   return ranges, with_digest(ranges)
 
 
-def put_ranges(path: pathlib.Path, ranges: np.ndarray) -> None:
-  """Writes the ranges of a file that is done beside it."""
-  _save(ranges_path(path), ranges)
-  files.remove(path.with_name(f".{path.name}.part.ranges.npy"))
+def put_ranges(path: pathlib.Path, ranges: np.ndarray | None) -> None:
+  """Writes the ranges of a file that is done, if it has any, beside it."""
+  if ranges is not None:
+    _save(ranges_path(path), ranges)
+  files.remove(_kept(path))
+
+
+def _kept(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f".{path.name}.part.ranges.npy")
 
 
 def _save(path: pathlib.Path, ranges: np.ndarray) -> None:
