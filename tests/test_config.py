@@ -54,8 +54,6 @@ def set_(config, name, value):
 OUTSIDE = {
   "bucket_batches": (-1,),
   "dropout": (-0.5, -2.0, 1.0),
-  "mine_every": (-1,),
-  "mine_relative_margin": (),
   "encoder.initializer_range": (0.0, -1.0),
   "num_layers": (-1,),
   "synthetic_sentences": (-1,),
