@@ -84,6 +84,15 @@ def default() -> ConfigDict:
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
   config.max_length = 32  # Tokens of a training sentence.
+  # For text of anchors and positives: hard negatives are mined for them by the model in
+  # training, at the start and again after as many steps; 0 mines none. They are taken
+  # from all positives, and from a corpus, a text, with its column if it is a table.
+  config.mine_every = 0
+  config.mine_num_negatives = 1
+  # A negative's cosine is below the positive's by this share of its size, or more.
+  config.mine_relative_margin = 0.05
+  config.mine_corpus = ""
+  config.mine_corpus_column = ""
   # For text of one column and a cased model: the positive is the sentence with the case
   # of the first letter of this share of its words switched. 0 switches none.
   config.switch_case = 0.0
@@ -117,6 +126,11 @@ def default() -> ConfigDict:
 
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
+  # For texts of widely spread length: the rows of this many batches are sorted by length
+  # together, so that those of a batch are alike and attention computes little padding;
+  # the batches come in random order. 8 is enough; 0 lets any lengths meet. Batches of the
+  # longest texts then hold more tokens than any mixed one, and need the memory.
+  config.bucket_batches = 0
   # A batch is encoded in this many parts, one after the other: with the memory of one,
   # a third more work, and the gradient of the whole.
   config.microbatches = 1
@@ -233,6 +247,11 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
       del merged.text  # One may be a name, and the other several.
     merged.update(config.rounds[name])
   return merged
+
+
+def mined_columns(config: ConfigDict) -> int:
+  """Returns how many columns of hard negatives a round mines, 0 for none."""
+  return config.mine_num_negatives if config.mine_every else 0
 
 
 def terms(config: ConfigDict) -> tuple[Weighted, ...]:

@@ -95,6 +95,10 @@ class TokenCache:
     """Counts the tokens that rows [B] have in all columns together, [B]."""
     return sum(offsets[rows + 1] - offsets[rows] for offsets in self.offsets)
 
+  def longest(self, rows: np.ndarray) -> np.ndarray:
+    """Counts the tokens of the longest column of rows [B], [B]."""
+    return np.max([offsets[rows + 1] - offsets[rows] for offsets in self.offsets], 0)
+
   def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the batch of these rows.
 

@@ -18,6 +18,7 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
+from dcse_jax.recipe import mining
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
 from dcse_jax.runtime.errors import UserError
@@ -83,6 +84,20 @@ class Inputs:
     return self._tokens(
       texts.source_of(round_config), round_config.max_length, round_config.switch_case
     )
+
+  def corpus(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache | None:
+    """Returns the tokenised documents that a round mines in besides its positives."""
+    if not (round_config.mine_every and round_config.mine_corpus):
+      return None
+    return self._corpus(
+      round_config.mine_corpus, round_config.mine_corpus_column, round_config.max_length
+    )
+
+  @_once
+  def _corpus(self, source, column, max_length):
+    text = texts.read(source, (column,) if column else ())
+    cache = self.workdir / "cache"
+    return texts.tokenize(text.columns[:1], self.start, max_length, cache)
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
@@ -245,6 +260,7 @@ def _check_round(
   if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
     raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
+  mining.check(name, round_config, tokens, inputs.corpus(round_config))
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
     has_language_model = _trains_language_model(rounds[round_config.start])
@@ -253,7 +269,7 @@ def _check_round(
     pooled_size=inputs.start.pooled_size,
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
-    columns=len(tokens.tokens),
+    columns=len(tokens.tokens) + config_lib.mined_columns(round_config),
     has_scores=tokens.scores is not None,
   )
   objective = compose.make_objective(round_config, inputs.start)

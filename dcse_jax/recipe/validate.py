@@ -15,6 +15,7 @@ from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
+from dcse_jax.model.rotary import RotaryConfig
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 
@@ -60,7 +61,11 @@ _RANGES = {
   "dropout": Range(-1, 1, below=True),
   "max_length": _COUNT,
   "switch_case": _SHARE_BELOW_1,
+  "mine_every": _COUNT_OR_NONE,
+  "mine_num_negatives": _COUNT,
+  "mine_relative_margin": Range(),
   "batch_size": Range(2, whole=True),
+  "bucket_batches": _COUNT_OR_NONE,
   "microbatches": _COUNT,
   "row_blocks": _COUNT,
   "num_train_steps": _COUNT,
@@ -191,7 +196,9 @@ def _check_encoder(encoder: ConfigDict) -> None:
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  is_paired = encoder.get("family", "bert") != "bert"
+  fields = {"family": "bert", **encoder}
+  shape = NEW[fields.pop("family")](max_tokens=1, pad_token_id=0, **fields)
+  is_paired = isinstance(shape, RotaryConfig)
   if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
     pairs = ", in pairs" if is_paired else ""
     raise UserError(

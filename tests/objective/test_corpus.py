@@ -130,6 +130,8 @@ def test_terms_of_the_corpus_have_finite_gradients(name):
   assert np.isfinite(gradient).all()
 
 
+# `test_mined` has one whose files are kept, and found again, in the same way.
+@pytest.mark.slow
 def test_a_run_with_clusters_and_neighbours_goes_on_as_if_uninterrupted(
   files, caplog, monkeypatch
 ):
@@ -350,8 +352,8 @@ def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
   )
   asked = []
 
-  def embed(params, pooling):
-    asked.append((params, pooling))
+  def embed(params, sentences, pooling):
+    asked.append((params, len(sentences), pooling))
     return directions(range(0, 90, 10))
 
   settings = {"num_neighbours": 2, "search_pooling": search_pooling}
@@ -359,7 +361,7 @@ def test_neighbours_are_searched_by_the_models_pooling_or_by_the_mean(
     tmp_path, tokens, embed, {"retrieved": settings}, lambda: None, seed=0
   )
   joined = corpus.join({"example_id": np.arange(9)}, 0, lambda: "parameters")
-  assert asked == [("parameters", pooling)]
+  assert asked == [("parameters", 9, pooling)]
   assert joined["retrieved_input_ids"].shape == (9, 12)
 
 
