@@ -61,7 +61,7 @@ def embed_file(
   columns = (column,) if column else ()
   if prompt and prompt_text:
     raise UserError("--prompt and --prompt_text exclude each other: give one")
-  number, digest = text_lib.measure(_path(source), columns)
+  number, digest = text_lib.measure(source, columns)
   encoder = bridge.load("SentenceTransformer", model, truncate_dim=truncate_dim)
   if prompt and prompt not in encoder.prompts:
     known = ", ".join(map(repr, encoder.prompts)) or "none"
@@ -79,7 +79,7 @@ def embed_file(
   }
 
   def parts(done: int) -> Iterator[np.ndarray]:
-    rows = itertools.islice(text_lib.first_cells(_path(source), columns), done, None)
+    rows = itertools.islice(text_lib.first_cells(source, columns), done, None)
     while chunk := list(itertools.islice(rows, _CHUNK)):
       yield encoder.encode(
         chunk,
@@ -95,10 +95,6 @@ def embed_file(
     path, parts, shape=(number, width), origin=origin, dtype=dtype
   )
   files.write_json(path.with_name(f"{path.name}.json"), made_by)
-
-
-def _path(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
 
 
 def _prompt(encoder: Any, prompt: str | None, prompt_text: str | None) -> str:

@@ -52,6 +52,8 @@ def set_(config, name, value):
 # What each may least be, and what it may not be any more, as far as it has ends; the
 # fields that are missing here have the range of counts, from 1.
 OUTSIDE = {
+  "bucket_batches": (-1,),
+  "dropout": (-0.5, -2.0, 1.0),
   "encoder.initializer_range": (0.0, -1.0),
   "num_layers": (-1,),
   "synthetic_sentences": (-1,),

@@ -7,7 +7,6 @@ so what is compiled from it is what will run.
 import dataclasses
 import itertools
 import math
-import types
 from typing import Any
 
 import jax
@@ -37,8 +36,14 @@ from dcse_jax.teachers.embeddings import open_embeddings
 from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
-# The cost does not depend on which ids are special.
-_TOKENIZER = types.SimpleNamespace(mask_token_id=4, all_special_ids=(0, 1, 2, 3, 4))
+
+class _Tokenizer:
+  """A tokenizer of any size: the cost does not depend on it, nor on what is special."""
+
+  mask_token_id, all_special_ids = 4, (0, 1, 2, 3, 4)
+
+  def __len__(self) -> int:
+    return 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _model(
   return model_lib.Model(
     config=shape,
     params=encoder_lib.abstract_params(shape),
-    tokenizer=_TOKENIZER,
+    tokenizer=_Tokenizer(),
     pooling=pooling,
     normalize=False,
     max_length=shape.max_tokens,

@@ -64,6 +64,7 @@ class Modules:
     default_prompt: the name of the prompt that is put there, or None.
     similarity: one of `model.SIMILARITIES`.
     truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
+    is_tied: whether a masked-language model's matrix is that of the word embeddings.
   """
 
   pooling: str | None = None
@@ -75,6 +76,7 @@ class Modules:
   default_prompt: str | None = None
   similarity: str = "cosine"
   truncate_dim: int | None = None
+  is_tied: bool = True
 
 
 def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
@@ -137,6 +139,7 @@ def read(
       "number of Dense, and Normalize, in this order"
     )
   config, layers = huggingface.read_config(encoder), None
+  fields["is_tied"] = huggingface.is_tied(encoder)
   for kind, path in others:
     if kind == "WeightedLayerPooling":
       layers = poolings.read_layers(path, encoder, config)
@@ -280,6 +283,8 @@ def _after_encoder(
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
   pooling, width = modules.pooling, config.hidden_size
   encoder = huggingface.config_to_json(config)
+  if not modules.is_tied:
+    encoder["tie_word_embeddings"] = False
   if pooling_lib.get(pooling).beside is not None:
     encoder["output_hidden_states"] = True
     settings = {

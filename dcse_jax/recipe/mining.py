@@ -40,6 +40,11 @@ def check(
       f"{'' if tokens.scores is None else ' and scores'}: name those of anchors and "
       "positives alone, or set mine_every=0"
     )
+  if config.bucket_batches:
+    raise UserError(
+      f"round {name}: bucket_batches={config.bucket_batches} sorts rows by their length, "
+      f"which mine_every={config.mine_every} changes: set one of them to 0"
+    )
   documents = len(np.unique(tokens.sentence_ids[:, 1])) + len(corpus or ())
   if documents <= config.mine_num_negatives:
     raise UserError(

@@ -180,6 +180,7 @@ class Round:
       seed,
       others=self.teaching.sources,
       groups=groups,
+      bucket_batches=self.config.bucket_batches,
       host=jax.process_index(),
       num_hosts=jax.process_count(),
       with_ids=self.miner is not None,

@@ -87,13 +87,7 @@ def make_trainer(
     mesh=mesh,
     frozen=mesh_lib.put_params(frozen, mesh),
     num_models=num_models,
-    packings=packing.make_packings(
-      _num_tokens(tokens, miner),
-      batch_size=config.batch_size,
-      padded=columns * config.max_length,
-      num_steps=config.num_train_steps,
-      groups=mesh.size * config.microbatches,
-    ),
+    packings=_packings(config, tokens, miner, columns, mesh),
     batch_size=config.batch_size,
     num_steps=config.num_train_steps,
     log_every=config.log_every,
@@ -103,6 +97,33 @@ def make_trainer(
     work=_work(config, loss_fn, tokens, columns, num_models),
     profile_steps=config.profile_steps,
   )
+
+
+def _packings(
+  config: config_lib.ConfigDict,
+  tokens: tokens_lib.TokenCache,
+  miner: Miner | None,
+  columns: int,
+  mesh: Mesh,
+) -> tuple[packing.Packing, ...]:
+  """Returns the shapes that the step is compiled for, as far as batches need them."""
+  sizes = dict(
+    batch_size=config.batch_size,
+    num_steps=config.num_train_steps,
+    groups=mesh.size * config.microbatches,
+  )
+  if config.bucket_batches:
+    rows = np.arange(len(tokens))
+    return packing.make_bucket_packings(
+      tokens.num_tokens(rows),
+      tokens.longest(rows),
+      columns=columns,
+      max_length=config.max_length,
+      together=config.bucket_batches,
+      **sizes,
+    )
+  padded = columns * config.max_length
+  return packing.make_packings(_num_tokens(tokens, miner), padded=padded, **sizes)
 
 
 def _num_tokens(tokens: tokens_lib.TokenCache, miner: Miner | None) -> np.ndarray:

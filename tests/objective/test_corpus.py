@@ -171,14 +171,14 @@ def test_a_run_with_clusters_and_neighbours_goes_on_as_if_uninterrupted(
 
 def test_switched_case_changes_first_letters_alone_and_as_many_as_told():
   sentences = ["Alpha beta gamma"] * 1000
-  switched = switch_case(sentences, 0.2, seed=0)
-  assert switch_case(sentences, 0.2, seed=0) == switched
+  switched = list(switch_case(sentences, 0.2, seed=0))
+  assert list(switch_case(sentences, 0.2, seed=0)) == switched
   words = [word for sentence in switched for word in sentence.split(" ")]
   assert {word.lower() for word in words} == {"alpha", "beta", "gamma"}
   changed = sum(word in ("alpha", "Beta", "Gamma") for word in words)
   # 3,000 words at 20 %: 600, sd 22.
   assert abs(changed - 600) < 5 * 22
-  assert switch_case(["(a) b"], 0.999, seed=1) == ["(a) B"]
+  assert list(switch_case(["(a) b"], 0.999, seed=1)) == ["(a) B"]
 
 
 def test_switched_case_is_refused_where_it_would_do_nothing(files):
