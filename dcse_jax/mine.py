@@ -89,13 +89,9 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
 
 
-def _place(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
-
-
 def _read_pairs() -> mining.Pairs:
   """Reads the pairs and the corpus, and says how they fit."""
-  columns = text_lib.read_text(_place(_FLAGS.text), tuple(_FLAGS.columns)).columns
+  columns = text_lib.read_text(_FLAGS.text, tuple(_FLAGS.columns)).columns
   if len(columns) != 2:
     raise UserError(
       f"{_FLAGS.text} has {len(columns)} columns of text, not anchor and positive: name "
@@ -104,7 +100,7 @@ def _read_pairs() -> mining.Pairs:
   corpus = ()
   if _FLAGS.corpus:
     column = (_FLAGS.corpus_column,) if _FLAGS.corpus_column else ()
-    corpus = text_lib.read_text(_place(_FLAGS.corpus), column).columns[0]
+    corpus = text_lib.read_text(_FLAGS.corpus, column).columns[0]
   elif _FLAGS.corpus_column:
     raise UserError("--corpus_column is of a --corpus: name one, or leave it out")
   pairs = mining.group(*columns, corpus)
@@ -152,7 +148,7 @@ def _scorer(
   batch_size = _FLAGS.batch_size
   if _FLAGS.scores:
     names = ("anchor", "document"), ("score",)
-    text = text_lib.read_text(_place(_FLAGS.scores), *names)
+    text = text_lib.read_text(_FLAGS.scores, *names)
     rows = zip(*text.columns, text.scores[:, 0].tolist())
     table = score_file.ScoreFile(_FLAGS.scores, rows, pairs)
     return lambda folder: table

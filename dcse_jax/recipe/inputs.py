@@ -95,8 +95,8 @@ class Inputs:
 
   @_once
   def _corpus(self, source, column, max_length):
-    text = texts.read(source, (column,) if column else ())
     cache = self.workdir / "cache"
+    text = texts.read(texts.Source(source, (column,) if column else ()), cache)
     return texts.tokenize(text.columns[:1], self.start, max_length, cache)
 
   def teacher_tokens(
