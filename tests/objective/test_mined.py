@@ -175,5 +175,6 @@ def test_two_processes_mine_and_train_as_one_of_eight_devices_does(files, pairs)
   params, theirs = read("one"), read("two")
   for each in (params, theirs):
     del each["layers"]["key"]["bias"]  # Its gradient is rounding.
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+  # AdamW makes whole steps, of up to 0.01, from gradients that are nearly rounding.
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3)
   jax.tree.map(close, params, theirs)
