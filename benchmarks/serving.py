@@ -1,7 +1,7 @@
 """Serving: search in fewer bits and its memory; ONNX beside our encoder and PyTorch.
 
 `python -m benchmarks.serving search --rows 1000000` times a search of one query, and of
-a thousand, in an index of made-up rows of 384 numbers, each precision in turns.
+64, in an index of made-up rows of 384 numbers, each precision in turns.
 `python -m benchmarks.serving memory --rows 1000000` prints the most memory of a process
 that searches made-up documents as they come, after some and after all, for each precision.
 `python -m benchmarks.serving onnx --model DIR --retrieval DIR` times encoders in turns
@@ -88,7 +88,7 @@ def search(options) -> None:
       rows = row_file.read(path)
       indexes[precision] = index.make_index(rows, _WIDTH, ranges=ranges)
       print(f"{precision}: {path.stat().st_size / 2**20:.0f} MiB")
-    for number in (1, 64, 1024):
+    for number in (1, 64):
       print(f"{number} queries at once, the first ten of {options.rows} rows")
       ask = {p: lambda i=i: i.search(queries[:number], 10) for p, i in indexes.items()}
       show(in_turns(ask, options.rounds), number, "queries")

@@ -25,6 +25,25 @@ def test_without_onnx_convert_says_what_to_install(tmp_path, monkeypatch):
     onnx_export.check_installed()
 
 
+def test_a_graph_with_other_numbers_is_refused_and_nothing_is_written(
+  tmp_path, monkeypatch
+):
+  class Other:
+    def __init__(self, path, model):
+      self._encode = SentenceEncoder(str(path.parent.parent)).encode
+
+    def encode(self, sentences):
+      return self._encode(sentences) + 2e-3 * np.eye(len(sentences), 16)
+
+  monkeypatch.setattr(onnx_export, "write", lambda path, model: None)
+  monkeypatch.setattr(onnx_export, "OnnxEncoder", Other)
+  model = models.tiny_model(num_layers=1)
+  check = lambda new: convert.write_onnx(new, model, int8=False)
+  with pytest.raises(UserError, match="model.onnx differ by .*, more than 0.0001: "):
+    folder.save(model, tmp_path / "m", check)
+  assert not list(tmp_path.iterdir())
+
+
 needs_onnx = pytest.mark.skipif(
   not all(map(onnx_export.importlib.util.find_spec, ("onnxruntime", "onnxscript"))),
   reason="needs onnxruntime and onnxscript",

@@ -29,20 +29,22 @@ def _nearest(best, queries, block, scale, first_row, num_rows, *, dot=False):
   With dot, products are compared as they are. With a scale, rows are steps of a range,
   and each stands for its middle.
   """
+  is_row = jnp.arange(len(block)) < num_rows
   if scale is not None:
     low, steps = scale
     offset = 128.5 if block.dtype == jnp.int8 else 0.5
     block = low + (block.astype(jnp.float32) + offset) * steps
-  is_row = jnp.isfinite(block).all(axis=1) & (jnp.arange(len(block)) < num_rows)
-  if not dot:
+  else:
+    is_row &= jnp.isfinite(block).all(axis=1)
+  if scale is None and not dot:
     # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
     largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
     block = block / jnp.where(largest > 0, largest, 1)
   # bfloat16 products, some devices' default, would change the order of neighbours.
   cosines = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
   if not dot:
-    norms = jnp.linalg.norm(block, axis=1)  # At least 1, except for zero rows.
-    cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
+    norms = jnp.linalg.norm(block, axis=1)
+    cosines = jnp.clip(cosines / jnp.where(norms > 0, norms, 1), -1, 1)
   cosines = jnp.where(is_row, cosines, -jnp.inf)
   return _merge(best, cosines, first_row)
 

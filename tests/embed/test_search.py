@@ -334,11 +334,13 @@ def test_the_commands_encode_a_file_and_answer_queries_over_it(tmp_path):
     stdin=f"{lines[7]}\n",
   )
   assert asked.stdout == f"{lines[7]}\n  1.0000\t{lines[7]}\n", asked.stderr
-  wrong = processes.run("dcse_jax.encode", *files, "--output", str(tmp_path / "a.txt"))
-  assert wrong.returncode == 2 and "name it NAME.npy" in wrong.stderr
 
 
-def test_search_refuses_what_is_no_file_of_embeddings(tmp_path):
+def test_search_refuses_what_is_no_file_of_embeddings_and_encode_writes_none(
+  encoder, tmp_path
+):
+  with pytest.raises(UserError, match="name it NAME.npy"):
+    encode.encode_file(encoder, "a.txt", str(tmp_path / "b.txt"))
   (tmp_path / "a.npy").write_text("no")
   np.save(tmp_path / "b.npy", np.arange(3))
   for name, message in (("a", "cannot read"), ("b", "not rows of embeddings")):
