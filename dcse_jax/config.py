@@ -66,6 +66,10 @@ def default() -> ConfigDict:
   # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
   config.text = ""
   config.columns = ()
+  # Texts before the sentences of each column, such as ("query: ", "passage: "), or names of
+  # the model's own prompts; the last serves for further columns. The exported model has
+  # them for queries and documents. () puts the model's default prompt before all.
+  config.prompts = ()
   # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
@@ -142,6 +146,10 @@ def default() -> ConfigDict:
 
   config.seed = 0  # For the whole recipe; every model's own is mixed in.
   config.log_every = 25
+  # Where metrics go besides ROUND/SEED/metrics.jsonl: any of "tensorboard", "wandb" and
+  # "trackio". The last two need dcse_jax[wandb] and [trackio], and heed these libraries'
+  # own variables, such as WANDB_PROJECT, WANDB_MODE=offline and TRACKIO_DIR.
+  config.logger = ("tensorboard",)
   config.eval_every = 125  # Evaluates and saves a checkpoint.
   # Ends a model's training after this many evaluations without a better score on `dev`;
   # 0 never does.

@@ -202,7 +202,7 @@ class SentenceEncoder:
     """
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
-      model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
+      model = model.after(prompt)
     model = model.truncated(truncate_dim)
     for chunk in chunks(checked(sentences)):
       embeddings = encode_tokens(
@@ -211,6 +211,7 @@ class SentenceEncoder:
         model.tokenize(chunk, model.max_length),
         pooling=model.pooling,
         batch_size=batch_size,
+        left_out=model.left_out,
       )
       yield model.finish(embeddings, normalize_embeddings or None)
 

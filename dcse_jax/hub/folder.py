@@ -241,6 +241,7 @@ def load(
     language_model=language_model,
     prompts=about.prompts,
     default_prompt=about.default_prompt,
+    include_prompt=about.include_prompt,
     lower_case=about.lower_case,
     similarity=about.similarity,
     truncate_dim=about.truncate_dim,
@@ -303,6 +304,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     lower_case=model.lower_case,
     prompts=model.prompts,
     default_prompt=model.default_prompt,
+    include_prompt=model.include_prompt,
     similarity=model.similarity,
     truncate_dim=model.truncate_dim,
   )

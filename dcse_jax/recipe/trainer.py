@@ -98,6 +98,7 @@ def make_trainer(
     max_skipped_steps=config.max_skipped_steps,
     work=_work(config, loss_fn, tokens, num_models),
     profile_steps=config.profile_steps,
+    loggers=tuple(config.logger),
   )
 
 
