@@ -33,6 +33,7 @@ from dcse_jax.eval import sts_sets
 from dcse_jax.hub import folder as folder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model import packing
+from dcse_jax.model.family import with_dropout
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
@@ -43,17 +44,20 @@ from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
 _GROUP_P = {"distillation": {"group_probability": 0.1}}
-# The objective and what differs from its defaults; W is --similarity_weight.
+# The objective, what differs from its defaults, and whether the student's dropout is
+# switched off, as in configs/distil.py; W is --similarity_weight.
 OURS = {
-  "similarity": ("info_nce + distillation", {}),
-  "similarity, Group-P": ("info_nce + distillation", _GROUP_P),
-  "embedding": ("embedding_distillation", {}),
-  "embedding + similarity": ("embedding_distillation + W * distillation", {}),
+  "similarity": ("info_nce + distillation", {}, False),
+  "similarity, Group-P": ("info_nce + distillation", _GROUP_P, False),
+  "embedding": ("embedding_distillation", {}, True),
+  "embedding, dropout": ("embedding_distillation", {}, False),
+  "embedding + similarity": ("embedding_distillation + W * distillation", {}, True),
   "embedding + similarity, Group-P": (
     "embedding_distillation + W * distillation",
     _GROUP_P,
+    True,
   ),
-  "embedding + spread": ("embedding_distillation + 0.1 * spread", {}),
+  "embedding + spread": ("embedding_distillation + 0.1 * spread", {}, True),
 }
 # See `torch_distillers.LOSSES`.
 PEERS = ("MSELoss", "EmbedDistillLoss", "DistillKLDivLoss")
@@ -192,12 +196,12 @@ class Ours:
     key = contender, steps, num_models
     if key not in self._steps:
       options, student = self._task.options, self._task.student
-      objective, settings = OURS[contender]
+      objective, settings, is_still = OURS[contender]
       objective = objective.replace("W", str(options.similarity_weight))
       stack = CachedTeachers((self._task.teacher.shape[1],), (1.0,))
       loss_fn = Objective(
         losses.parse(objective, settings),
-        config=student.config,
+        config=with_dropout(student.config, 0.0) if is_still else student.config,
         pooling=student.pooling,
         stacks=(stack,),
       )

@@ -12,8 +12,12 @@ import pathlib
 import threading
 from typing import Any
 
+import numpy as np
+
 from dcse_jax import config as config_lib
 from dcse_jax import report
+from dcse_jax.data import candidates
+from dcse_jax.data import decoding
 from dcse_jax.data.sentences import checked
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.recipe import recipe as recipe_lib
@@ -24,7 +28,7 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.errors import UserTypeError
 from dcse_jax.runtime.workdir import Workdir
 
-Text = str | os.PathLike[str] | Iterable[str] | Iterable[Mapping[str, str]]
+Text = str | os.PathLike[str] | Iterable[str] | Iterable[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +76,8 @@ def train(
   Args:
     workdir: the folder for all that the run writes, or gs://BUCKET/PATH.
     text: a path as in `config.text`, or the text itself: sentences, or mappings from
-      the names of `columns` to sentences, such as a `datasets.Dataset`. It is written
-      into the workdir. None leaves the config's.
+      the names of `columns` to sentences, and of `score_columns` to numbers, such as a
+      `datasets.Dataset`. It is written into the workdir. None leaves the config's.
     model: the encoder to start from, a folder or hub id; None leaves the config's.
     teachers: folders or hub ids that the last round learns from, or earlier rounds.
     config: a file, the name of a packaged config, either with :VARIANT, or a config
@@ -102,7 +106,9 @@ def train(
     if isinstance(text, str | os.PathLike):
       made.text = os.fspath(text)
     else:
-      path, made.columns = _write_text(text, made.columns, place.folder / "data")
+      path, made.columns = _write_text(
+        text, made.columns, place.folder / "data", made.score_columns
+      )
       made.text = str(path)
   # Handlers of signals belong to the main thread.
   is_main = threading.current_thread() is threading.main_thread()
@@ -166,14 +172,19 @@ def _set(config: config_lib.ConfigDict, name: str, value: Any) -> None:
 
 
 def _write_text(
-  text: Iterable[Any], columns: Sequence[str], folder: pathlib.Path
+  text: Iterable[Any],
+  columns: Sequence[str],
+  folder: pathlib.Path,
+  score_columns: Sequence[str] = (),
 ) -> tuple[pathlib.Path, tuple[str, ...]]:
   """Writes rows into a file that is named by its content.
 
   Args:
     text: sentences, or mappings with the columns.
-    columns: which to write; empty takes all that the first row has.
+    columns: which to write; empty takes all that the first row has, less those of
+      scores.
     folder: gets the file.
+    score_columns: those of scores, which are written too.
 
   Returns:
     Its path, and the columns to read from it; none for sentences.
@@ -189,8 +200,16 @@ def _write_text(
     raise UserError("text is empty, or begins with None: give at least one sentence")
   rows = itertools.chain([first], rows)
   is_table = isinstance(first, Mapping)
-  columns = (tuple(columns) or tuple(first)) if is_table else ()
-  lines = _table_lines(rows, columns) if is_table else _plain_lines(rows)
+  if is_table and not columns:
+    columns = [name for name in first if name not in score_columns]
+  columns, score_columns = tuple(columns), tuple(score_columns)
+  if not is_table:
+    columns = ()
+  lines = _plain_lines(rows)
+  if is_table:
+    types = dict.fromkeys(columns, candidates.NEGATIVE)
+    types |= dict.fromkeys(columns[:2], (str,))
+    lines = _table_lines(rows, types | dict.fromkeys(score_columns, candidates.SCORE))
   files.make_folder(folder)
   written = folder / f".text-{os.getpid()}"
   digest = hashlib.blake2b(digest_size=8)
@@ -215,24 +234,25 @@ def _plain_lines(rows: Iterable[Any]) -> Iterable[bytes]:
     yield _encoded(sentence.replace("\n", " ") + "\n", f"sentence {i}")
 
 
-def _table_lines(rows: Iterable[Any], columns: Sequence[str]) -> Iterable[bytes]:
-  if not 1 <= len(columns) <= 3:
-    raise UserError(
-      f"text has the columns {', '.join(map(str, columns))}: name 1 to 3 of them, as in "
-      'columns=("anchor", "positive")'
-    )
+def _table_lines(
+  rows: Iterable[Any], types: Mapping[str, tuple[type, ...]]
+) -> Iterable[bytes]:
   for i, row in enumerate(rows):
     if not isinstance(row, Mapping):
       raise UserTypeError(
         f"row {i} is a {type(row).__name__} ({row!r:.80}), not a dict"
       )
-    for column in columns:
-      if not isinstance(cell := row.get(column), str):
+    cells = {}
+    for column, known in types.items():
+      cell = row.get(column)
+      if isinstance(cell, np.ndarray | np.generic):
+        cell = cell.tolist()
+      if not isinstance(cell, known):
         raise UserTypeError(
           f"row {i}, column {column!r} is a {type(cell).__name__} ({cell!r:.80}), not a "
-          "string: leave the row out, or name other columns"
+          f"{decoding.kind_of(known)}: leave the row out, or name other columns"
         )
-    cells = {column: row[column] for column in columns}
+      cells[column] = cell
     yield _encoded(json.dumps(cells, ensure_ascii=False) + "\n", f"row {i}")
 
 

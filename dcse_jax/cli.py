@@ -20,6 +20,7 @@ COMMANDS = {
   "convert": "convert",
   "compile": "compile",
   "embed-with": "embed_with",
+  "words": "words",
   "mine": "mine",
 }
 

@@ -61,15 +61,23 @@ def default() -> ConfigDict:
   config.keep_head = False
   config.num_layers = 0  # How many of the first layers are kept; 0 keeps all.
 
+  # The rate of all of the encoder's dropouts in training, in [0, 1); -1 keeps the model's
+  # own rates.
+  config.dropout = -1.0
+
   # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; or
   # tfds:NAME:SPLIT:FEATURE.
-  # A table's columns: one, sentences; two, anchor and positive; three, hard negatives.
+  # A table's columns: one, sentences; two, anchor and positive; more, hard negatives, of
+  # which a row may have fewer. One column of them may hold lists.
   config.text = ""
   config.columns = ()
   # Texts before the sentences of each column, such as ("query: ", "passage: "), or names of
   # the model's own prompts; the last serves for further columns. The exported model has
   # them for queries and documents. () puts the model's default prompt before all.
   config.prompts = ()
+  # The columns that say how well an anchor and its candidates match: one for the positive
+  # and one for each hard negative, or lists.
+  config.score_columns = ()
   # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0

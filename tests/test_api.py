@@ -156,7 +156,7 @@ def test_what_is_no_text_is_a_type_error_that_names_its_place(text, message, tmp
     ({"batch_size": "many"}, "config.batch_size='many'"),
     ({"config": "nowhere"}, "no config file nowhere"),
     ({"text": []}, "text is empty"),
-    ({"text": [dict.fromkeys("abcd", "x")]}, "name 1 to 3 of them"),
+    ({"text": [{"a": "x"}], "score_columns": ("a",)}, "columns named: 'a'"),
     ({"text": ["\ud800"]}, "sentence 0 holds half a surrogate pair"),
     ({"rounds": {"simcse": {"sedes": (1,)}}}, "unknown field 'sedes'"),
   ],

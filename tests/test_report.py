@@ -145,7 +145,7 @@ def test_rounds_say_what_they_learn_from(whole):
 
 def test_the_page_holds_the_images_that_lie_beside_it(whole):
   images = re.findall('src="data:image/png;base64,(.*?)"', whole.read_text())
-  names = ["losses", "dev", "distillation", "teachers", "histograms", "alignment"]
+  names = ["losses", "dev", "held_out", "teachers", "histograms", "alignment"]
   files = [(whole.parent / f"{name}.png").read_bytes() for name in names]
   assert [base64.b64decode(image) for image in images] == files
   assert all(file.startswith(b"\x89PNG\r\n\x1a\n") for file in files)
@@ -172,7 +172,7 @@ def test_the_gap_is_of_the_last_values_and_averages_seeds(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
   # Training 1/4; held out the mean of 0.5 and 1.5.
   assert cells(report.write_report(tmp_path).read_text())[-1] == [
-    *("student", "0.2500", "1.0000", "0.7500")
+    *("student", "distillation", "0.2500", "1.0000", "0.7500")
   ]
 
 
@@ -200,7 +200,7 @@ def test_parts_are_drawn_upon_the_total_that_they_may_equal(whole):
     ((), []),
     (("train/loss",), ["losses"]),
     (("eval/x-dev_spearman",), ["dev"]),
-    (("eval/distillation_train",), ["distillation"]),
+    (("eval/embedding_distillation_train",), ["held_out"]),
     (("eval/alignment", "eval/uniformity"), ["alignment"]),
   ],
 )

@@ -18,6 +18,7 @@ import numpy as np
 from dcse_jax import config as config_lib
 from dcse_jax.data import text
 from dcse_jax.hub import folder
+from dcse_jax.hub import shape as shape_lib
 from dcse_jax.hub.tokenizer import load_tokenizer
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
@@ -119,7 +120,7 @@ def make_abstract_step(
     "attention_mask": jax.ShapeDtypeStruct(ids, bool),
     "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
     **teacher_batch,
-    **loss_fn.abstract_batch(round_config.batch_size, round_config.max_length),
+    **loss_fn.abstract_batch(round_config.batch_size, columns, round_config.max_length),
   }
   length = mean_length or round_config.max_length
   size = Size(
@@ -183,7 +184,9 @@ def _with_axis(tree: Any, size: int, dtype: Any = None) -> Any:
   )
 
 
-def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
+def _model(
+  shape: encoder_lib.EncoderConfig, pooling: str, **fields: Any
+) -> model_lib.Model:
   return model_lib.Model(
     config=shape,
     params=encoder_lib.abstract_params(shape),
@@ -191,6 +194,7 @@ def _model(shape: encoder_lib.EncoderConfig, pooling: str) -> model_lib.Model:
     pooling=pooling,
     normalize=False,
     max_length=shape.max_tokens,
+    **fields,
   )
 
 
@@ -201,14 +205,15 @@ def _start(config: config_lib.ConfigDict) -> model_lib.Model:
       vocab_size = len(load_tokenizer(folder.locate(config.tokenizer)))
     shape = start_lib.new_shape(config, vocab_size=vocab_size, pad_token_id=0)
     return _model(shape, config.pooling)
-  shape, pooling = folder.load_shape(config.model, default_pooling=config.pooling)
+  loaded = shape_lib.load(config.model, default_pooling=config.pooling)
+  shape = loaded.config
   if config.num_layers > shape.num_layers:
     raise UserError(
       f"num_layers={config.num_layers}, but {config.model} has {shape.num_layers}: "
       f"keep 1 to {shape.num_layers}"
     )
   num_layers = config.num_layers or shape.num_layers
-  return _model(dataclasses.replace(shape, num_layers=num_layers), pooling)
+  return _model(dataclasses.replace(shape, num_layers=num_layers), loaded.pooling)
 
 
 def _teachers(
@@ -227,8 +232,11 @@ def _teachers(
     if is_embeddings(teacher):
       teachers.append((open_embeddings(teacher), share))
       continue
-    shape, pooling = folder.load_shape(teacher, default_pooling=config.pooling)
-    teachers.append((_model(shape, pooling), share))
+    loaded = shape_lib.load(teacher, default_pooling=config.pooling)
+    model = _model(
+      loaded.config, loaded.pooling, head=loaded.head, truncate_dim=loaded.truncate_dim
+    )
+    teachers.append((model, share))
   return teachers
 
 
@@ -254,19 +262,23 @@ def _online(config, members, total: float, start):
     if model.config.vocab_size != start.config.vocab_size
   }
   places = dict(zip(own, itertools.count()))
-  stacks, _ = stacks_lib.stack_teachers(
+  stacks, heads_of_stacks = stacks_lib.stack_teachers(
     [dataclasses.replace(model, params={}) for model, _ in members],
     [weight for _, weight in members],
     [places.get(model.config.vocab_size) for model, _ in members],
     total=total,
+    dtype=jnp.dtype(config.dtype),
   )
   params = tuple(
-    _with_axis(
-      encoder_lib.abstract_params(stack.config),
-      len(stack.weights),
-      jnp.dtype(config.dtype),
-    )
-    for stack in stacks
+    {
+      **_with_axis(
+        encoder_lib.abstract_params(stack.config),
+        len(stack.weights),
+        jnp.dtype(config.dtype),
+      ),
+      **jax.tree.map(_shape, head),
+    }
+    for stack, head in zip(stacks, heads_of_stacks)
   )
   ids = (config.batch_size, 1, config.max_length)
   read = {

@@ -11,14 +11,15 @@ _BATCH_ROWS = 4096
 
 
 def rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[Any]]:
-  """Yields the cells of a .parquet or .arrow file; a row with a null is blank.
+  """Yields the cells of a .parquet or .arrow file; a row with a null may be blank.
 
   Args:
     source: the file's path.
     columns: names, or paths as in "answer.text" to fields of structs.
-    types: the types that a cell may have.
+    types: for each column, the types that a cell may have; all strings by default. A
+      null where None is none of them makes the row blank.
 
   Raises:
     UserError: the file cannot be read, or a column is missing or has another type.
@@ -30,18 +31,19 @@ def rows(
       f"{source}: tables of Parquet and Arrow need pyarrow: pip install 'dcse_jax[data]'"
     ) from error
 
+  types = types or [(str,)] * len(columns)
   try:
     for batch in _batches(source, columns):
       cells = [column.to_pylist() for column in batch]
       for row in zip(*cells):
-        if any(cell is None for cell in row):
+        if any(cell is None and type(None) not in t for cell, t in zip(row, types)):
           yield []
           continue
-        for name, cell in zip(columns, row):
-          if not isinstance(cell, types):
+        for name, cell, known in zip(columns, row, types):
+          if not isinstance(cell, known):
             raise decoding.user_error(
               f"{source}: column {name!r} holds a {type(cell).__name__}; name a column "
-              "of strings"
+              f"of {decoding.kind_of(known)}s"
             )
         yield row
   except (pa.ArrowException, OSError) as error:

@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from dcse_jax.data.tokens import Meeting
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.model.packing import count_tokens
 
 
 class _KeepTwinsApart(grain.transforms.RandomMap):
-  """A transform that replaces a row that shares a sentence with an earlier one.
+  """A transform that replaces a row that may not meet an earlier one: see `Meeting`.
 
-  Two rows with a sentence in common are false negatives of each other. Dropping
-  one would lose data; instead another row takes its place in this batch, and
-  the row has its turn in other epochs.
+  Dropping one of the two would lose data; instead another row takes its place in this
+  batch, and the row has its turn in other epochs.
   """
 
   def __init__(self, sentence_ids: np.ndarray, apart: np.ndarray):
@@ -28,19 +28,18 @@ class _KeepTwinsApart(grain.transforms.RandomMap):
 
   def random_map(self, rows, rng: np.random.Generator):
     sentences = self._sentence_ids
-    met: set[int] = set()
+    meeting = Meeting()
     kept = []
     waiting = list(rows[::-1])
     for _ in range(2 * len(rows) + 1000):
       if not waiting:
         return np.asarray(kept, dtype=rows.dtype)
       row = waiting.pop()
-      if met.isdisjoint(sentences[row].tolist()):
-        met.update(sentences[row].tolist())
+      if meeting.join(sentences[row].tolist()):
         kept.append(row)
       else:
         waiting.insert(0, int(rng.integers(len(sentences))))
-    # Nearly all rows are twins: rows that share no sentence fill the batch.
+    # Nearly all rows are twins: rows that may all meet fill the batch.
     return rng.choice(self._apart, len(rows), replace=False).astype(rows.dtype)
 
 

@@ -38,6 +38,11 @@ def user_error(message: str) -> UserError:
   return UserError(" ".join(message.split()))
 
 
+def kind_of(types: Collection[type]) -> str:
+  """Names what a column of cells of these types holds, for errors."""
+  return "number" if float in types else "string"
+
+
 def names(values: Collection[str]) -> str:
   """Lists names for a message, cut short, since a bad file may have long ones."""
   shown = [

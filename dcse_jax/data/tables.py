@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import csv
 import json
 import re
+from typing import Any
 
 from dcse_jax.data import decoding
 
@@ -63,7 +64,7 @@ def _table_rows(
 
 
 def csv_rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[str]]:
   """Yields the cells of a .csv file, all strings; [] for an empty line."""
   del types
@@ -71,7 +72,7 @@ def csv_rows(
 
 
 def tsv_rows(
-  source: str, columns: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[str]]:
   """Yields the cells of a .tsv file, all strings; [] for an empty line."""
   del types
@@ -81,13 +82,19 @@ def tsv_rows(
 def jsonl_rows(
   source: str,
   columns: Sequence[str],
-  types: tuple[type, ...] = (str,),
+  types: Sequence[tuple[type, ...]] = (),
   optional: Sequence[str] = (),
-) -> Iterator[Sequence[str]]:
-  """Yields the cells of a .jsonl file, of these types; [] for an empty line.
+) -> Iterator[Sequence[Any]]:
+  """Yields the cells of a .jsonl file; [] for an empty line.
 
-  One of the `optional` columns that is missing or null is "".
+  Args:
+    source: the file's path.
+    columns: names.
+    types: for each column, the types that a cell may have; all strings by default.
+      Where None is one of them, a column may be missing.
+    optional: columns of which a missing or null cell is "".
   """
+  types = types or [(str,)] * len(columns)
   for number, line in enumerate(decoding.lines(source), start=1):
     where = f"{source} line {number}"
     yield _json_row(where, line, columns, types, optional) if line.strip() else []
@@ -97,9 +104,9 @@ def _json_row(
   where: str,
   line: str,
   columns: Sequence[str],
-  types: tuple[type, ...],
+  types: Sequence[tuple[type, ...]],
   optional: Sequence[str],
-) -> Sequence[str]:
+) -> Sequence[Any]:
   try:
     record = json.loads(line)
   except (ValueError, RecursionError) as error:
@@ -113,17 +120,23 @@ def _json_row(
       f"{where}: a {type(record).__name__}, not an object; put one object on each line"
     )
   record |= {name: "" for name in optional if record.get(name) is None}
-  for name in columns:
+  for name, known in zip(columns, types, strict=True):
+    if name not in record and type(None) in known:
+      record[name] = None
     if name not in record:
       raise decoding.user_error(
         f"{where}: no column {name!r}; the columns there are: {decoding.names(record)}"
       )
     value = record[name]
-    if not isinstance(value, types):
+    if not isinstance(value, known):
       raise decoding.user_error(
-        f"{where}: column {name!r} holds a {type(value).__name__}; make it a string"
+        f"{where}: column {name!r} holds a {type(value).__name__}; make it "
+        f"a {decoding.kind_of(known)}"
       )
-    if isinstance(value, str) and _SURROGATE.search(value):
+    if any(
+      isinstance(each, str) and _SURROGATE.search(each)
+      for each in (value if isinstance(value, list) else [value])
+    ):
       raise decoding.user_error(
         f"{where}: column {name!r} holds half a surrogate pair; re-save it as UTF-8"
       )

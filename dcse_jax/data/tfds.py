@@ -26,7 +26,7 @@ def _parse(source: str) -> tuple[str, str, list[str]]:
 
 
 def rows(
-  source: str, features: Sequence[str], types: tuple[type, ...] = (str,)
+  source: str, features: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[str]]:
   """Yields the features of a prepared split, all strings."""
   del types

@@ -18,6 +18,7 @@ import sys
 import numpy as np
 import tqdm
 
+from dcse_jax.model.pooling import LEFT_OUT
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 # This is part of every key: raise it when the layout or the cleaning changes.
 _LAYOUT = 2
 _CHUNK = 10_000
+# The id of a hard negative that a row does not have.
+_NONE = -1
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
@@ -39,13 +42,18 @@ class TokenCache:
     key: names the content; equal keys mean equal rows.
     tokens: for each column, all token ids end to end, memory-mapped.
     offsets: for each column, where row i begins, [rows + 1].
-    sentence_ids: numbers that are equal where token ids are equal, [rows, columns].
+    sentence_ids: numbers that are equal where token ids are equal, [rows, columns]; -1
+      where a row has fewer hard negatives than columns.
     source_rows: which row of the text each row is, ascending, [rows].
     max_length: tokens that a row may have, special tokens included.
     pad_token_id: fills `gather`'s rows.
     dropped: how many rows were left out because they repeat an earlier row.
-    contradicting: how many rows were left out because their hard negative is their own
-      anchor or positive.
+    contradicting: how many rows were left out because each of their hard negatives is
+      their own anchor or positive.
+    scores: what the text says of each row's positive and hard negatives, [rows,
+      columns - 1] float32, or None.
+    left_out: for each column, how many first tokens of a sentence are not pooled; empty
+      for none.
   """
 
   key: str
@@ -57,6 +65,8 @@ class TokenCache:
   pad_token_id: int
   dropped: int
   contradicting: int
+  scores: np.ndarray | None = None
+  left_out: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     return len(self.sentence_ids)
@@ -64,28 +74,25 @@ class TokenCache:
   # These are cached: each takes a pass over all rows, and every round and seed asks.
   @functools.cached_property
   def num_twins(self) -> int:
-    """How many rows share a sentence with another row."""
+    """How many rows cannot meet another row in a batch: see `Meeting`."""
     if self.sentence_ids.shape[1] == 1:
       return 0  # Rows with equal sentences were left out.
     ids = np.sort(self.sentence_ids, axis=1)
-    is_first = np.ones(ids.shape, bool)
-    is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    is_first = ids >= 0
+    is_first[:, 1:] &= ids[:, 1:] != ids[:, :-1]
     row = np.nonzero(is_first)[0]
-    _, inverse, counts = np.unique(
+    met, inverse, counts = np.unique(
       ids[is_first], return_inverse=True, return_counts=True
     )
-    return len(np.unique(row[counts[inverse] > 1]))
+    is_pair = np.isin(met, self.sentence_ids[:, :2])
+    return len(np.unique(row[(is_pair & (counts > 1))[inverse]]))
 
   @functools.cached_property
   def rows_apart(self) -> np.ndarray:
-    """Rows of which no two share a sentence, as many as one pass finds."""
-    met: set[int] = set()
-    apart = []
-    for row, ids in enumerate(self.sentence_ids.tolist()):
-      if met.isdisjoint(ids):
-        met.update(ids)
-        apart.append(row)
-    return np.asarray(apart)
+    """Rows that may all meet in one batch, as many as one pass finds."""
+    meeting = Meeting()
+    rows = enumerate(self.sentence_ids.tolist())
+    return np.asarray([row for row, ids in rows if meeting.join(ids)])
 
   @property
   def max_batch_size(self) -> int:
@@ -104,26 +111,58 @@ class TokenCache:
 
     Returns:
       `input_ids` [B, C, S] int32 and `attention_mask` [B, C, S] bool, with C
-      columns and S = max_length, and `example_id` [B] int32.
+      columns and S = max_length, and `example_id` [B] int32. Where tokens are not pooled
+      the mask is int8 and marks them by `pooling.LEFT_OUT`. Where rows may have unlike
+      numbers of hard negatives, `has_negative` [B, C - 2] bool; where there are scores,
+      `scores` [B, C - 1] float32.
     """
     position = np.arange(self.max_length)
     ids, masks = [], []
-    for tokens, offsets in zip(self.tokens, self.offsets):
+    for c, (tokens, offsets) in enumerate(zip(self.tokens, self.offsets)):
       start, end = offsets[rows][:, None], offsets[rows + 1][:, None]
       index = start + position
       mask = index < end
       ids.append(np.where(mask, tokens[np.minimum(index, end - 1)], self.pad_token_id))
+      if any(self.left_out):
+        is_left_out = mask & (position < self.left_out[c])
+        mask = np.where(is_left_out, np.int8(LEFT_OUT), mask.astype(np.int8))
       masks.append(mask)
-    return {
+    batch = {
       "input_ids": np.stack(ids, axis=1).astype(np.int32),
       "attention_mask": np.stack(masks, axis=1),
       "example_id": rows.astype(np.int32),
     }
+    if len(self.tokens) > 3:
+      batch["has_negative"] = self.sentence_ids[rows, 2:] >= 0
+    if self.scores is not None:
+      batch["scores"] = self.scores[rows]
+    return batch
 
   def sentences(self, start: int, stop: int) -> list[np.ndarray]:
     """Returns the token ids of the first column's rows from start to stop - 1."""
     tokens, offsets = self.tokens[0], self.offsets[0]
     return [tokens[offsets[i] : offsets[i + 1]] for i in range(start, stop)]
+
+
+class Meeting:
+  """The sentences of rows that meet in a batch.
+
+  A sentence of two rows is a false negative of one of them, unless it is a hard negative
+  of both.
+  """
+
+  def __init__(self):
+    self._pairs: set[int] = set()
+    self._every: set[int] = set()
+
+  def join(self, ids: Sequence[int]) -> bool:
+    """Lets a row join by its sentence ids, and returns whether it may."""
+    own = {number for number in ids if number >= 0}
+    if not (self._every.isdisjoint(ids[:2]) and self._pairs.isdisjoint(own)):
+      return False
+    self._pairs.update(ids[:2])
+    self._every |= own
+    return True
 
 
 def content_key(columns: Sequence[Sequence[str]], *facts: str | int) -> str:
@@ -161,8 +200,9 @@ def build_token_cache(
   If several processes share the folder, one of them makes it.
 
   A row whose tokens all repeat an earlier row's is left out: in one batch the two
-  would be each other's false negatives. So is a row whose hard negative, the third
-  column, has the tokens of its own anchor or positive.
+  would be each other's false negatives. Columns after the second are hard negatives. One
+  that is blank, repeats another of its row, or has the tokens of its own anchor or
+  positive is none, and a row that keeps none is left out.
 
   Args:
     folder: holds the caches, one folder each.
@@ -222,6 +262,14 @@ def _has_contradictions(path: pathlib.Path) -> bool:
   return bool((ids[:, 2:] == ids[:, :2]).any()) if ids.shape[1] == 3 else False
 
 
+def _without_repeats(ids: tuple[int, ...]) -> tuple[int, ...]:
+  """Strikes out hard negatives that are another sentence of their row."""
+  kept = list(ids[:2])
+  for number in ids[2:]:
+    kept.append(_NONE if number in kept else number)
+  return tuple(kept)
+
+
 def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
   """Tokenises the columns chunk by chunk, and writes the cache's files."""
   num_rows = len(columns[0])
@@ -249,13 +297,16 @@ def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
           hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),
           len(seen_sentences),
         )
-        for ids in row
+        if column[number]
+        else _NONE
+        for column, ids in zip(columns, row)
       )
+      sentence_ids = _without_repeats(sentence_ids)
+      if set(sentence_ids[2:]) == {_NONE}:
+        contradicting += 1
+        continue
       if sentence_ids in seen_rows and not keep_repeats:
         dropped += 1
-        continue
-      if sentence_ids[2:] and sentence_ids[2] in sentence_ids[:2]:
-        contradicting += 1
         continue
       seen_rows.add(sentence_ids)
       kept_ids.append(sentence_ids)

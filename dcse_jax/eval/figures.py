@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -102,22 +103,22 @@ def _figure(height: float) -> Any:
   return Figure(figsize=(_WIDTH, height))
 
 
-def _panels(rounds: list[Round], *, height: float, stack: int = 1, **shared) -> Any:
-  """Makes a figure with a panel for each round, at most four side by side.
+def _panels(names: list[str], *, height: float, stack: int = 1, **shared) -> Any:
+  """Makes a figure with a panel for each name, at most four side by side.
 
   Returns:
     The figure, and axes [R, stack] from the top of each panel.
   """
-  lines = math.ceil(len(rounds) / 4)
-  abreast = math.ceil(len(rounds) / lines)
+  lines = math.ceil(len(names) / 4)
+  abreast = math.ceil(len(names) / lines)
   figure = _figure(lines * height + 0.6)
   axes = figure.subplots(lines * stack, abreast, squeeze=False, **shared)
   axes = axes.reshape(lines, stack, abreast).swapaxes(1, 2).reshape(-1, stack)
-  for axis in axes[len(rounds) :].flat:
+  for axis in axes[len(names) :].flat:
     axis.remove()
-  for round_, panel in zip(rounds, axes):
-    panel[0].set_title(round_.name[:20])  # More would run into the next title.
-  return figure, axes[: len(rounds)]
+  for name, panel in zip(names, axes):
+    panel[0].set_title(name[:20])  # More would run into the next title.
+  return figure, axes[: len(names)]
 
 
 def _draw(axis: Any, curve: np.ndarray, **style: Any) -> None:
@@ -141,7 +142,7 @@ def _legend(figure: Any) -> None:
 
 
 def _losses(rounds: list[Round]) -> Section:
-  figure, panels = _panels(rounds, height=2.6, stack=2)
+  figure, panels = _panels([r.name for r in rounds], height=2.6, stack=2)
   names = sorted({name for each in rounds for name in each.terms})
   parts = {
     # It is wide and pale, so that it shows under a part that is the whole loss.
@@ -200,16 +201,20 @@ def _dev(rounds: list[Round]) -> Section:
   )
 
 
-def _distillation(rounds: list[Round]) -> Section:
-  figure, panels = _panels(rounds, height=1.9, sharey=True)
+def _held_out(rounds: list[Round]) -> Section:
+  measured = [(r, term) for r in rounds for term in _measured(r)]
+  names = [
+    f"{r.name}, {term}" if len(_measured(r)) > 1 else r.name for r, term in measured
+  ]
+  figure, panels = _panels(names, height=1.9)
   rows = []
-  for round_, (axis,) in zip(rounds, panels):
+  for (round_, term), (axis,) in zip(measured, panels):
     last = []
     for split, label, dash in (
       ("train", "training sentences", "-"),
       ("held_out", "held-out sentences", _DASHES[1]),
     ):
-      curve = round_.curves.get(f"eval/distillation_{split}")
+      curve = round_.curves.get(f"eval/{term}_{split}")
       if curve is not None:
         colour = round_.style["color"]
         _draw(axis, curve, color=colour, linestyle=dash)
@@ -218,24 +223,32 @@ def _distillation(rounds: list[Round]) -> Section:
         last.append(curve[1, -1])
     gap = [last[1] - last[0]] if len(last) == 2 else []
     values = [number(value, 4) for value in last + gap]
-    rows.append([round_.name, *values, *["–"] * (3 - len(values))])
+    rows.append([round_.name, term, *values, *["–"] * (3 - len(values))])
   figure.supxlabel("step", fontsize=9)
-  figure.supylabel("distillation loss (nats)", fontsize=9)
+  figure.supylabel("loss", fontsize=9)
   _legend(figure)
   return Section(
-    "Distillation on training and on held-out sentences",
+    "Losses on training and on held-out sentences",
     figure,
-    "Distillation loss on sentences of the training text (solid) and of the dev sets "
-    "(dashed), without dropout and shuffling; means over seeds and their range. A "
+    "Losses that teachers give, on sentences of the training text (solid) and of the dev "
+    "sets (dashed), without dropout and shuffling; means over seeds and their range. A "
     "growing gap suggests that the student learns its teachers' noise by heart. "
+    "Teachers of which there are only embeddings know nothing of the dev sets. "
     "Below, the last values and their gap, held-out − training.",
-    header=("round", "training (nats)", "held-out (nats)", "gap (nats)"),
+    header=("round", "loss", "training", "held-out", "gap"),
     rows=rows,
+    text_columns=2,
   )
 
 
+def _measured(round_: Round) -> list[str]:
+  """Lists the terms of a round that are measured without dropout."""
+  found = (re.fullmatch("eval/(.+)_train", key) for key in round_.curves)
+  return [match[1] for match in found if match]
+
+
 def _teachers(rounds: list[Round]) -> Section:
-  figure, panels = _panels(rounds, height=2.2)
+  figure, panels = _panels([r.name for r in rounds], height=2.2)
   matrices = [np.asarray(round_.teachers["top12_spearman"]) for round_ in rounds]
   # Each teacher agrees with itself to 100, which would take up the scale.
   matrices = [np.ma.masked_array(m, np.eye(len(m))) for m in matrices]
@@ -335,7 +348,7 @@ def _alignment(rounds: list[Round]) -> Section:
 SECTIONS = {
   "losses": (_losses, lambda r: "train/loss" in r.curves),
   "dev": (_dev, lambda r: "dev" in r.curves),
-  "distillation": (_distillation, lambda r: "eval/distillation_train" in r.curves),
+  "held_out": (_held_out, _measured),
   "teachers": (_teachers, lambda r: r.teachers),
   "histograms": (_histograms, lambda r: r.diagnostics),
   "alignment": (_alignment, lambda r: "eval/alignment" in r.curves),

@@ -135,7 +135,7 @@ def _documents(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   """Yields the id of each document, and its title and text."""
   if ".jsonl" in path.name:
     rows = tables.jsonl_rows(
-      str(path), ("_id", "title", "text"), (str, int), optional=("title",)
+      str(path), ("_id", "title", "text"), [(str, int)] * 3, optional=("title",)
     )
     rows = filter(None, rows)
   else:
@@ -146,7 +146,7 @@ def _documents(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def _read_queries(path: pathlib.Path) -> dict[str, str]:
   if ".jsonl" in path.name:
-    rows = filter(None, tables.jsonl_rows(str(path), ("_id", "text"), (str, int)))
+    rows = filter(None, tables.jsonl_rows(str(path), ("_id", "text"), [(str, int)] * 2))
   else:
     rows = _fields(path, (2,), "an id and a text")
   texts: dict[str, str] = {}

@@ -57,6 +57,28 @@ def read_head(layers: Sequence[tuple[pathlib.Path, str]], size: int) -> Head | N
   return head
 
 
+def read_shapes(layers: Sequence[tuple[pathlib.Path, str]]) -> Head | None:
+  """Reads the shapes of the dense layers after a pooling, without their weights.
+
+  Args:
+    layers: see `read_head`.
+
+  Returns:
+    A head of zeros that take no memory.
+  """
+  head = None
+  for path, activation in reversed(layers):
+    settings = read_settings(path)
+    sizes = [settings.get(name) for name in ("in_features", "out_features")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+      raise UserError(f"{path}: in_features and out_features must be whole numbers")
+    kernel, bias = (
+      np.broadcast_to(np.float32(0), shape) for shape in (sizes, sizes[1:])
+    )
+    head = Head(kernel, bias, activation, then=head)
+  return head
+
+
 def make_head(
   folder: pathlib.Path,
   tensors: Mapping[str, np.ndarray],

@@ -44,7 +44,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
   Args:
     name: a folder; or a hub id such as "bert-base-uncased", or ID@REVISION with a
       branch, tag or commit of its repository.
-    weights: whether to download all that a model needs, or what `load_shape` reads.
+    weights: whether to download all that a model needs, or what `shape.load` reads.
 
   Raises:
     UserError: it is neither a folder nor a repository that can be downloaded.
@@ -199,7 +199,7 @@ def load(
       raise UserError(f"{encoder}: {error}") from error
   if pooling is None and about.pooling is None:
     _log.info("%s says nothing of its pooling: it is %r", name, default_pooling)
-  pooling = pooling or _choose_pooling(about.pooling, default_pooling)
+  pooling = pooling or choose_pooling(about.pooling, default_pooling)
   if fault := pooling_lib.fault(config, pooling):
     _log.warning("%s: %s", name, fault)
   width = pooling_lib.embedding_size(config, pooling)
@@ -248,28 +248,8 @@ def load(
   )
 
 
-def load_shape(
-  name: str, *, default_pooling: str
-) -> tuple[encoder_lib.EncoderConfig, str]:
-  """Loads the shape and the pooling of a model, without its weights and tokenizer.
-
-  Args:
-    name: a name that `locate` takes; only a hub model's small files are downloaded.
-    default_pooling: see `load`.
-
-  Returns:
-    The encoder's config, with a pooler where the family has one, since released weights
-    do; the pooling.
-
-  Raises:
-    UserError: see `load`.
-  """
-  folder = locate(name, weights=False)
-  _, config, about = modules.read(folder)
-  return config, _choose_pooling(about.pooling, default_pooling)
-
-
-def _choose_pooling(own: str | None, default: str) -> str:
+def choose_pooling(own: str | None, default: str) -> str:
+  """Returns the pooling that a folder names, or the default where that is alike."""
   # A folder cannot tell apart poolings that differ only in training.
   is_same = own is not None and pooling_lib.get(default).same_as == own
   return default if is_same else own or default

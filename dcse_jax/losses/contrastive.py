@@ -4,39 +4,52 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import flat_negatives
 from dcse_jax.losses.similarity import own_columns
+from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.losses.terms import term
 
+# Whether a temperature is the setting's, or starts there and is trained along.
+_MODES = Choice(("fixed", "learnt"))
 
-@term(negative_weight=Range())
+
+@term(temperature_mode=_MODES, negative_weight=Range())
 def info_nce(
   anchors: jax.Array,
   all_positives: jax.Array,
   all_negatives: jax.Array | None = None,
   labels: jax.Array | None = None,
+  all_has_negative: jax.Array | None = None,
+  learnt_temperature: jax.Array | None = None,
   *,
   temperature: float = 0.05,
+  temperature_mode: str = "fixed",
   negative_weight: float = 0.0,
 ) -> jax.Array:
-  """InfoNCE with in-batch negatives and, if given, a hard negative for each anchor.
+  """InfoNCE with in-batch negatives and, if given, hard negatives for each anchor.
 
   Args:
     anchors: embeddings of the first view, [b, D].
     all_positives: embeddings of the second view, [B, D].
-    all_negatives: embeddings of hard negatives, [B, D]; row i was mined for anchor
-      i, and every row is a negative of every anchor.
+    all_negatives: embeddings of hard negatives, [B, D] or [B, K, D]; row i was mined
+      for anchor i, and every one is a negative of every anchor.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
+    all_has_negative: which hard negatives there are, [B, K]; None if all.
+    learnt_temperature: takes the place of `temperature` if that is learnt, a scalar.
     temperature: divides the cosines; smaller is sharper.
-    negative_weight: added to the logit of an anchor with its own hard negative;
-      above 0 it counts e^negative_weight times.
+    temperature_mode: "fixed", or "learnt", as CLIP does.
+    negative_weight: added to the logit of an anchor with its own hard negatives;
+      above 0 they count e^negative_weight times.
 
   Returns:
     The loss of each anchor, [b], in nats.
 
   References:
-    Gao et al., SimCSE, 2021, Eq. 1 and Sec. 4 (arXiv:2104.08821).
+    Gao et al., SimCSE, 2021, Eq. 1 and Sec. 4 (arXiv:2104.08821); Radford et al., CLIP,
+    2021, Sec. 2.5, for the learnt temperature (arXiv:2103.00020).
 
   Example:
     Two sentences that have nothing in common, each its own positive: the chance of the
@@ -47,17 +60,22 @@ def info_nce(
     >>> print(info_nce(eye, eye, temperature=0.5).round(4))
     [0.1269 0.1269]
   """
+  if temperature_mode == "learnt":
+    temperature = learnt_temperature
   logits = cosine_similarity(anchors, all_positives) / temperature
   labels, is_own = own_columns(logits, labels)
   if all_negatives is not None:
-    hard = cosine_similarity(anchors, all_negatives) / temperature
-    logits = jnp.concatenate(
-      [logits, hard + jnp.where(is_own, negative_weight, 0.0)], axis=1
-    )
+    negatives, is_there = flat_negatives(all_negatives, all_has_negative)
+    hard = cosine_similarity(anchors, negatives) / temperature
+    is_own = jnp.repeat(is_own, len(negatives) // len(all_negatives), axis=1)
+    hard = hard + jnp.where(is_own, negative_weight, 0.0)
+    if is_there is not None:
+      hard = jnp.where(is_there, hard, MASKED)
+    logits = jnp.concatenate([logits, hard], axis=1)
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-@term()
+@term(temperature_mode=_MODES)
 def symmetric_info_nce(
   anchors: jax.Array,
   positives: jax.Array,
@@ -65,8 +83,11 @@ def symmetric_info_nce(
   all_positives: jax.Array,
   all_negatives: jax.Array | None = None,
   labels: jax.Array | None = None,
+  all_has_negative: jax.Array | None = None,
+  learnt_temperature: jax.Array | None = None,
   *,
   temperature: float = 0.05,
+  temperature_mode: str = "fixed",
 ) -> jax.Array:
   """InfoNCE in both directions: positives find their anchors, too.
 
@@ -75,9 +96,13 @@ def symmetric_info_nce(
     positives: embeddings of the second view, [b, D].
     all_anchors: the same as anchors, for the whole batch, [B, D].
     all_positives: the same as positives, for the whole batch, [B, D].
-    all_negatives: embeddings of hard negatives, [B, D], of which only anchors know.
+    all_negatives: embeddings of hard negatives, [B, D] or [B, K, D], of which only
+      anchors know.
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
+    all_has_negative: which hard negatives there are, [B, K]; None if all.
+    learnt_temperature: takes the place of `temperature` if that is learnt, a scalar.
     temperature: divides the cosines.
+    temperature_mode: "fixed", or "learnt", as CLIP does.
 
   Returns:
     The mean of both directions' losses for each pair, [b], in nats.
@@ -85,8 +110,15 @@ def symmetric_info_nce(
   References:
     Radford et al., CLIP, 2021, Sec. 2.3 (arXiv:2103.00020).
   """
+  if temperature_mode == "learnt":
+    temperature = learnt_temperature
   forward = info_nce(
-    anchors, all_positives, all_negatives, labels, temperature=temperature
+    anchors,
+    all_positives,
+    all_negatives,
+    labels,
+    all_has_negative,
+    temperature=temperature,
   )
   backward = info_nce(positives, all_anchors, None, labels, temperature=temperature)
   return (forward + backward) / 2

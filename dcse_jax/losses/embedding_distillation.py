@@ -7,7 +7,12 @@ from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import term
 
 
-@term(measure=Choice(("cosine", "l2")))
+def _held_out(student: jax.Array, teacher: jax.Array, *, measure: str) -> jax.Array:
+  """Computes the term without dropout."""
+  return embedding_distillation(student, teacher, measure=measure)
+
+
+@term(held_out=_held_out, measure=Choice(("cosine", "l2")))
 def embedding_distillation(
   student: jax.Array, teacher: jax.Array, *, measure: str = "cosine"
 ) -> jax.Array:

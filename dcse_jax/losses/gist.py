@@ -6,6 +6,7 @@ import optax
 
 from dcse_jax.losses.similarity import MASKED
 from dcse_jax.losses.similarity import cosine_similarity
+from dcse_jax.losses.similarity import flat_negatives
 from dcse_jax.losses.similarity import own_columns
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
@@ -27,6 +28,7 @@ def gist(
   all_teacher_positives: jax.Array | None = None,
   all_teacher_negatives: jax.Array | None = None,
   labels: jax.Array | None = None,
+  all_has_negative: jax.Array | None = None,
   *,
   temperature: float = 0.01,
   margin: float = 0.0,
@@ -46,12 +48,14 @@ def gist(
     all_positives: the same as positives, for the whole batch, [B, D].
     teacher: the guide's embeddings of the anchors, [b, E].
     all_teacher: the same, for the whole batch, [B, E].
-    all_negatives: embeddings of hard negatives, [B, D].
+    all_negatives: embeddings of hard negatives, [B, D] or [B, K, D].
     teacher_positives: the guide's embeddings of the positives, [b, E]; None where a
       positive is its anchor's own sentence.
     all_teacher_positives: the same, for the whole batch, [B, E].
-    all_teacher_negatives: the guide's embeddings of the hard negatives, [B, E].
+    all_teacher_negatives: the guide's embeddings of the hard negatives, [B, E] or
+      [B, K, E].
     labels: which of the B rows is each anchor's own, [b]; by default the first b.
+    all_has_negative: which hard negatives there are, [B, K]; None if all.
     temperature: divides the cosines.
     margin: how far below the positive's cosine the threshold is; with "relative", as
       a share of that cosine's size.
@@ -80,8 +84,12 @@ def gist(
     (cosine_similarity(positives, all_positives), is_near(by_positives) | is_own),
   ]
   if all_negatives is not None:
-    by_negatives = cosine_similarity(teacher, all_teacher_negatives)
-    compared.append((cosine_similarity(anchors, all_negatives), is_near(by_negatives)))
+    negatives, is_there = flat_negatives(all_negatives, all_has_negative)
+    guides, _ = flat_negatives(all_teacher_negatives)
+    left_out = is_near(cosine_similarity(teacher, guides))
+    if is_there is not None:
+      left_out |= ~is_there
+    compared.append((cosine_similarity(anchors, negatives), left_out))
   logits = jnp.concatenate(
     [jnp.where(left_out, MASKED, x / temperature) for x, left_out in compared], axis=1
   )

@@ -54,6 +54,22 @@ def pair_cosine(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.sum(normalize(a) * normalize(b), axis=-1)
 
 
+def flat_negatives(
+  all_negatives: jax.Array, all_has_negative: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+  """Lays the hard negatives of all rows one under the other.
+
+  Args:
+    all_negatives: [B, D], or [B, K, D] where rows have several.
+    all_has_negative: which there are, [B, K]; None if every row has all.
+
+  Returns:
+    The embeddings, [B * K, D], and which of them there are, [1, B * K] or None.
+  """
+  flat = all_negatives.reshape(-1, all_negatives.shape[-1])
+  return flat, None if all_has_negative is None else all_has_negative.reshape(1, -1)
+
+
 def own_columns(
   similarity: jax.Array, labels: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:

@@ -160,8 +160,9 @@ class Term:
 TERMS: dict[str, Term] = {}
 
 # The inputs of held-out measures and warnings: embeddings of a batch of sentences
-# without dropout, the model's after its projection and the teachers'.
-HELD_OUT = ("anchors", "all_anchors", "teacher", "all_teacher")
+# without dropout, the model's after its projection, or as served and mapped to the
+# teachers' width, and the teachers'.
+HELD_OUT = ("anchors", "all_anchors", "student", "teacher", "all_teacher")
 
 # The sign of an exponent, as in 1e+0, adds no terms.
 _PLUS = re.compile(r"(?<![\d.][eE])\+")

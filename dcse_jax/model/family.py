@@ -104,10 +104,18 @@ def with_pooler(config: EncoderConfig, has_pooler: bool) -> EncoderConfig:
   return dataclasses.replace(config, has_pooler=has_pooler)
 
 
+def _dropouts(config: EncoderConfig) -> list[str]:
+  return [f.name for f in dataclasses.fields(config) if "dropout" in f.name]
+
+
 def has_dropout(config: EncoderConfig) -> bool:
   """Returns whether two passes over a sentence differ in training."""
-  fields = (field.name for field in dataclasses.fields(config))
-  return any(getattr(config, name) > 0 for name in fields if "dropout" in name)
+  return any(getattr(config, name) > 0 for name in _dropouts(config))
+
+
+def with_dropout(config: EncoderConfig, rate: float) -> EncoderConfig:
+  """Returns the shape with one rate for all of its dropouts, in [0, 1)."""
+  return dataclasses.replace(config, **dict.fromkeys(_dropouts(config), rate))
 
 
 class Encoder(Protocol):

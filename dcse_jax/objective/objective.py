@@ -98,6 +98,13 @@ class Objective:
     return any(p.needs_views and self.asks_for(p.offers) for p in PROVIDERS)
 
   @property
+  def has_pairs(self) -> bool:
+    """Whether anything needs a second view of a sentence, or its positive."""
+    return any(p.needs_pairs and self.asks_for(p.offers) for p in PROVIDERS) or (
+      self.asks_for(("positives",))
+    )
+
+  @property
   def teacher_size(self) -> int:
     """The width of the teachers' joint embedding."""
     return sum(stack.size for stack in self.stacks)
@@ -197,10 +204,10 @@ class Objective:
     """The settings of what `corpus.Corpus` joins to batches, by its name there."""
     return _join({}, (provider.corpus_settings(self) for provider in self._asked))
 
-  def abstract_batch(self, batch: int, length: int) -> dict[str, Any]:
-    """Returns the shapes of what `corpus.Corpus` joins to a batch of rows."""
-    parts = (provider.abstract_batch(self, batch, length) for provider in self._asked)
-    return _join({}, parts)
+  def abstract_batch(self, batch: int, columns: int, length: int) -> dict[str, Any]:
+    """Returns the shapes of what a batch of rows holds besides tokens and ids."""
+    shapes = (p.abstract_batch(self, batch, columns, length) for p in self._asked)
+    return _join({}, shapes)
 
   def flops(self, size: Size) -> float:
     """Counts the model FLOPs of a training step of one model, on all devices together.
@@ -213,10 +220,10 @@ class Objective:
     parts of some terms: products with a queue or with other layers, a predictor.
     """
     trained, frozen = map(sum, zip(*(p.flops(self, size) for p in self._asked)))
-    compared = [f"all_{name}" for p in PROVIDERS for name in p.compared]
-    if size.columns < 3:
-      compared.remove("all_negatives")
-    products = sum(name in compared for each in self.terms for name in each.term.inputs)
+    compared = {f"all_{name}": 1 for p in PROVIDERS for name in p.compared}
+    compared["all_negatives"] = max(0, size.columns - 2)
+    asked = (name for each in self.terms for name in each.term.inputs)
+    products = sum(compared.get(name, 0) for name in asked)
     numbers = sum(width for width, _ in self.widths) or self.config.hidden_size
     trained += products * 2 * size.batch**2 * numbers
     return 3 * trained + frozen
@@ -234,7 +241,8 @@ class Objective:
 
     Returns:
       The loss, a scalar, and scalars by name: each term's mean over the batch, and what
-      providers count (for masked tokens `accuracy`, the share that is guessed right).
+      providers count (for masked tokens `accuracy`, the share that is guessed right) or
+      report.
       If anything is to be handed to the next step, `carry` holds it.
     """
     rows = {name: inputs.batch[name] for name in ("input_ids", "attention_mask")}
@@ -266,6 +274,7 @@ class Objective:
     loss = sum(each.weight * parts[each.term.name] for each in self.terms)
     for name, (hits, trials) in counts.items():
       parts[name] = jnp.sum(hits) / jnp.maximum(jnp.sum(trials), 1)
+    parts = _join(parts, (provider.report(of_step) for provider in self._asked))
     if carry := _join({}, (p.carry(inputs, offered) for p in self._asked)):
       parts["carry"] = carry
     return loss, parts

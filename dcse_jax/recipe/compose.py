@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dcse_jax import config as config_lib
 from dcse_jax.model.chunks import Chunks
+from dcse_jax.model.family import with_dropout
 from dcse_jax.model.model import Model
 from dcse_jax.objective.objective import Objective
 
@@ -27,10 +28,12 @@ def make_objective(
     stacks: its teachers.
     groups: how many devices share a batch.
   """
-  tokenizer = start.tokenizer
+  tokenizer, shape = start.tokenizer, start.config
+  if config.dropout >= 0:
+    shape = with_dropout(shape, config.dropout)
   return Objective(
     terms=config_lib.terms(config),
-    config=start.config,
+    config=shape,
     pooling=start.pooling,
     dtype=jnp.dtype(config.dtype),
     stacks=stacks,

@@ -57,7 +57,7 @@ class Inputs:
     test: those that score the best parameters once.
     outside: the models of teachers that no round trains, by name.
     embeddings: those of teachers of which there is nothing else, by name.
-    texts: the texts that rounds name, by source and columns.
+    texts: the texts that rounds name, by source, columns and columns of scores.
   """
 
   config: config_lib.ConfigDict
@@ -67,7 +67,7 @@ class Inputs:
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
   embeddings: Mapping[str, Embeddings]
-  texts: Mapping[tuple[str, tuple[str, ...]], text_lib.Text]
+  texts: Mapping[tuple[str, tuple[str, ...], tuple[str, ...]], text_lib.Text]
 
   def sentences(
     self, round_config: config_lib.ConfigDict, rows: Sequence[int]
@@ -102,7 +102,7 @@ class Inputs:
     teacher = self.outside[member]
     return texts.tokenize(
       (self.sentences(round_config, range(len(tokens))),),
-      teacher,
+      teacher.as_column(0),
       min(round_config.max_length, teacher.config.max_tokens),
       self.workdir / "cache",
       keep_repeats=True,
@@ -125,7 +125,7 @@ class Inputs:
   @_once
   def _rows(self, name, source):
     """Returns where the embedding of each row of a text is, [rows]."""
-    return texts.match(self.embeddings[name], self.texts[source], *source)
+    return texts.match(self.embeddings[name], self.texts[source], *source[:2])
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
     """Returns whether a teacher makes the same tokens of a sentence as the student."""
@@ -136,14 +136,16 @@ class Inputs:
 
   @_once
   def _tokens(self, source, max_length, switched):
-    text = self.texts[source].columns
+    text, scores = self.texts[source].columns, self.texts[source].scores
     if switched:
       name = self.config.model or "the run"
       text = texts.add_switched(
         text, switched, self.start, seed=self.config.seed, name=name
       )
-    cache = texts.tokenize(text, self.start, max_length, self.workdir / "cache")
+    cache = texts.tokenize_columns(text, self.start, max_length, self.workdir / "cache")
     texts.tell_dropped(source[0], cache)
+    if scores is not None:
+      cache = dataclasses.replace(cache, scores=scores[cache.source_rows])
     return cache
 
 
@@ -180,6 +182,13 @@ def read(
   else:
     columns = read_texts[_source(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
+  columns = max(len(text.columns) for text in read_texts.values())
+  if len(config.prompts) > columns:
+    raise UserError(
+      f"config.prompts={tuple(config.prompts)}: the text has {columns} columns, and there "
+      "is a prompt for each at most"
+    )
+  start = start_lib.with_prompts(start, config.prompts, config.model or "a new encoder")
   outside: dict[str, model_lib.Model] = {}
   embeddings: dict[str, Embeddings] = {}
   inputs = Inputs(config, workdir, start, dev, test, outside, embeddings, read_texts)
@@ -199,14 +208,18 @@ def read(
       if teacher not in outside:
         model = folder.load(teacher, default_pooling=config.pooling)
         _log.info("teacher %s: pooling %r", teacher, model.pooling)
+        if all(prompt in model.prompts for prompt in config.prompts):
+          model = start_lib.with_prompts(model, config.prompts, teacher)
         outside[teacher] = model
       _check_teacher(teacher, round_config, inputs)
   return inputs
 
 
-def _source(config: config_lib.ConfigDict) -> tuple[str, tuple[str, ...]]:
+def _source(
+  config: config_lib.ConfigDict,
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
   """Returns a text as `texts.read` takes it."""
-  return config.text, tuple(config.columns)
+  return config.text, tuple(config.columns), tuple(config.score_columns)
 
 
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:
@@ -249,15 +262,21 @@ def _check_round(
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
     columns=len(tokens.tokens),
+    has_scores=tokens.scores is not None,
   )
   objective = compose.make_objective(round_config, inputs.start)
   if problem := objective.validate(start):
     raise UserError(f"round {name}: {problem}")
+  if start.has_scores and not objective.asks_for(("scores",)):
+    raise UserError(
+      f"round {name}: no term of objective={objective.text!r} takes scores: use one that "
+      "does, such as score_distillation, or leave score_columns out"
+    )
   has_pairs = start.columns > 1 or not objective.asks_for(("positives",))
   if not has_pairs and not has_dropout(objective.config):
     _log.warning(
       "round %s: %s has no dropout, so that both views of a sentence are the same: "
-      "name pairs, or set the dropouts in a copy of its config.json",
+      "name pairs, or set config.dropout, such as 0.1",
       name,
       model,
     )

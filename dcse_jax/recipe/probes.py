@@ -152,6 +152,8 @@ def measure(
   teachers: Sequence[Teacher | EmbeddedTeacher],
   probes: Mapping[int, Probe],
   on_train: Mapping[int, Sequence[np.ndarray]],
+  *,
+  keep_head: bool = False,
 ) -> "dict[int, HeldOut]":
   """Makes measures that compare the student of each seed with the teachers.
 
@@ -164,6 +166,7 @@ def measure(
     teachers: the round's.
     probes: those of each seed.
     on_train: what `write_spread` returned, by the seed of its probe.
+    keep_head: whether students are served with the heads that are trained along.
 
   Returns:
     The measures by seed; empty if no term has any.
@@ -190,7 +193,7 @@ def measure(
     if probe.held_out and is_known:  # It is the same for every seed.
       held_out = join(embed(probe, "held_out")) if held_out is None else held_out
       joint["held_out"] = held_out
-    measures[seed] = HeldOut(start, probe, measured, joint)
+    measures[seed] = HeldOut(start, probe, measured, joint, keep_head=keep_head)
   return measures
 
 
@@ -208,6 +211,7 @@ class HeldOut:
     probe: the sentences.
     terms: those that have a held-out measure.
     teachers: the teachers' joint embeddings of the probe, [n, B, E], by split.
+    keep_head: whether the model is served with the heads that are trained along.
   """
 
   def __init__(
@@ -216,28 +220,38 @@ class HeldOut:
     probe: Probe,
     terms: Sequence[Weighted],
     teachers: dict[str, np.ndarray],
+    *,
+    keep_head: bool = False,
   ):
     self._probe, self._terms, self._teachers = probe, terms, teachers
+    # Losses see the heads, here as in training.
+    served = ("projection",) if keep_head else ()
+    heads = {"anchors": ("projection",), "student": (*served, "teacher_map")}
+    asked = {name for each in terms for name in each.term.held_out.inputs}
     self._embed = {
-      # Losses see the projection, here as in training.
-      split: embedder(
+      (split, name): embedder(
         probe.reader(model, split),
         getattr(probe, split),
         probe.max_length,
-        heads=("projection",),
+        heads=heads[name],
       )
       for split in teachers
+      for name in sorted(asked & heads.keys())
     }
 
   def metrics(self, params: Any) -> dict[str, float]:
     """Returns "eval/TERM_train" and, with held-out sentences, "eval/TERM_held_out"."""
+    batches = {key: self._probe.batches(fn(params)) for key, fn in self._embed.items()}
     result = {}
-    for split, embed in self._embed.items():
-      batches = self._probe.batches(embed(params))
+    for split, teachers in self._teachers.items():
+      ours = {name: each for (own, name), each in batches.items() if own == split}
       for each in self._terms:
         values = []
-        for anchors, teacher in zip(batches, self._teachers[split]):
-          arrays = {"anchors": jnp.asarray(anchors), "teacher": jnp.asarray(teacher)}
+        for i, teacher in enumerate(teachers):
+          arrays = {
+            name: jnp.asarray(embeddings[i]) for name, embeddings in ours.items()
+          }
+          arrays["teacher"] = jnp.asarray(teacher)
           arrays |= {f"all_{name}": array for name, array in arrays.items()}
           values.append(each.term.held_out(arrays, each.settings))
         result[f"eval/{each.term.name}_{split}"] = float(np.mean(values))

@@ -131,7 +131,7 @@ class Round:
     if "anchors" not in self.loss_fn.inputs:
       return
     # They are the other positives, and every hard negative.
-    negatives = config.batch_size - 1 + (config.batch_size if columns == 3 else 0)
+    negatives = config.batch_size - 1 + config.batch_size * max(0, columns - 2)
     _log.info(
       "round %s: batches of %d over %d devices (data %d, fsdp %d); an anchor sees %d "
       "negatives",
@@ -201,6 +201,7 @@ class Round:
       self.start.config,
       self.tokens.sentences(0, len(self.tokens)),
       pooling=pooling or self.start.pooling,
+      left_out=sum(self.tokens.left_out[:1]),
       dtype=jnp.dtype(self.config.dtype),
       mesh=mesh_lib.make_mesh(jax.local_devices()),
     )
@@ -283,7 +284,13 @@ def prepare(
     )
     terms = config_lib.terms(config)
     held_out = probes_lib.measure(
-      name, start, terms, teachers, probes, {first: on_train}
+      name,
+      start,
+      terms,
+      teachers,
+      probes,
+      {first: on_train},
+      keep_head=config.keep_head,
     )
     teaching = _teach(config, teachers, tokens, workdir.cache)
   loss_fn = compose.make_objective(config, start, teaching.stacks, groups=mesh.size)

@@ -1,7 +1,9 @@
 """The text of a recipe's rounds: read once, and tokenised once for each reader."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import functools
+import hashlib
 import logging
 import pathlib
 
@@ -49,19 +51,22 @@ def make_synthetic(
     each.text = str(data / "corpus.txt")
 
 
-def read(source: str, columns: tuple[str, ...]) -> text_lib.Text:
+def read(
+  source: str, columns: tuple[str, ...], score_columns: tuple[str, ...] = ()
+) -> text_lib.Text:
   """Reads a round's text, and logs what was left out.
 
   Args:
     source: a name like those of `config.text`.
     columns: the columns of a table; empty takes the only one.
+    score_columns: those of candidates' scores.
 
   Raises:
     UserError: no text is named, or it cannot be read.
   """
   if not source:
     raise UserError("give --config.text=FILE, the text to train on")
-  text = text_lib.read_text(_place(source), columns)
+  text = text_lib.read_text(_place(source), columns, score_columns)
   about = f"{source}: {len(text.columns[0])} rows"
   if text.empty_rows:
     about += f", {text.empty_rows} empty left out"
@@ -121,12 +126,12 @@ def tokenize(
 
   Args:
     columns: the text's.
-    model: its tokenizer and prompt are used.
+    model: its tokenizer and default prompt are used.
     max_length: where sentences are cut, in tokens.
     cache: the folder of token caches.
     keep_repeats: keeps rows whose tokens repeat an earlier row's.
   """
-  return tokens_lib.build_token_cache(
+  made = tokens_lib.build_token_cache(
     cache,
     columns,
     tokenize=functools.partial(model.tokenize, max_length=max_length),
@@ -136,6 +141,41 @@ def tokenize(
     vocab_size=model.config.vocab_size,
     keep_repeats=keep_repeats,
     show_progress=len(columns[0]) > 100_000,
+  )
+  return dataclasses.replace(made, left_out=(model.left_out,) * len(columns))
+
+
+def tokenize_columns(
+  columns: Sequence[Sequence[str]],
+  model: model_lib.Model,
+  max_length: int,
+  cache: pathlib.Path,
+) -> tokens_lib.TokenCache:
+  """Tokenises text as `tokenize` does, each column after its own prompt.
+
+  Which sentences are equal, and so which rows are left out or never meet, is told by
+  their tokens without prompts.
+  """
+  if not model.column_prompts:
+    return tokenize(columns, model, max_length, cache)
+  plain = tokenize(columns, model.after(""), max_length, cache)
+  prompted = [
+    tokenize(
+      ([column[row] for row in plain.source_rows],),
+      model.as_column(c),
+      max_length,
+      cache,
+      keep_repeats=True,
+    )
+    for c, column in enumerate(columns)
+  ]
+  keys = [each.key for each in (plain, *prompted)]
+  return dataclasses.replace(
+    plain,
+    key=hashlib.blake2b(" ".join(keys).encode(), digest_size=16).hexdigest(),
+    tokens=tuple(each.tokens[0] for each in prompted),
+    offsets=tuple(each.offsets[0] for each in prompted),
+    left_out=tuple(each.left_out[0] for each in prompted),
   )
 
 
@@ -185,7 +225,7 @@ def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
     )
   if cache.contradicting:
     _log.info(
-      "%s: %d rows left out whose hard negative is their own anchor or positive",
+      "%s: %d rows left out whose hard negatives are their own anchor or positive",
       source,
       cache.contradicting,
     )
@@ -196,5 +236,7 @@ def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:
     )
   if twins := cache.num_twins:
     _log.info(
-      "%s: %d rows share a sentence with another; never in one batch", source, twins
+      "%s: %d rows share a sentence with another's pair; never in one batch",
+      source,
+      twins,
     )

@@ -58,6 +58,7 @@ _RANGES = {
   "num_layers": _COUNT_OR_NONE,
   "synthetic_sentences": _COUNT_OR_NONE,
   "synthetic_pairs": _COUNT_OR_NONE,
+  "dropout": Range(-1, 1, below=True),
   "max_length": _COUNT,
   "switch_case": _SHARE_BELOW_1,
   "batch_size": Range(2, whole=True),
@@ -112,6 +113,8 @@ def check(config: ConfigDict) -> None:
     if name not in known:
       raise UserError(f"unknown config field {name!r}: see dcse_jax/config.py")
   _check_fields(config, known, "config")
+  if -1 < config.dropout < 0:
+    raise UserError(f"config.dropout={config.dropout:g}: use -1, or a rate in [0, 1)")
   _check_encoder(config.encoder)
   _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):

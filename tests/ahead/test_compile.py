@@ -1,5 +1,6 @@
 """Steps compiled ahead: FLOPs, what a program moves, and TPUs that are not there."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -14,9 +15,11 @@ import pytest
 
 from dcse_jax.ahead import abstract_step
 from dcse_jax.ahead import hlo
+from dcse_jax.hub import folder
 from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model.flops import encoder_flops
+from dcse_jax.model.heads import Head
 from dcse_jax.objective.inputs import Size
 from dcse_jax.recipe import compose
 from dcse_jax.runtime import mesh as mesh_lib
@@ -286,6 +289,29 @@ def test_teachers_that_are_embeddings_come_with_the_batch_beside_those_that_run(
   # A map from the student to both, side by side.
   assert state.params["teacher_map"]["kernel"].shape == (16, 16 + 24)
   assert len(frozen["teachers"]) == 2
+
+
+def test_the_dense_layers_of_a_teacher_are_part_of_the_abstract_step(files):
+  # 16 numbers are pooled, 24 come out of the first layer, 20 of the second.
+  rng = np.random.default_rng(0)
+  layer = lambda n, m, **then: Head(rng.normal(size=(n, m)), np.zeros(m), **then)
+  model = dataclasses.replace(
+    models.tiny_model(5, num_layers=1), head=layer(16, 24, then=layer(24, 20))
+  )
+  folder.save(model, files / "dense")
+  config = recipe(files, teacher_cache="", pooling="mean")
+  config.rounds.student.teachers = (str(files / "dense"),)
+  with config.unlocked():
+    config.rounds.student.objective = "embedding_distillation"
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  step = abstract_step.make_abstract_step(config, "student", mesh)
+  state, _, frozen = step.arguments
+  head = frozen["teachers"][0]["head"]
+  assert [each["kernel"].shape for each in head] == [(1, 16, 24), (1, 24, 20)]
+  # The student is mapped to what comes out of the last.
+  assert state.params["teacher_map"]["kernel"].shape == (16, 20)
+  shapes = jax.eval_shape(step.step_fn, *step.arguments, None)
+  assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, state)
 
 
 def test_rounds_train_together_and_teachers_read_their_own_tokens_abstractly(files):

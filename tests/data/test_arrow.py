@@ -58,7 +58,7 @@ def test_ids_are_strings_or_whole_numbers(source):
     (("answer.word",), "no column 'answer.word'; the columns there are: 'text', 'id'"),
     (("number",), "column 'number' holds a int; name a column of strings"),
     (("answer",), "column 'answer' holds a dict; name a column of strings"),
-    ((), "name 1 to 3 different columns"),
+    ((), "name different ones"),
   ],
 )
 def test_a_column_that_is_no_text_is_refused_by_name(source, columns, message):

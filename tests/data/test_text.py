@@ -455,11 +455,11 @@ def test_a_bad_jsonl_line_is_refused_by_line(tmp_path, line, complaint):
   assert complaint in message and "line 1" not in message
 
 
-@pytest.mark.parametrize("columns", [(), ("a", "b", "c", "d"), ("a", "b", "a")])
+@pytest.mark.parametrize("columns", [(), ("a", "b", "a")])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.jsonl"])
-def test_none_too_many_or_repeated_columns_are_refused(tmp_path, name, columns):
+def test_no_or_repeated_columns_are_refused(tmp_path, name, columns):
   source = write(tmp_path, name, b"")
-  assert "name 1 to 3 different columns" in refusal(source, columns)
+  assert "name different ones" in refusal(source, columns)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
@@ -618,9 +618,8 @@ def test_a_malformed_tfds_source_is_refused(spec):
   assert "write tfds:NAME:SPLIT:FEATURE" in refusal(spec)
 
 
-@pytest.mark.parametrize("features", ["a,b,c,d", "anchor,anchor"])
-def test_too_many_or_repeated_tfds_features_are_refused(features):
-  assert "name 1 to 3" in refusal(f"tfds:tiny_pairs:train:{features}")
+def test_repeated_tfds_features_are_refused():
+  assert "name different ones" in refusal("tfds:tiny_pairs:train:anchor,anchor")
 
 
 def test_columns_apart_from_the_tfds_source_are_refused():

@@ -74,7 +74,7 @@ def test_rows_that_share_a_sentence_never_meet_whatever_stands_before_it(files):
   rows = [*zip(A, B), (B[0], "Something else."), (A[1], A[2])]
   twins = {}
   for prompts in ((), PROMPTS, PROMPTS[:1]):
-    config = pairs(files, rows, prompts=prompts)
+    config = pairs(files, rows, prompts=prompts, max_length=32)
     inputs, round_config = read(config, files)
     twins[prompts] = inputs.tokens(round_config).num_twins
   # The rows that hold B[0], A[1] or A[2].

@@ -3,6 +3,7 @@
 Doors: `PROVIDERS`, `OFFERED` (what a term may ask for), `provider` (the base class).
 """
 
+from dcse_jax.objective.inputs.candidates import Candidates
 from dcse_jax.objective.inputs.clusters import Clusters
 from dcse_jax.objective.inputs.masked import Masked
 from dcse_jax.objective.inputs.predictions import Predictions
@@ -16,6 +17,7 @@ from dcse_jax.objective.inputs.replaced import Replaced
 from dcse_jax.objective.inputs.retrieved import Retrieved
 from dcse_jax.objective.inputs.served import Served
 from dcse_jax.objective.inputs.teacher import Teacher
+from dcse_jax.objective.inputs.temperature import Temperature
 from dcse_jax.objective.inputs.tokens import Step
 from dcse_jax.objective.inputs.tokens import Tokens
 from dcse_jax.objective.inputs.undropped import Undropped
@@ -32,8 +34,10 @@ PROVIDERS: tuple[Provider, ...] = (
   Predictions(),
   Tokens(),
   Clusters(),
+  Candidates(),
   Teacher(),
   Queue(),
+  Temperature(),
   Step(),
 )
 

@@ -24,7 +24,7 @@ class Clusters(Provider):
   def corpus_settings(self, objective):
     return {"clusters": objective.settings_of("clusters")}
 
-  def abstract_batch(self, objective, batch, length):
+  def abstract_batch(self, objective, batch, columns, length):
     shape = (batch, len(objective.setting("num_clusters")))
     return {
       "clusters": jax.ShapeDtypeStruct(shape, jnp.int32),

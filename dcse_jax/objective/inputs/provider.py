@@ -26,7 +26,7 @@ class StepInputs:
   Attributes:
     batch: `input_ids` and `attention_mask`, [B, C, S]. A single column is encoded twice
       under independent dropout; if there are more, the first is the anchor, the second
-      the positive, the third a hard negative. Providers may ask for more arrays.
+      the positive, the others are hard negatives. Providers may ask for more arrays.
     rng: the step's key.
     frozen: parameters that are read but not trained, by name: `teachers`, a tree for
       each stack, and what `Objective.frozen_params` gives.
@@ -75,6 +75,7 @@ class Start:
     has_mask_token: whether its tokenizer has a mask token.
     has_language_model: whether it comes with a language-model head.
     columns: how many columns the round's text has.
+    has_scores: whether it says how well anchors and their candidates match.
   """
 
   name: str
@@ -82,6 +83,7 @@ class Start:
   has_mask_token: bool
   has_language_model: bool
   columns: int
+  has_scores: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Provider:
       microbatch by microbatch, and the arrays are forgotten.
     of_step: those of `offers` that all rows share.
     needs_views: whether `Views` must be computed for it.
+    needs_pairs: whether it also needs their positives.
     compared: those of `offers` that terms compare with every anchor, an embedding wide.
     embeddings: those of `offers` that are the student's embeddings, which Matryoshka
       cuts.
@@ -127,6 +130,7 @@ class Provider:
   of_tokens = False
   of_step: tuple[str, ...] = ()
   needs_views = False
+  needs_pairs = False
   compared: tuple[str, ...] = ()
   embeddings: tuple[str, ...] = ()
 
@@ -179,9 +183,11 @@ class Provider:
     del objective
     return {}
 
-  def abstract_batch(self, objective: "Objective", batch: int, length: int) -> Arrays:
-    """Returns the shapes of what `corpus.Corpus` joins to a batch of rows."""
-    del objective, batch, length
+  def abstract_batch(
+    self, objective: "Objective", batch: int, columns: int, length: int
+  ) -> Arrays:
+    """Returns the shapes of what it needs in a batch besides tokens and ids."""
+    del objective, batch, columns, length
     return {}
 
   def flops(self, objective: "Objective", size: Size) -> tuple[float, float]:
@@ -213,6 +219,11 @@ class Provider:
   ) -> Arrays:
     """Computes arrays of the whole batch from `offered`, or arrays of the step."""
     del objective, params, inputs, offered
+    return {}
+
+  def report(self, of_step: Arrays) -> dict[str, jax.Array]:
+    """Returns scalars to be written beside the terms' values, from arrays of the step."""
+    del of_step
     return {}
 
   def carry(self, inputs: StepInputs, offered: Arrays) -> Arrays:

@@ -14,7 +14,7 @@ class Queue(Provider):
   """
 
   offers = ("queue", "is_queued")
-  needs_views = True
+  needs_views = needs_pairs = True
   of_step = offers
   embeddings = ("queue",)
 

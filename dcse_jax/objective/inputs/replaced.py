@@ -25,7 +25,7 @@ class Replaced(Provider):
   """
 
   offers = ("replaced_logits", "is_replaced", "is_token")
-  needs_views = True
+  needs_views = needs_pairs = True
   of_tokens = True
 
   def validate(self, objective, start):

@@ -21,7 +21,7 @@ class Retrieved(Provider):
   def corpus_settings(self, objective):
     return {"retrieved": objective.settings_of("retrieved")}
 
-  def abstract_batch(self, objective, batch, length):
+  def abstract_batch(self, objective, batch, columns, length):
     ids = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return {
       "sentence_id": ids,

@@ -11,11 +11,12 @@ from dcse_jax.objective.inputs.rows import number_views
 
 
 class Views(Provider):
-  """Two views, [B, D], a hard negative, [B, D], and earlier layers, [B, L, D].
+  """Two views, [B, D], hard negatives, [B, K, D], and earlier layers, [B, L, D].
 
-  Views are the first column twice under independent dropout, or the columns; `layers`
-  are of the first view, as the term's setting `layers` counts them from 1. All come
-  after the projection, where there is one.
+  Views are the first column twice under independent dropout, or the columns; where
+  nothing needs pairs, the first column once. Where the text has one column of hard
+  negatives, they are [B, D]. `layers` are of the first view, as the term's setting
+  `layers` counts them from 1. All come after the projection, where there is one.
   """
 
   offers = embeddings = ("anchors", "positives", "negatives", "layers")
@@ -39,6 +40,12 @@ class Views(Provider):
         f"no term of objective={objective.text!r} takes hard negatives: name two "
         "columns, or use info_nce"
       )
+    for each in objective.terms:
+      if start.columns < 3 and "negatives" in each.term.required:
+        return (
+          f"{each.term.name} takes hard negatives, and the text has none: name their "
+          "columns after those of anchors and positives"
+        )
     return ""
 
   def init_params(self, objective, encoder, init, language_model):
@@ -47,14 +54,17 @@ class Views(Provider):
     return {"projection": init("projection", heads.Projection)}
 
   def flops(self, objective, size):
-    return objective.embedding_flops(size, size.batch * max(2, size.columns)), 0.0
+    views = self._number(objective, size.columns)
+    return objective.embedding_flops(size, size.batch * views), 0.0
+
+  def _number(self, objective, columns: int) -> int:
+    return 2 if columns == 1 and objective.has_pairs else columns
 
   def embed(self, objective, sentences, offered):
     rows, packing = sentences.rows, sentences.packing
     columns, length = rows["input_ids"].shape[1:]
-    views = columns
-    if columns == 1:
-      views, packing = 2, packing and packing.times(2)
+    views = self._number(objective, columns)
+    packing = packing and packing.times(views // columns)
     grid = lambda x: jnp.repeat(x, views // columns, axis=1).reshape(-1, length)
     inputs = (
       sentences.params["encoder"],
@@ -79,7 +89,10 @@ class Views(Provider):
     else:
       embeddings = encoder_lib.encode(*inputs, **settings)
     embeddings = by_view(embeddings)
-    for i, name in enumerate(("anchors", "positives", "negatives")[:views]):
-      arrays[name] = embeddings[:, i]
+    arrays["anchors"] = embeddings[:, 0]
+    if views > 1:
+      arrays["positives"] = embeddings[:, 1]
+    if views > 2:
+      arrays["negatives"] = embeddings[:, 2 if views == 3 else slice(2, None)]
     # `Served` may want the anchors as they were before the projection.
     return {"pooled": arrays["anchors"], **objective.project(sentences.params, arrays)}

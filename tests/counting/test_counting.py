@@ -1,0 +1,154 @@
+"""Word vectors by counting, and the model of their means."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dcse_jax.counting import static
+from dcse_jax.counting import vectors
+from dcse_jax.counting import words
+from dcse_jax.data import synthetic
+from dcse_jax.recipe import texts
+from dcse_jax.teachers import embeddings
+from tests import processes
+
+SENTENCES = synthetic.sentences(600, seed=0)
+
+
+def test_words_are_lower_case_letters_and_digits_or_single_signs():
+  text = "Ärger, it's 3.5_x; 日本語"
+  expected = ["ärger", ",", "it", "'", "s", "3", ".", "5", "_", "x", ";", "日本語"]
+  tokenizer = words.train_tokenizer([text], min_count=1, most=100)
+  (chunk,) = words.encode(tokenizer, [text, "it unseen"])
+  assert [tokenizer.id_to_token(i) for i in chunk[0]] == expected
+  assert chunk[1].tolist() == [tokenizer.token_to_id("it"), 0]
+
+
+def test_rare_words_are_left_out_and_the_most_frequent_kept():
+  tokenizer = words.train_tokenizer(["a a a b b c"], min_count=2, most=9)
+  assert set(tokenizer.get_vocab()) == {words.UNKNOWN, "a", "b"}
+  assert set(words.train_tokenizer(["a a b"], min_count=1, most=1).get_vocab()) == {
+    words.UNKNOWN,
+    "a",
+  }
+
+
+@pytest.mark.parametrize("pairs", [2, 10**6])
+def test_pairs_weigh_one_over_their_distance_within_a_sentence(monkeypatch, pairs):
+  monkeypatch.setattr(vectors, "_PAIRS", pairs)  # Counted in parts or all at once.
+  sentences = [np.asarray([1, 2, 0, 1]), np.asarray([2, 2])]
+  counts = vectors.count_pairs(sentences, 3, window=3).toarray()
+  # 1-2 at distance 1, 2-1 at distance 2, 1-1 at distance 3, twice over since both are
+  # the other's; 0 is nothing, and sentences are apart.
+  expected = [[0, 0, 0], [0, 2 / 3, 1.5], [0, 1.5, 2]]
+  np.testing.assert_allclose(counts, expected, rtol=1e-6)
+  near = vectors.count_pairs(sentences, 3, window=1).toarray()
+  np.testing.assert_allclose(near, [[0, 0, 0], [0, 0, 1], [0, 1, 2]])
+
+
+def test_information_is_the_logarithm_of_a_ratio_and_positive():
+  counts = vectors.count_pairs([np.asarray([1, 2, 1, 2, 3])], 4, window=1)
+  # 1-2 stand beside each other three times, 2-3 once.
+  np.testing.assert_allclose(counts.sum(axis=1).ravel(), [[0, 3, 4, 1]])
+  found = vectors.positive_information(counts, context_power=1.0).toarray()
+  # p(1, 2) = 3/8, p(1) = 3/8, p(2) = 4/8; p(2, 3) = 1/8, p(3) = 1/8.
+  assert found[1, 2] == pytest.approx(np.log((3 / 8) / (3 / 8 * 4 / 8)))
+  assert found[2, 3] == pytest.approx(np.log((1 / 8) / (4 / 8 * 1 / 8)))
+  assert found[1, 1] == 0 and (found >= 0).all()
+  flat = vectors.positive_information(counts, context_power=0.0).toarray()
+  # Every context counts alike then, also a word that is none: p(2 | 1) = 1.
+  assert flat[1, 2] == pytest.approx(np.log(1 / (1 / 4)))
+
+
+def test_reduced_vectors_keep_the_cosines_of_singular_vectors():
+  rng = np.random.default_rng(0)
+  dense = rng.random((12, 12)) * (rng.random((12, 12)) < 0.7)
+  information = vectors.sp.csr_matrix(dense, dtype=np.float32)
+  left, singular, _ = np.linalg.svd(dense)
+  for power in (0.0, 0.5):
+    expected = left[:, :4] * singular[:4] ** power
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = vectors.reduce(information, 4, singular_power=power)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return static.count_words(SENTENCES, size=16, min_count=2)
+
+
+def test_frequent_words_weigh_less(model):
+  lengths = np.linalg.norm(model.vectors, axis=1)
+  counts = np.zeros(len(lengths))
+  for chunk in words.encode(model.tokenizer, SENTENCES):
+    for each in chunk:
+      np.add.at(counts, each, 1)
+  share = counts / counts.sum()
+  has_contexts = lengths[1:] > 0
+  expected = 1e-3 / (1e-3 + share)
+  np.testing.assert_allclose(
+    lengths[1:][has_contexts], expected[1:][has_contexts], rtol=1e-5
+  )
+  assert lengths[0] == 0 and has_contexts.mean() > 0.9
+
+
+def test_common_directions_are_taken_out_of_every_sentence():
+  model = static.count_words(SENTENCES, size=16, min_count=2, removed=1)
+  whole = static.count_words(SENTENCES, size=16, min_count=2)
+  sample = whole.embed(SENTENCES)
+  common = np.linalg.svd(sample.T @ sample)[0][:, 0]
+  assert np.abs(sample @ common).mean() > 0.1
+  assert np.abs(model.embed(SENTENCES) @ common).max() < 1e-3
+
+
+def test_a_saved_model_is_sentence_transformers_model(model, tmp_path):
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  model.save(tmp_path)
+  theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+  texts_of = [*SENTENCES[:20], "Wholly unseen", ""]
+  expected = theirs.encode(texts_of, show_progress_bar=False)
+  np.testing.assert_allclose(model.embed(texts_of), expected, atol=1e-6)
+
+
+def test_too_few_words_are_refused():
+  with pytest.raises(ValueError, match="2 words seen 1 times or more"):
+    static.count_words(["a b"], size=4, min_count=1)
+
+
+def run(*arguments):
+  command = [sys.executable, "-m", "dcse_jax.words", *arguments]
+  return subprocess.run(
+    command, cwd=processes.ROOT, capture_output=True, text=True, timeout=300
+  )
+
+
+def test_the_command_writes_a_model_and_rows_that_teach(tmp_path):
+  text = tmp_path / "t.txt"
+  text.write_text("\n".join([*SENTENCES[:300], "", "Wholly unseen"]) + "\n")
+  output, rows = tmp_path / "words", tmp_path / "words.npy"
+  flags = (f"--text={text}", f"--output={output}", "--min_count=2", "--size=16")
+  found = run(*flags, f"--rows={rows}")
+  assert found.returncode == 0, found.stderr
+  assert (output / "modules.json").exists()
+  read = texts.read(str(text), ())
+  teacher = embeddings.open_embeddings(str(rows))
+  matched = texts.match(teacher, read, str(text), ())
+  assert teacher.width == 16 and len(matched) == 301
+  # Once more, into the same folder: the same bytes.
+  before = (output / "model.safetensors").read_bytes()
+  assert run(*flags).returncode == 0
+  assert (output / "model.safetensors").read_bytes() == before
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "mine.txt").write_text("mine")
+  refused = run(*flags[:1], f"--output={tmp_path / 'other'}")
+  assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_text_that_is_too_small_is_refused_in_one_line(tmp_path):
+  text = tmp_path / "t.txt"
+  text.write_text("a b c\n")
+  refused = run(f"--text={text}", f"--output={tmp_path / 'words'}", "--min_count=1")
+  assert refused.returncode == 2
+  assert "3 words seen 1 times or more, too few" in refused.stderr
