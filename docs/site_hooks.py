@@ -2,8 +2,8 @@
 
 The pages link as a checkout does. What they link to outside of docs/ becomes a page of the
 site: Markdown as it is, with the README as the first page; a program or a list of names in
-a block of code; a notebook's cells one after the other. The page of commands is made from
-their docstrings and flags, without importing any.
+a block of code; a notebook's cells one after the other. The pages of commands and of losses are made
+from their docstrings and flags, without importing any.
 """
 
 import ast
@@ -25,6 +25,15 @@ _PAGES = {
 }
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 _FENCE = "`" * 4
+
+
+def on_config(config):
+  """Puts pages that the menu does not name at the end of its guide."""
+  named = re.findall(r"[\w/]+\.md", str(config.nav))
+  guide = next(part["Guide"] for part in config.nav if "Guide" in part)
+  pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+  guide += [name for name in pages if name not in named]
+  return config
 
 
 def on_files(files, config):
@@ -51,6 +60,7 @@ def on_files(files, config):
     content = _LINK.sub(link, _content(ROOT / path))
     files.append(File.generated(config, page, content=content))
   files.append(File.generated(config, "commands.md", content=_commands()))
+  files.append(File.generated(config, "losses.md", content=_losses()))
   return files
 
 
@@ -112,6 +122,18 @@ def _commands():
     doc = re.sub(r"(?m)((?:^`.*`$\n?)+)", _block, doc)
     flags = [f"- `--{flag}`: {about}" for flag, about in _flags(tree)]
     parts += [f"## {name}", doc, "\n".join(flags)]
+  return "\n\n".join(parts) + "\n"
+
+
+def _losses():
+  parts = [
+    "# Losses",
+    "Each is a term of [`config.objective`](objectives.md); its keyword arguments are "
+    "`config.TERM.SETTING`. B is the batch, b rows of it, D the width of an embedding.",
+  ]
+  for path in sorted((ROOT / "dcse_jax/losses").glob("*.py")):
+    if "\n@term(" in path.read_text(encoding="utf-8"):
+      parts.append(f"::: dcse_jax.losses.{path.stem}")
   return "\n\n".join(parts) + "\n"
 
 
