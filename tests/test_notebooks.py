@@ -19,7 +19,7 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last(path, tmp_path, monkeyp
   monkeypatch.setenv("STEPS", "20")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   client = nbclient.NotebookClient(
-    notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}
   )
   client.execute()
   last = "".join(out.get("text", "") for out in notebook.cells[-1].outputs)

@@ -277,4 +277,6 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
+  if not model.include_prompt:
+    about.append("prompts are left out")
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

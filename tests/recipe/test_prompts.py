@@ -87,6 +87,8 @@ def test_the_export_has_the_prompts_and_another_prompt_is_another_run(files):
   card = json.loads((files / "run/export" / CARD).read_text())
   assert card["prompts"] == {"query": PROMPTS[0], "document": PROMPTS[1]}
   assert card["default_prompt_name"] is None
+  readme = (files / "run/export/README.md").read_text()
+  assert "a query after the prompt `the query: `, a document after the prompt" in readme
   there = sentence_transformers.SentenceTransformer(
     str(files / "run/export"), device="cpu"
   )
