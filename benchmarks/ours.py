@@ -94,7 +94,7 @@ class Ours:
       packings = packing.make_packings(
         self._cache.num_tokens(np.arange(len(self._cache))),
         batch_size=options.batch,
-        padded=prepare.MAX_LENGTH,
+        padded=self._cache.max_length,
         num_steps=5000,  # As in the published script.
       )
     tx = optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0)
@@ -116,7 +116,8 @@ class Ours:
     params = {"encoder": model.params, "projection": projection}
     state = step_lib.init_state(params, self._trainer.tx, jax.random.key(0))
     # The same without dropout, for the comparison of losses.
-    still = dataclasses.replace(model.config, dropout=0.0, attention_dropout=0.0)
+    rates = [f.name for f in dataclasses.fields(model.config) if "dropout" in f.name]
+    still = dataclasses.replace(model.config, **dict.fromkeys(rates, 0.0))
     self._plain_loss = dataclasses.replace(
       loss, config=still, terms=losses.parse(names)
     )
@@ -170,10 +171,7 @@ class Ours:
 
   def _next_batch(self, _):
     """Returns the training loop's next batch, which other threads gather."""
-    batch = next(self._batches)
-    return batch, packing.choose_packing(
-      self._trainer.packings, batch.pop("num_tokens")
-    )
+    return packing.fit(self._trainer.packings, next(self._batches))
 
 
 class EncodeOurs:

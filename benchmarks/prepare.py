@@ -14,9 +14,17 @@ from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import inference
 from dcse_jax.model import model as model_lib
+from dcse_jax.model import modernbert
+from dcse_jax.model.family import EncoderConfig
 
-# Layers, width; "base" is BERT-base.
-SHAPES = {"tiny": (2, 64), "4x256": (4, 256), "6x384": (6, 384), "base": (12, 768)}
+# Layers, width; "base" is BERT-base, "modernbert" ModernBERT-base.
+SHAPES = {
+  "tiny": (2, 64),
+  "4x256": (4, 256),
+  "6x384": (6, 384),
+  "base": (12, 768),
+  "modernbert": (22, 768),
+}
 VOCAB_SIZE, MAX_LENGTH = 30_522, 32
 _WORDS = 20_000
 
@@ -51,6 +59,31 @@ def read_sentences(source: str | None, count: int) -> tuple[list[str], str]:
   return [" ".join(words[i] for i in row) for row in cut], "made-up sentences"
 
 
+def lengthen(sentences: list[str], length: int) -> list[str]:
+  """Joins sentences to texts of a half to all of `length` words; 32 leaves them."""
+  if length <= MAX_LENGTH:
+    return sentences
+  rng, words = np.random.default_rng(1), " ".join(sentences).split()
+  texts, start = [], 0
+  while start + length <= len(words):
+    end = start + int(rng.integers(length // 2, length))
+    texts.append(" ".join(words[start:end]))
+    start = end
+  return texts
+
+
+def modernbert_config(layers: int) -> modernbert.EncoderConfig:
+  """Makes ModernBERT-base's shape, or its first layers; like it without dropout."""
+  return modernbert.EncoderConfig(
+    model_type="modernbert",
+    vocab_size=50_368,
+    hidden_size=768,
+    num_layers=layers,
+    num_heads=12,
+    intermediate_size=1152,
+  )
+
+
 def encoder_config(layers: int, width: int, vocab_size: int) -> bert.EncoderConfig:
   """A BERT with heads of 64."""
   return bert.EncoderConfig(
@@ -67,18 +100,36 @@ def encoder_config(layers: int, width: int, vocab_size: int) -> bert.EncoderConf
 
 
 def prepare(
-  path: pathlib.Path, *, shape: str, sentences: list[str], num_teachers: int
+  path: pathlib.Path,
+  *,
+  shape: str,
+  sentences: list[str],
+  num_teachers: int,
+  length: int = MAX_LENGTH,
+  layers: int | None = None,
 ) -> None:
-  """Writes model/, teacher-I/ and their embeddings, and tokens under a folder."""
-  layers, width = SHAPES[shape]
+  """Writes model/, teacher-I/ and their embeddings, and tokens under a folder.
+
+  Args:
+    path: the folder.
+    shape: a key of `SHAPES`.
+    sentences: the text.
+    num_teachers: how many teachers.
+    length: tokens at which sentences are cut.
+    layers: how many of the first layers there are; None: all.
+  """
+  all_layers, width = SHAPES[shape]
+  layers = layers or all_layers
   tokenizer = wordpiece.train_wordpiece(sentences, vocab_size=VOCAB_SIZE)
   # As many words as BERT's, whatever the tokenizer found: the optimizer's work.
-  config = encoder_config(layers, width, VOCAB_SIZE)
+  config: EncoderConfig = encoder_config(layers, width, VOCAB_SIZE)
+  if shape == "modernbert":
+    config = modernbert_config(layers)
 
   def make(seed: int) -> model_lib.Model:
     params = encoder_lib.init_params(config, jax.random.key(seed))
     params = jax.device_get(params)
-    return model_lib.Model(config, params, tokenizer, "cls", False, MAX_LENGTH)
+    return model_lib.Model(config, params, tokenizer, "cls", False, length)
 
   student = make(0)
   folder.save(student, path / "model")
@@ -87,9 +138,9 @@ def prepare(
   )
   np.savez(path / "projection.npz", **projection["dense"])
   path.joinpath("text.txt").write_text("\n".join(sentences) + "\n")
-  token_ids = model_lib.tokenize(tokenizer, sentences, MAX_LENGTH)
+  token_ids = model_lib.tokenize(tokenizer, sentences, length)
   lengths = np.asarray([len(ids) for ids in token_ids])
-  mask = np.arange(MAX_LENGTH) < lengths[:, None]
+  mask = np.arange(length) < lengths[:, None]
   ids = np.full(mask.shape, tokenizer.pad_token_id, np.int32)
   ids[mask] = np.concatenate([np.asarray(ids, np.int32) for ids in token_ids])
   np.save(path / "ids.npy", ids)
@@ -128,7 +179,7 @@ def token_cache(path: pathlib.Path) -> tokens_lib.TokenCache:
     offsets=(np.concatenate([[0], np.cumsum(mask.sum(axis=1))]),),
     sentence_ids=np.arange(len(ids))[:, None],
     source_rows=np.arange(len(ids)),
-    max_length=MAX_LENGTH,
+    max_length=ids.shape[1],
     pad_token_id=0,
     dropped=0,
     contradicting=0,

@@ -173,7 +173,7 @@ class Ours:
     begin = time.perf_counter()
     for _ in range(steps):
       batch = runs_lib.stack([next(each) for each in batches])
-      packed = packing.choose_packing(packings, batch.pop("num_tokens").max())
+      batch, packed = packing.fit(packings, batch)
       state, _ = step_fn(state, mesh_lib.put_batch(batch, over_batch), frozen, packed)
     params = jax.device_get(state.params["encoder"])
     seconds = (time.perf_counter() - begin) / len(runs)

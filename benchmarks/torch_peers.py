@@ -132,8 +132,10 @@ class Peer:
 
   def _load(self, path):
     attention = "eager" if self._published else "sdpa"
-    bert = transformers.BertModel.from_pretrained(
-      path, add_pooling_layer=False, attn_implementation=attention
+    kind = transformers.AutoConfig.from_pretrained(path).model_type
+    without = {"add_pooling_layer": False} if kind == "bert" else {}
+    bert = transformers.AutoModel.from_pretrained(
+      path, attn_implementation=attention, **without
     )
     encoder = (_FirstTokenOnly if self._tricks else _FirstToken)(bert)
     return encoder.to(self._device)
@@ -149,8 +151,11 @@ class Peer:
       return torch.stack([u @ u.T for u in unit]).mean(dim=0)
 
   def _loss(self, rows, shuffles: bool):
-    ids = torch.from_numpy(self._ids[rows]).long().to(self._device)
-    mask = torch.from_numpy(self._mask[rows]).long().to(self._device)
+    ids, mask = self._ids[rows], self._mask[rows]
+    if not self._published:
+      longest = mask.sum(axis=1).max()
+      ids, mask = ids[:, :longest], mask[:, :longest]
+    ids, mask = (torch.from_numpy(x).long().to(self._device) for x in (ids, mask))
     with self._autocast():
       embeddings = self._encoder(ids.repeat(2, 1), mask.repeat(2, 1))
     unit = F.normalize(torch.tanh(self._projection(embeddings.float())), dim=-1)

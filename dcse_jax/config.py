@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import ml_collections
+from ml_collections import FieldReference
 
 from dcse_jax import losses
 from dcse_jax.eval import sts_sets
@@ -65,11 +66,13 @@ def default() -> ConfigDict:
   # own rates.
   config.dropout = -1.0
 
-  # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; or
-  # tfds:NAME:SPLIT:FEATURE.
+  # Text: .txt, .csv, .tsv or .jsonl, also .gz; .parquet or .arrow; a folder that
+  # `datasets` saved; hf:NAME:SPLIT:COLUMN or tfds:NAME:SPLIT:FEATURE. A pattern such as
+  # "data/*.txt", or a tuple of names: all of them, end to end. "b.parquet*0.3" is three
+  # rows in ten of that file, the same in every run.
   # A table's columns: one, sentences; two, anchor and positive; more, hard negatives, of
   # which a row may have fewer. One column of them may hold lists.
-  config.text = ""
+  config.text = FieldReference("", field_type=object)  # A string, or a tuple of them.
   config.columns = ()
   # Texts before the sentences of each column, such as ("query: ", "passage: "), or names of
   # the model's own prompts; the last serves for further columns. The exported model has
@@ -78,10 +81,22 @@ def default() -> ConfigDict:
   # The columns that say how well an anchor and its candidates match: one for the positive
   # and one for each hard negative, or lists.
   config.score_columns = ()
+  # "sentences" makes a row of each sentence of a document, which a row of the text is, by
+  # English rules; "sentences:de" by those of German. Lines of a paragraph are joined.
+  config.split = ""
   # These make up sentences and scored pairs, in place of `text` and `sts`.
   config.synthetic_sentences = 0
   config.synthetic_pairs = 0
   config.max_length = 32  # Tokens of a training sentence.
+  # For text of anchors and positives: hard negatives are mined for them by the model in
+  # training, at the start and again after as many steps; 0 mines none. They are taken
+  # from all positives, and from a corpus, a text, with its column if it is a table.
+  config.mine_every = 0
+  config.mine_num_negatives = 1
+  # A negative's cosine is below the positive's by this share of its size, or more.
+  config.mine_relative_margin = 0.05
+  config.mine_corpus = ""
+  config.mine_corpus_column = ""
   # For text of one column and a cased model: the positive is the sentence with the case
   # of the first letter of this share of its words switched. 0 switches none.
   config.switch_case = 0.0
@@ -115,6 +130,11 @@ def default() -> ConfigDict:
 
   # Optimisation: AdamW, with clipping by global norm.
   config.batch_size = 64
+  # For texts of widely spread length: the rows of this many batches are sorted by length
+  # together, so that those of a batch are alike and attention computes little padding;
+  # the batches come in random order. 8 is enough; 0 lets any lengths meet. Batches of the
+  # longest texts then hold more tokens than any mixed one, and need the memory.
+  config.bucket_batches = 0
   # A batch is encoded in this many parts, one after the other: with the memory of one,
   # a third more work, and the gradient of the whole.
   config.microbatches = 1
@@ -231,8 +251,15 @@ def of_round(config: ConfigDict, name: str) -> ConfigDict:
   merged = config.copy_and_resolve_references()
   with merged.unlocked():
     del merged.rounds
+    if "text" in config.rounds[name]:
+      del merged.text  # One may be a name, and the other several.
     merged.update(config.rounds[name])
   return merged
+
+
+def mined_columns(config: ConfigDict) -> int:
+  """Returns how many columns of hard negatives a round mines, 0 for none."""
+  return config.mine_num_negatives if config.mine_every else 0
 
 
 def terms(config: ConfigDict) -> tuple[Weighted, ...]:

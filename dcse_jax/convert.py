@@ -1,6 +1,6 @@
 """Writes a model folder that transformers and sentence-transformers load.
 
-`python -m dcse_jax.convert SOURCE --output DIR [--verify]`
+`python -m dcse_jax.convert SOURCE --output DIR [--verify] [--onnx]`
 
 SOURCE is a workdir, one of its rounds or seeds, a checkpoint of a run under way, a
 model folder, a SimCSE checkpoint, or a hub id, perhaps ID@REVISION.
@@ -13,9 +13,11 @@ import pathlib
 from absl import flags
 import numpy as np
 
+from dcse_jax.embed import onnx_export
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.hub import folder
 from dcse_jax.hub.model_card import make_card
+from dcse_jax.model.model import Model
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.recipe import finished
 from dcse_jax.runtime import command_line
@@ -27,8 +29,8 @@ _FLAGS = flags.FLAGS
 
 _log = logging.getLogger(__name__)
 
-# The most by which embeddings of unit length may differ.
-_TOLERANCE = 1e-5
+# The most by which embeddings of unit length may differ, from PyTorch's and ONNX's.
+_TOLERANCE, _ONNX_TOLERANCE = 1e-5, 1e-4
 _VERIFIED = (
   "A cat sleeps.",
   "Two dogs play in the snow while children watch them from the window.",
@@ -64,9 +66,7 @@ def verify(path: pathlib.Path) -> float:
   )
   sentences = list(_VERIFIED)
   ours = SentenceEncoder(str(path)).encode(sentences)
-  difference = float(
-    np.abs(unit_length(theirs.encode(sentences)) - unit_length(ours)).max()
-  )
+  difference = _difference(theirs.encode(sentences), ours)
   if not difference <= _TOLERANCE:
     raise UserError(
       f"embeddings differ from sentence-transformers' by {difference:.2g}, more than "
@@ -75,10 +75,54 @@ def verify(path: pathlib.Path) -> float:
   return difference
 
 
-def _finish(path: pathlib.Path, *, card: str, verified: bool) -> None:
+def _difference(first: np.ndarray, second: np.ndarray) -> float:
+  """Returns the largest difference between embeddings scaled to unit length."""
+  return float(np.abs(unit_length(first) - unit_length(second)).max())
+
+
+def write_onnx(path: pathlib.Path, model: Model, *, int8: bool) -> None:
+  """Writes a model folder's ONNX files, and says how far their embeddings are off.
+
+  Args:
+    path: the folder.
+    model: the same model.
+    int8: whether to write a file of eight bits as well.
+
+  Raises:
+    UserError: the model cannot be exported, or embeddings differ by more than 1e-4.
+  """
+  onnx_export.write(path, model)
+  names = [onnx_export.FLOAT]
+  if int8:
+    onnx_export.write_int8(path)
+    names.append(onnx_export.INT8)
+  sentences = list(_VERIFIED)
+  ours = SentenceEncoder(str(path)).encode(sentences)
+  for name in names:
+    theirs = onnx_export.OnnxEncoder(path / name, model).encode(sentences)
+    difference = _difference(theirs, ours)
+    if name == onnx_export.FLOAT and not difference <= _ONNX_TOLERANCE:
+      raise UserError(
+        f"embeddings of {name} differ by {difference:.2g}, more than "
+        f"{_ONNX_TOLERANCE:g}: nothing was written; please report this model"
+      )
+    print(f"{name}: embeddings differ by {difference:.2g} at most")
+
+
+def _finish(
+  path: pathlib.Path,
+  *,
+  card: str,
+  verified: bool,
+  model: Model,
+  has_onnx: bool,
+  has_int8: bool,
+) -> None:
   (path / "README.md").write_text(card, encoding="utf-8")
   if verified:
     print(f"verified: embeddings differ by {verify(path):.2g} at most")
+  if has_onnx:
+    write_onnx(path, model, int8=has_int8)
 
 
 def define_flags() -> None:
@@ -92,6 +136,14 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool(
     "verify", False, "Compares embeddings with sentence-transformers' before it ends."
+  )
+  flags.DEFINE_bool(
+    "onnx",
+    False,
+    "Also writes onnx/model.onnx: encoder, pooling, dense layers and normalising.",
+  )
+  flags.DEFINE_bool(
+    "onnx_int8", False, "Also writes onnx/model_int8.onnx, smaller and less exact."
   )
   flags.DEFINE_bool(
     "keep_head",
@@ -114,6 +166,9 @@ def main(source: str | None = None) -> None:
     raise UserError("give a workdir, checkpoint or model folder, and --output DIR")
   if not _FLAGS.output:
     raise UserError("--push_to_hub uploads what --output DIR writes: give both")
+  has_onnx = _FLAGS.onnx or _FLAGS.onnx_int8
+  if has_onnx:
+    onnx_export.check_installed()
   output = files.user_path(_FLAGS.output)
   # This comes before anything that takes long.
   digests_lib.check_replaceable(output, overwrite=_FLAGS.overwrite)
@@ -141,7 +196,14 @@ def main(source: str | None = None) -> None:
   folder.save(
     model,
     output,
-    functools.partial(_finish, card=card, verified=_FLAGS.verify),
+    functools.partial(
+      _finish,
+      card=card,
+      verified=_FLAGS.verify,
+      model=model,
+      has_onnx=has_onnx,
+      has_int8=_FLAGS.onnx_int8,
+    ),
     overwrite=_FLAGS.overwrite,
   )
   print(f"written to {output}")

@@ -9,16 +9,14 @@ same command goes on, to the same bytes.
 """
 
 from collections.abc import Iterator
-import hashlib
-import importlib.metadata
 import itertools
-import pathlib
 from typing import Any
 
 from absl import flags
 import numpy as np
 
 from dcse_jax.data import text as text_lib
+from dcse_jax.embed import bridge
 from dcse_jax.embed import row_file
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
@@ -28,7 +26,6 @@ _FLAGS = flags.FLAGS
 
 # Sentences sorted by length at a time; an interrupted run goes on at a multiple.
 _CHUNK = 4096
-_BYTES = 1 << 24
 _BACKENDS = ("sentence-transformers",)
 
 
@@ -64,8 +61,8 @@ def embed_file(
   columns = (column,) if column else ()
   if prompt and prompt_text:
     raise UserError("--prompt and --prompt_text exclude each other: give one")
-  number, digest = text_lib.measure(_path(source), columns)
-  encoder = _load(model, truncate_dim)
+  number, digest = text_lib.measure(source, columns)
+  encoder = bridge.load("SentenceTransformer", model, truncate_dim=truncate_dim)
   if prompt and prompt not in encoder.prompts:
     known = ", ".join(map(repr, encoder.prompts)) or "none"
     raise UserError(
@@ -73,7 +70,7 @@ def embed_file(
       "give the words themselves by --prompt_text"
     )
   made_by = {
-    **_identity(encoder, model),
+    **bridge.identity(model, encoder[0].auto_model.config),
     "prompt": _prompt(encoder, prompt, prompt_text),
     "truncate_dim": truncate_dim,
     "batch_size": batch_size,
@@ -82,7 +79,7 @@ def embed_file(
   }
 
   def parts(done: int) -> Iterator[np.ndarray]:
-    rows = itertools.islice(text_lib.first_cells(_path(source), columns), done, None)
+    rows = itertools.islice(text_lib.first_cells(source, columns), done, None)
     while chunk := list(itertools.islice(rows, _CHUNK)):
       yield encoder.encode(
         chunk,
@@ -100,59 +97,10 @@ def embed_file(
   files.write_json(path.with_name(f"{path.name}.json"), made_by)
 
 
-def _path(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
-
-
-def _load(name: str, truncate_dim: int | None) -> Any:
-  try:
-    import sentence_transformers  # An extra: this command is the bridge to it.
-  except ImportError as error:
-    raise UserError(
-      "embed_with runs sentence-transformers: pip install 'dcse_jax[torch]'"
-    ) from error
-  place, _, revision = name.partition("@")
-  if pathlib.Path(name).expanduser().exists():
-    place, revision = str(files.user_path(name)), ""
-  try:
-    return sentence_transformers.SentenceTransformer(
-      place,
-      revision=revision or None,
-      trust_remote_code=False,
-      truncate_dim=truncate_dim,
-    )
-  except Exception as error:  # It raises whatever a model's files make it raise.
-    first = " ".join(str(error).split())[:300]
-    raise UserError(
-      f"sentence-transformers cannot load {name} ({first}): check the folder or id"
-    ) from error
-
-
 def _prompt(encoder: Any, prompt: str | None, prompt_text: str | None) -> str:
   """Returns the words before every sentence, "" for none."""
   name = prompt or encoder.default_prompt_name
   return prompt_text or encoder.prompts.get(name, "") or ""
-
-
-def _identity(encoder: Any, name: str) -> dict[str, Any]:
-  """Returns what tells a model from others: its commit, or a digest of its folder."""
-  place, _, revision = name.partition("@")
-  folder = files.user_path(name)
-  known = {"model": name, "backend": _BACKENDS[0]}
-  known["version"] = importlib.metadata.version("sentence-transformers")
-  if not folder.is_dir():
-    config = encoder[0].auto_model.config
-    return known | {
-      "model": place,
-      "revision": getattr(config, "_commit_hash", None) or revision or None,
-    }
-  digest = hashlib.sha256()
-  for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-    digest.update(f"{path.relative_to(folder)}\n".encode())
-    with path.open("rb") as file:
-      while block := file.read(_BYTES):
-        digest.update(block)
-  return known | {"revision": None, "folder": digest.hexdigest()}
 
 
 def define_flags() -> None:

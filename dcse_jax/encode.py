@@ -3,14 +3,24 @@
 `python -m dcse_jax.encode --model DIR --input sentences.txt --output emb.npy`
 
 Neither file need fit into memory. After an interruption the same command continues.
+
+With --precision int8 or uint8 the range of each dimension is measured on a sample of
+the lines and kept in emb.ranges.npy, [2, D]; --calibration names another text, or such
+a file, so that more text may be encoded with the same ranges.
 """
 
+from collections.abc import Iterator
 import dataclasses
+import functools
 
 from absl import flags
+import numpy as np
 
 from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
+from dcse_jax.embed import calibration as calibration_lib
+from dcse_jax.embed import devices
+from dcse_jax.embed import precision as precision_lib
 from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.model import model as model_lib
@@ -30,8 +40,10 @@ def encode_file(
   normalize: bool = False,
   prompt_name: str | None = None,
   prompt: str | None = None,
+  precision: str = "float32",
+  calibration: str | None = None,
 ) -> None:
-  """Writes the embeddings of a file's lines, [lines, D] float32 in a .npy file.
+  """Writes the embeddings of a file's lines, [lines, D] in a .npy file.
 
   The file appears when it is whole. Until then the finished rows stand beside it, and
   the next call for the same text and model continues from there.
@@ -44,31 +56,63 @@ def encode_file(
     normalize: scales to unit length; otherwise only if the model's folder does.
     prompt_name: as in `SentenceEncoder.encode`.
     prompt: likewise.
+    precision: one of `precision.PRECISIONS`, as `SentenceEncoder.encode` has it.
+    calibration: what "int8" and "uint8" measure ranges on, see `calibration.calibrate`.
+      They are kept beside the output.
 
   Raises:
     UserError: a file cannot be read or written, or another process writes the output.
   """
   path = row_file.output_path(output)
+  _check_precision(precision, calibration)
   lines, model = Lines(source), encoder.model
   if not len(lines):
     raise UserError(f"{source} is empty: nothing to encode")
   prompts = {"prompt_name": prompt_name, "prompt": prompt}
+  stream = functools.partial(
+    encoder.encode_stream,
+    batch_size=batch_size,
+    normalize_embeddings=normalize,
+    **prompts,
+  )
+  origin = {
+    "model": model_lib.identity(model),
+    "text": lines.digest,
+    "normalize": model.normalize or normalize,
+    **{name: text for name, text in prompts.items() if text is not None},
+  }
+  ranges = None
+  if precision != "float32":
+    origin["precision"] = precision
+  if precision_lib.has_ranges(precision):
+    if calibration:
+      calibration_lib.check_source(calibration, model.embedding_size)
+      origin["calibration"] = calibration_lib.digest(calibration)
+    measure = lambda: calibration_lib.calibrate(stream, lines, calibration)
+    ranges, origin = calibration_lib.kept_ranges(path, origin, measure)
+
+  def parts(done: int) -> Iterator[np.ndarray]:
+    for part in stream(lines.iterate(done)):
+      yield precision_lib.quantize(part, precision, ranges, first_row=done)
+      done += len(part)
+
   row_file.write_rows(
     path,
-    lambda done: encoder.encode_stream(
-      lines.iterate(done),
-      batch_size=batch_size,
-      normalize_embeddings=normalize,
-      **prompts,
-    ),
-    shape=(len(lines), model.embedding_size),
-    origin={
-      "model": model_lib.identity(model),
-      "text": lines.digest,
-      "normalize": model.normalize or normalize,
-      **{name: text for name, text in prompts.items() if text is not None},
-    },
+    parts,
+    shape=(len(lines), precision_lib.row_size(precision, model.embedding_size)),
+    origin=origin,
+    dtype=precision_lib.dtype_of(precision),
+    finish=lambda: calibration_lib.put_ranges(path, ranges),
   )
+
+
+def _check_precision(precision: str, calibration: str | None) -> None:
+  precision_lib.check_precision(precision)
+  if calibration and not precision_lib.has_ranges(precision):
+    raise UserError(
+      f"--calibration {calibration}: {precision} has no ranges; leave it out, or give "
+      "--precision int8"
+    )
 
 
 def define_flags() -> None:
@@ -76,7 +120,8 @@ def define_flags() -> None:
   flags.DEFINE_string("model", None, "Model folder or hub id.")
   flags.DEFINE_string("input", None, "A sentence a line, UTF-8; also .gz.")
   flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
-  flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
+  flags.DEFINE_integer("batch_size", 64, "Sentences in a device's batch.", 1)
+  devices.define_flag()
   flags.DEFINE_bool(
     "normalize", None, "Whether to scale to unit length; by default as the folder says."
   )
@@ -89,6 +134,18 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "truncate_dim", None, "Keeps as many first numbers of embeddings.", 1
   )
+  flags.DEFINE_enum(
+    "precision",
+    "float32",
+    precision_lib.PRECISIONS,
+    "int8 and uint8 take a quarter of the bytes, binary and ubinary a 32nd.",
+  )
+  flags.DEFINE_string(
+    "calibration",
+    None,
+    "What int8 and uint8 measure ranges on: a text, or the NAME.ranges.npy beside an "
+    "earlier output. Unless told, up to 10,000 lines of the input.",
+  )
 
 
 def main() -> None:
@@ -97,11 +154,15 @@ def main() -> None:
   # Check the paths before a model is fetched and loaded.
   row_file.output_path(_FLAGS.output)
   decoding.check_file(str(files.user_path(_FLAGS.input)))
+  _check_precision(_FLAGS.precision, _FLAGS.calibration)
+  if _FLAGS.calibration:
+    calibration_lib.check_source(_FLAGS.calibration)
   encoder = SentenceEncoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
     truncate_dim=_FLAGS.truncate_dim,
+    devices=_FLAGS.devices,
   )
   if _FLAGS.normalize is False:
     encoder.model = dataclasses.replace(encoder.model, normalize=False)
@@ -113,6 +174,8 @@ def main() -> None:
     normalize=bool(_FLAGS.normalize),
     prompt_name=_FLAGS.prompt_name,
     prompt=_FLAGS.prompt,
+    precision=_FLAGS.precision,
+    calibration=_FLAGS.calibration,
   )
   print(f"written to {_FLAGS.output}")
 

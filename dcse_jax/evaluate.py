@@ -15,6 +15,7 @@ import math
 
 from absl import flags
 
+from dcse_jax.embed import devices
 from dcse_jax.eval import offline
 from dcse_jax.eval import registry
 from dcse_jax.eval import sts
@@ -36,6 +37,7 @@ def define_flags() -> None:
   )
   for kind, evaluator in registry.EVALUATORS.items():
     flags.DEFINE_multi_string(kind, [], evaluator.about)
+  devices.define_flag()
   flags.DEFINE_boolean("dev", False, "Dev sets only.")
   flags.DEFINE_enum(
     "convention",
@@ -70,6 +72,13 @@ def define_flags() -> None:
   flags.DEFINE_boolean(
     "bm25", False, "A row for BM25 in the table of retrieval, to compare with."
   )
+  flags.DEFINE_multi_enum(
+    "precision",
+    [],
+    ["int8", "ubinary"],
+    "Retrieval also searches documents of this precision and shows nDCG@10 and what it "
+    "loses. Repeats.",
+  )
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_string("markdown", None, "Markdown file to write.")
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
@@ -95,6 +104,8 @@ def main() -> None:
     raise UserError(f"--alignment_set {_FLAGS.alignment_set}: --sts holds none")
   if _FLAGS.bm25 and not _FLAGS.retrieval:
     raise UserError("--bm25 ranks documents: name some by --retrieval DIR")
+  if _FLAGS.precision and not _FLAGS.retrieval:
+    raise UserError("--precision concerns a search: name documents by --retrieval DIR")
   offline.evaluate(
     _FLAGS.model,
     places,
@@ -105,12 +116,14 @@ def main() -> None:
       alignment_set=_FLAGS.alignment_set,
       alignment_above=_FLAGS.alignment_above,
       bm25=_FLAGS.bm25,
+      precisions=tuple(dict.fromkeys(_FLAGS.precision)),
     ),
     loading={
       "pooling": _FLAGS.pooling,
       "num_layers": _FLAGS.num_layers,
       "max_length": _FLAGS.max_length,
       "default_prompt_name": _FLAGS.prompt_name,
+      "devices": _FLAGS.devices,
     },
     widths=_FLAGS.truncate_dim,
     output=_FLAGS.output,

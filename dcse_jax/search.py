@@ -2,6 +2,9 @@
 
 `python -m dcse_jax.search --model DIR --embeddings emb.npy --sentences FILE.txt`
 
+Embeddings may be of any precision that encode writes; emb.ranges.npy stands beside
+those of int8 and uint8.
+
 It reads queries from standard input, a line each; --query "..." asks one and may be
 repeated. After each query come its answers, a line each: two spaces, the cosine, a
 tab, the sentence.
@@ -11,40 +14,17 @@ import re
 import sys
 
 from absl import flags
-import numpy as np
 
 from dcse_jax.data.lines import Lines
 from dcse_jax.data.lines import input_lines
+from dcse_jax.embed import calibration
+from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
-
-
-def read_embeddings(path: str) -> np.ndarray:
-  """Opens a .npy file of embeddings, [n, D], without reading it.
-
-  Raises:
-    UserError: there is no such file, or it does not hold such an array.
-  """
-  try:
-    # np.load also reads archives and pickles, which nobody should open.
-    embeddings = np.lib.format.open_memmap(files.user_path(path), mode="r")
-  except UserError:
-    raise
-  except Exception as error:  # Damaged headers fail in many ways.
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    raise UserError(
-      f"cannot read {path} ({reason}): name what dcse_jax.encode wrote"
-    ) from error
-  if embeddings.ndim != 2 or embeddings.dtype.kind != "f":
-    raise UserError(
-      f"{path} holds {embeddings.dtype} of shape {embeddings.shape}, not rows of "
-      "embeddings: name what dcse_jax.encode wrote"
-    )
-  return embeddings
 
 
 def define_flags() -> None:
@@ -66,6 +46,13 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("prompt", None, "A text to put there instead.")
   flags.DEFINE_bool("faiss", False, "Approximate search, for millions.")
+  flags.DEFINE_integer(
+    "rescore_multiplier",
+    4,
+    "How many times top_k answers are compared with the query itself, where embeddings "
+    "are signs.",
+    1,
+  )
   flags.DEFINE_string("pooling", None, "In place of the folder's own pooling.")
   flags.DEFINE_integer("max_length", None, "In place of the folder's own, in tokens.")
   flags.DEFINE_integer(
@@ -81,14 +68,21 @@ def main() -> None:
   for query in _FLAGS.query:
     if re.search("[\ud800-\udfff]", query):  # Python spells other bytes like this.
       raise UserError(f"--query={query}: is not valid UTF-8")
-  embeddings, sentences = read_embeddings(_FLAGS.embeddings), Lines(_FLAGS.sentences)
+  embeddings, sentences = row_file.read(_FLAGS.embeddings), Lines(_FLAGS.sentences)
+  ranges = calibration.ranges_path(files.user_path(_FLAGS.embeddings))
   encoder = SentenceEncoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
     truncate_dim=_FLAGS.truncate_dim,
   )
-  encoder.build_index(sentences, embeddings=embeddings, use_faiss=_FLAGS.faiss)
+  encoder.build_index(
+    sentences,
+    embeddings=embeddings,
+    ranges=row_file.read(ranges) if ranges.exists() else None,
+    use_faiss=_FLAGS.faiss,
+    rescore_multiplier=_FLAGS.rescore_multiplier,
+  )
   asks = not _FLAGS.query and sys.stdin is not None and sys.stdin.isatty()
   if asks:
     print("A query a line; an empty one ends.", flush=True)

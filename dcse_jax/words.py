@@ -93,8 +93,6 @@ def main() -> None:
   folder = files.user_path(_FLAGS.output)
   digests.check_replaceable(folder, overwrite=_FLAGS.overwrite)
   source, columns = _FLAGS.text, tuple(_FLAGS.columns)
-  if not source.startswith("tfds:"):
-    source = str(files.user_path(source))
   text = text_lib.read_text(source, columns)
   sentences = [cell for column in text.columns for cell in column]
   settings = ("size", "window", "min_count", "most", "context_power", "singular_power")

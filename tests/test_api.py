@@ -22,7 +22,14 @@ from tests import recipes
 
 SENTENCES = models.SENTENCES[:60]
 # Fields of a run that takes a moment.
-TINY = dict(batch_size=8, max_length=16, num_train_steps=4, eval_every=2, log_every=2)
+TINY = dict(
+  batch_size=8,
+  bucket_batches=2,
+  max_length=16,
+  num_train_steps=4,
+  eval_every=2,
+  log_every=2,
+)
 
 
 def flags(workdir, config, **fields):

@@ -52,11 +52,15 @@ def set_(config, name, value):
 # What each may least be, and what it may not be any more, as far as it has ends; the
 # fields that are missing here have the range of counts, from 1.
 OUTSIDE = {
+  "bucket_batches": (-1,),
+  "dropout": (-0.5, -2.0, 1.0),
   "encoder.initializer_range": (0.0, -1.0),
   "num_layers": (-1,),
   "synthetic_sentences": (-1,),
   "synthetic_pairs": (-1,),
   "switch_case": (-0.1, 1.0),
+  "mine_every": (-1,),
+  "mine_relative_margin": (),
   "batch_size": (1,),
   "learning_rate": (0.0, -1.0),
   "schedule_steps": (-1, 15_624),

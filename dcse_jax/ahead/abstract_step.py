@@ -7,7 +7,6 @@ so what is compiled from it is what will run.
 import dataclasses
 import itertools
 import math
-import types
 from typing import Any
 
 import jax
@@ -37,8 +36,14 @@ from dcse_jax.teachers.embeddings import open_embeddings
 from dcse_jax.train import runs as runs_lib
 from dcse_jax.train import step as step_lib
 
-# The cost does not depend on which ids are special.
-_TOKENIZER = types.SimpleNamespace(mask_token_id=4, all_special_ids=(0, 1, 2, 3, 4))
+
+class _Tokenizer:
+  """A tokenizer of any size: the cost does not depend on it, nor on what is special."""
+
+  mask_token_id, all_special_ids = 4, (0, 1, 2, 3, 4)
+
+  def __len__(self) -> int:
+    return 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +119,13 @@ def make_abstract_step(
   )
   columns = text.num_columns(round_config.text, round_config.columns)
   columns = max(columns, 2 * bool(round_config.switch_case))
+  columns += config_lib.mined_columns(round_config)
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {
     "input_ids": jax.ShapeDtypeStruct(ids, jnp.int32),
     "attention_mask": jax.ShapeDtypeStruct(ids, bool),
     "example_id": jax.ShapeDtypeStruct(ids[:1], jnp.int32),
+    **_mined(round_config),
     **teacher_batch,
     **loss_fn.abstract_batch(round_config.batch_size, columns, round_config.max_length),
   }
@@ -190,12 +197,18 @@ def _model(
   return model_lib.Model(
     config=shape,
     params=encoder_lib.abstract_params(shape),
-    tokenizer=_TOKENIZER,
+    tokenizer=_Tokenizer(),
     pooling=pooling,
     normalize=False,
     max_length=shape.max_tokens,
     **fields,
   )
+
+
+def _mined(config: config_lib.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what a batch says of hard negatives that are mined."""
+  shape = (config.batch_size, config_lib.mined_columns(config))
+  return {"has_negative": jax.ShapeDtypeStruct(shape, bool)} if shape[1] else {}
 
 
 def _start(config: config_lib.ConfigDict) -> model_lib.Model:

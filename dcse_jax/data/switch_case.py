@@ -1,12 +1,12 @@
 """Case-switched sentences: positives of equal meaning but other tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 
-def switch_case(sentences: Sequence[str], share: float, *, seed: int) -> list[str]:
-  """Switches the case of the first letter of some words.
+def switch_case(sentences: Iterable[str], share: float, *, seed: int) -> Iterator[str]:
+  """Yields sentences with the case of the first letter of some words switched.
 
   Args:
     sentences: white space divides them into words.
@@ -18,7 +18,7 @@ def switch_case(sentences: Sequence[str], share: float, *, seed: int) -> list[st
     sentence is switched once.
   """
   rng = np.random.default_rng(seed)
-  return [_switch(sentence, share, rng) for sentence in sentences]
+  return (_switch(sentence, share, rng) for sentence in sentences)
 
 
 def _switch(sentence: str, share: float, rng: np.random.Generator) -> str:

@@ -1,20 +1,25 @@
-"""Reads the user's text, from files or from TFDS, into columns of sentences."""
+"""Reads the user's text, from files or from sets, into columns of sentences."""
 
+import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
-from dcse_jax.data import arrow
 from dcse_jax.data import candidates
 from dcse_jax.data import decoding
-from dcse_jax.data import tables
-from dcse_jax.data import tfds
+from dcse_jax.data import readers
+from dcse_jax.data import sources
+from dcse_jax.data import splitting
+from dcse_jax.data.stored import StoredColumn
+from dcse_jax.runtime.errors import UserError
 
 # How many characters of a text are kept: more than an encoder of 8,192 tokens reads.
 # A tokenizer takes up to 600 bytes for each, also past the last token that is read.
@@ -32,15 +37,17 @@ class Text:
     empty_rows: rows left out because a sentence, or every hard negative, was blank after
       cleaning.
     cut_rows: rows with a column that was longer than `MAX_CHARACTERS`.
-    left_out: which rows of the source were left out, counted from 0.
+    undrawn_rows: rows that a source's share left out.
+    left_out: which rows of the sources, laid end to end, were left out, counted from 0.
     scores: what the text says of each row's candidates, [rows, columns - 1] float32: its
       positive and its hard negatives, 0 where there is none; None if it says nothing.
   """
 
-  columns: tuple[list[str], ...]
+  columns: tuple[Sequence[str], ...]
   empty_rows: int
   cut_rows: int = 0
-  left_out: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+  undrawn_rows: int = 0
+  left_out: Sequence[int] = dataclasses.field(default=(), compare=False)
   scores: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
   @functools.cached_property
@@ -51,9 +58,14 @@ class Text:
 
 
 def read_text(
-  source: str, columns: Sequence[str] = (), score_columns: Sequence[str] = ()
+  source: sources.Names,
+  columns: Sequence[str] = (),
+  score_columns: Sequence[str] = (),
+  *,
+  split: str = "",
+  store: pathlib.Path | None = None,
 ) -> Text:
-  """Reads and cleans every row of a file or of a prepared TFDS split.
+  """Reads and cleans every row of a file, of several, or of a set.
 
   Runs of white space and NUL become one space and the ends are stripped; then
   everything past the first `MAX_CHARACTERS` characters is cut. Nothing else in a
@@ -62,20 +74,28 @@ def read_text(
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz, or in
-      .parquet or .arrow; or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
-    columns: those to read from a table, in the order anchor, positive, hard negatives;
-      one of hard negatives may hold lists. Empty for .txt and TFDS.
+      .parquet or .arrow; a folder that `datasets` saved; or
+      `hf:NAME:SPLIT:COLUMN[,COLUMN...]` or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
+      Or several of these, patterns, and shares: see `sources.expand`.
+    columns: those to read from tables, in the order anchor, positive, hard negatives;
+      one of hard negatives may hold lists. Empty if none of the sources is a table.
     score_columns: those of the candidates' scores, one for the positive and one for each
       hard negative, or columns of lists.
+    split: makes each sentence of a document a row: see `splitting.make`.
+    store: the folder of the disk that keeps the sentences, for a text beyond memory.
+      None keeps them in memory.
 
   Returns:
-    The cleaned rows, in the order of the source.
+    The cleaned rows, in the order of the sources.
 
   Raises:
-    UserError: the source cannot be read, is not UTF-8 or not what its suffix says
-      (it names the line), holds no sentence, or has not as many scores as candidates.
+    UserError: a source cannot be read, is not UTF-8 or not what its suffix says
+      (it names the line), does not fit the others, or has not as many scores as
+      candidates; or there is no sentence.
   """
-  return _collect(source, _rows(source, columns, score_columns), bool(score_columns))
+  new = list if store is None else functools.partial(StoredColumn, store)
+  opened = _open(source, columns, score_columns, split)
+  return _collect(source, opened, bool(score_columns), new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,33 +114,53 @@ class _Row:
   is_whole: bool
 
 
-def iterate_rows(source: str, columns: Sequence[str] = ()) -> Iterator[list[str]]:
-  """Yields the rows of `read_text` one by one, blank ones and long cells too.
+def _open(
+  source: sources.Names,
+  columns: Sequence[str],
+  score_columns: Sequence[str] = (),
+  split: str = "",
+) -> list[tuple[sources.Source, Iterator[_Row]]]:
+  """Returns the rows of each source, once all of them are known to fit together.
 
-  Args:
-    source: see `read_text`.
-    columns: see `read_text`.
-
-  Yields:
-    The cleaned cells of a row, uncut; an empty list for an empty line of a table.
-
-  Raises:
-    UserError: see `read_text`; a source that holds nothing is no error here.
+  The arguments are those of `read_text`.
   """
-  return (row.cells for row in _rows(source, columns))
-
-
-def _rows(
-  source: str, columns: Sequence[str], score_columns: Sequence[str] = ()
-) -> Iterator[_Row]:
-  reader = _reader(source)
-  if reader.columns:
-    if columns or score_columns:
+  splitter = splitting.make(split) if split else None
+  every = [(each, readers.find(each.name)) for each in sources.expand(source)]
+  some_tables = any(not reader.columns for _, reader in every)
+  opened, widths = [], {}
+  for each, reader in every:
+    named, scores = columns, score_columns
+    if reader.columns:
+      # Beside tables, a plain text has no part in the names of their columns.
+      if (columns and not some_tables) or score_columns:
+        raise decoding.user_error(
+          f"{each.name}: columns {decoding.names([*columns, *score_columns])} named, but "
+          f"only {', '.join(readers.TABLES)} files have columns to choose from; name none"
+        )
+      named = reader.columns(each.name)
+    _check_columns(each.name, named, scores)
+    if splitter and len(named) > 1:
       raise decoding.user_error(
-        f"{source}: columns {decoding.names([*columns, *score_columns])} named, but only "
-        f"{', '.join(_TABLES)} files have columns to choose from; name none"
+        f"{each.name}: split={split!r} makes rows of documents, and there are "
+        f"{len(named)} columns; name one"
       )
-    columns = reader.columns(source)
+    widths.setdefault(len(named), each.name)
+    if splitter:
+      rows = _split_rows(reader, each.name, named, splitter)
+    else:
+      rows = _read_rows(reader, each.name, named, scores)
+    opened.append((each, rows))
+  if len(widths) > 1:
+    (one, first), (other, second) = list(widths.items())[:2]
+    raise decoding.user_error(
+      f"{first} has {one} columns of text and {second} {other}; give them as many"
+    )
+  return opened
+
+
+def _check_columns(
+  source: str, columns: Sequence[str], score_columns: Sequence[str]
+) -> None:
   if not columns or len({*columns, *score_columns}) < len(columns) + len(score_columns):
     raise decoding.user_error(
       f"{source}: columns named: {decoding.names([*columns, *score_columns])}; name "
@@ -132,7 +172,14 @@ def _rows(
       f"{source}: score_columns {decoding.names(score_columns)} say how an anchor and "
       "its candidates match; name columns of anchors and positives"
     )
-  return _read_rows(reader, source, columns, score_columns)
+
+
+def _split_rows(reader, source, columns, splitter) -> Iterator[_Row]:
+  for row in reader.rows(source, columns):
+    sentences = list(map(_clean, splitter(row[0]))) if row else []
+    # A document without a sentence counts as one blank row.
+    for cells in [[sentence] for sentence in sentences] or [[]]:
+      yield _Row(cells, [], bool(cells))
 
 
 def _read_rows(reader, source, columns, score_columns) -> Iterator[_Row]:
@@ -160,16 +207,22 @@ def _read_rows(reader, source, columns, score_columns) -> Iterator[_Row]:
     )
 
 
-def num_columns(source: str, columns: Sequence[str]) -> int:
+def num_columns(source: sources.Names, columns: Sequence[str]) -> int:
   """Returns how many columns `read_text` would give.
 
-  It reads the source only where that decides, which may have lists of hard negatives; a
-  source that is not there is taken to have none.
+  It reads the sources only where that decides, which may have lists of hard negatives;
+  one that is not there is taken to have none.
   """
-  if source.startswith(_TFDS):
-    columns = tfds.columns(source)
-  if len(columns) > 2 and os.path.exists(source):
-    return max((len(row.cells) for row in _rows(source, columns)), default=3)
+  for name in [source] if isinstance(source, str) else source:
+    if name.startswith(readers.PREFIXES):
+      (each,) = sources.expand(name)
+      columns = readers.find(each.name).columns(each.name)
+  if len(columns) > 2 and source:
+    with contextlib.suppress(UserError):
+      every = sources.expand(source)
+      if all(os.path.exists(each.name) for each in every):
+        rows = itertools.chain.from_iterable(rows for _, rows in _open(source, columns))
+        return max((len(row.cells) for row in rows), default=3)
   return max(1, len(columns))
 
 
@@ -178,21 +231,32 @@ def cut(cell: str) -> str:
   return cell[:MAX_CHARACTERS].rstrip()
 
 
-def _collect(source: str, rows: Iterable[_Row], has_scores: bool) -> Text:
-  columns: list[list[str]] = []
-  scores: list[list[float]] = []
-  left_out, cut_rows = [], 0
-  for number, row in enumerate(rows):
-    if not row.is_whole:
-      left_out.append(number)
-      continue
-    cut_rows += any(len(cell) > MAX_CHARACTERS for cell in row.cells)
-    # A row may have more hard negatives than any before it.
-    for _ in range(len(columns), len(row.cells)):
-      columns.append([""] * (number - len(left_out)))
-    for column, cell in itertools.zip_longest(columns, row.cells, fillvalue=""):
-      column.append(cut(cell))
-    scores.append(row.scores)
+def _collect(
+  source: sources.Names,
+  opened: Iterable[tuple[sources.Source, Iterator[_Row]]],
+  has_scores: bool,
+  new: Callable[[], Any],
+) -> Text:
+  """Collects rows in columns that `new` makes."""
+  columns, scores, widths = [], array.array("f"), array.array("i")
+  left_out, blank, cut_rows = array.array("q"), 0, 0
+  numbers = itertools.count()
+  for place, (part, rows) in enumerate(opened):
+    for row, is_drawn, number in zip(rows, part.drawn(place), numbers):
+      if not is_drawn or not row.is_whole:
+        left_out.append(number)
+        blank += is_drawn
+        continue
+      cut_rows += any(len(cell) > MAX_CHARACTERS for cell in row.cells)
+      # A row may have more hard negatives than any before it.
+      for _ in range(len(columns), len(row.cells)):
+        columns.append(new())
+        for _ in range(number - len(left_out)):
+          columns[-1].append("")
+      for column, cell in itertools.zip_longest(columns, row.cells, fillvalue=""):
+        column.append(cut(cell))
+      scores.extend(row.scores)
+      widths.append(len(row.scores))
   if not columns:
     raise decoding.user_error(
       f"{source}: holds no sentence ({len(left_out)} blank rows); give a "
@@ -200,18 +264,19 @@ def _collect(source: str, rows: Iterable[_Row], has_scores: bool) -> Text:
     )
   return Text(
     tuple(columns),
-    len(left_out),
+    blank,
     cut_rows,
-    tuple(left_out),
-    _padded(scores, len(columns) - 1) if has_scores else None,
+    len(left_out) - blank,
+    left_out,
+    _padded(scores, widths, len(columns) - 1) if has_scores else None,
   )
 
 
-def _padded(rows: list[list[float]], width: int) -> np.ndarray:
-  """Returns rows of unlike lengths, filled up by zeros."""
-  padded = np.zeros((len(rows), width), np.float32)
-  for row, values in zip(padded, rows):
-    row[: len(values)] = values
+def _padded(values: Sequence[float], widths: Sequence[int], width: int) -> np.ndarray:
+  """Returns rows of unlike lengths, which lie end to end, filled up by zeros."""
+  is_there = np.arange(width) < np.asarray(widths)[:, None]
+  padded = np.zeros(is_there.shape, np.float32)
+  padded[is_there] = values
   return padded
 
 
@@ -222,62 +287,18 @@ def _clean(cell: str) -> str:
   return " ".join(words[:MAX_CHARACTERS])
 
 
-def _plain_rows(
-  source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
-) -> Iterator[Sequence[str]]:
-  del columns, types
-  return ((line,) for line in decoding.lines(source))
+def first_cells(source: sources.Names, columns: Sequence[str] = ()) -> Iterator[str]:
+  """Yields the first column's sentence of every row, "" for a row that is left out.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """The reader of one kind of source.
-
-  Attributes:
-    rows: yields the cells of each row, from the source, its columns and, for each, the
-      types that a cell may have; [] for a blank row.
-    columns: returns the columns of a source that has none to choose from; None where
-      the user names them.
+  Shares have no part in it: every row has its place.
   """
-
-  rows: Callable[..., Iterator[Sequence[Any]]]
-  columns: Callable[[str], Sequence[str]] | None = None
-
-
-_TFDS = "tfds:"
-# The readers of files by suffix; a new kind of file is one more line.
-_FILES = {
-  ".txt": _Reader(_plain_rows, columns=lambda source: ("sentence",)),
-  ".csv": _Reader(tables.csv_rows),
-  ".tsv": _Reader(tables.tsv_rows),
-  ".jsonl": _Reader(tables.jsonl_rows),
-  ".parquet": _Reader(arrow.rows),
-  ".arrow": _Reader(arrow.rows),
-}
-_TABLES = [suffix for suffix, reader in _FILES.items() if not reader.columns]
+  for _, rows in _open(source, columns):
+    for row in rows:
+      yield cut(row.cells[0]) if row.is_whole else ""
 
 
-def _reader(source: str) -> _Reader:
-  if source.startswith(_TFDS):
-    return _Reader(tfds.rows, columns=tfds.columns)
-  decoding.check_file(source)
-  suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
-  if suffix not in _FILES:
-    raise decoding.user_error(
-      f"{source}: unknown kind of file; its name must end in {', '.join(_FILES)}; text "
-      "may be followed by .gz"
-    )
-  return _FILES[suffix]
-
-
-def first_cells(source: str, columns: Sequence[str] = ()) -> Iterator[str]:
-  """Yields the first column's sentence of every row, "" for a row that is left out."""
-  for row in _rows(source, columns):
-    yield cut(row.cells[0]) if row.is_whole else ""
-
-
-def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
-  """Counts the rows of a source, and digests their first column.
+def measure(source: sources.Names, columns: Sequence[str] = ()) -> tuple[int, str]:
+  """Counts the rows of a text, and digests their first column.
 
   Args:
     source: as in `read_text`.
@@ -292,19 +313,24 @@ def measure(source: str, columns: Sequence[str] = ()) -> tuple[int, str]:
   return number, digest.hexdigest()
 
 
-def read_ids(source: str, column: str) -> list[str]:
-  """Reads the id of each row of a source, blank rows included.
+def read_ids(source: sources.Names, column: str) -> list[str]:
+  """Reads the id of each row of a text, blank rows included.
 
   Args:
     source: see `read_text`.
-    column: the table's column of ids; without columns to choose from, a row's id is its
-      number from 0.
+    column: the tables' column of ids; where there are no columns to choose from, a row's
+      id is its number from 0, among the rows of all sources.
 
   Raises:
-    UserError: the source cannot be read, or has no such column.
+    UserError: a source cannot be read, or has no such column.
   """
-  reader = _reader(source)
-  if reader.columns:
-    return [str(number) for number, _ in enumerate(iterate_rows(source))]
-  rows = reader.rows(source, (column,), [(str, int)])  # An id may be a number.
-  return [str(row[0]).strip() if row else "" for row in rows]
+  ids: list[str] = []
+  for each in sources.expand(source):
+    reader = readers.find(each.name)
+    if reader.columns:
+      rows = reader.rows(each.name, reader.columns(each.name))
+      ids += [str(number) for number, _ in enumerate(rows, start=len(ids))]
+    else:
+      rows = reader.rows(each.name, (column,), [(str, int)])  # An id may be a number.
+      ids += [str(row[0]).strip() if row else "" for row in rows]
+  return ids

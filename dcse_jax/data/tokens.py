@@ -6,18 +6,18 @@ whose digests do not hold is made anew. Each column is a flat file with its sent
 end to end, and an offset for each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
-import sys
 
 import numpy as np
-import tqdm
 
+from dcse_jax.data import token_files
 from dcse_jax.model.pooling import LEFT_OUT
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
@@ -27,11 +27,6 @@ _log = logging.getLogger(__name__)
 
 # This is part of every key: raise it when the layout or the cleaning changes.
 _LAYOUT = 2
-_CHUNK = 10_000
-# The id of a hard negative that a row does not have.
-_NONE = -1
-
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Two caches are equal if their keys are.
@@ -78,20 +73,21 @@ class TokenCache:
     if self.sentence_ids.shape[1] == 1:
       return 0  # Rows with equal sentences were left out.
     ids = np.sort(self.sentence_ids, axis=1)
-    is_first = ids >= 0
-    is_first[:, 1:] &= ids[:, 1:] != ids[:, :-1]
-    row = np.nonzero(is_first)[0]
-    met, inverse, counts = np.unique(
-      ids[is_first], return_inverse=True, return_counts=True
-    )
-    is_pair = np.isin(met, self.sentence_ids[:, :2])
-    return len(np.unique(row[(is_pair & (counts > 1))[inverse]]))
+    is_own = ids >= 0
+    is_own[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+    counts = np.bincount(ids[is_own])
+    of_pair = np.zeros(len(counts), bool)
+    of_pair[self.sentence_ids[:, :2]] = True
+    cannot_meet = of_pair & (counts > 1)
+    return int((cannot_meet[ids] & is_own).any(axis=1).sum())
 
   @functools.cached_property
   def rows_apart(self) -> np.ndarray:
     """Rows that may all meet in one batch, as many as one pass finds."""
     meeting = Meeting()
-    rows = enumerate(self.sentence_ids.tolist())
+    starts = range(0, len(self), token_files.CHUNK)
+    parts = (self.sentence_ids[i : i + token_files.CHUNK].tolist() for i in starts)
+    rows = enumerate(itertools.chain.from_iterable(parts))
     return np.asarray([row for row, ids in rows if meeting.join(ids)])
 
   @property
@@ -102,6 +98,10 @@ class TokenCache:
   def num_tokens(self, rows: np.ndarray) -> np.ndarray:
     """Counts the tokens that rows [B] have in all columns together, [B]."""
     return sum(offsets[rows + 1] - offsets[rows] for offsets in self.offsets)
+
+  def longest(self, rows: np.ndarray) -> np.ndarray:
+    """Counts the tokens of the longest column of rows [B], [B]."""
+    return np.max([offsets[rows + 1] - offsets[rows] for offsets in self.offsets], 0)
 
   def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the batch of these rows.
@@ -176,8 +176,8 @@ def content_key(columns: Sequence[Sequence[str]], *facts: str | int) -> str:
   digest.update(json.dumps([_LAYOUT, len(columns), *facts]).encode())
   for column in columns:
     # Sentences hold no line feed, so this joins without ambiguity.
-    for start in range(0, len(column), _CHUNK):
-      digest.update("\n".join(column[start : start + _CHUNK]).encode())
+    for start in range(0, len(column), token_files.CHUNK):
+      digest.update("\n".join(column[start : start + token_files.CHUNK]).encode())
       digest.update(b"\n")
     digest.update(b"\0")
   return digest.hexdigest()
@@ -187,7 +187,7 @@ def build_token_cache(
   folder: pathlib.Path,
   columns: Sequence[Sequence[str]],
   *,
-  tokenize: Tokenize,
+  tokenize: token_files.Tokenize,
   tokenizer_state: str,
   max_length: int,
   pad_token_id: int,
@@ -233,7 +233,14 @@ def build_token_cache(
       dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
       with files.whole(path) as beside:
         beside.mkdir()
-        _write(beside, columns, tokenize, dtype, keep_repeats, show_progress)
+        token_files.write(
+          beside,
+          columns,
+          tokenize,
+          dtype,
+          keep_repeats=keep_repeats,
+          show_progress=show_progress,
+        )
         digests_lib.write(beside)
 
   processes.first_makes(folder, make)
@@ -248,8 +255,9 @@ def build_token_cache(
     key=key,
     tokens=load("tokens"),
     offsets=load("offsets"),
-    sentence_ids=np.load(path / "sentence_ids.npy"),
-    source_rows=np.load(path / "source_rows.npy"),
+    # These are mapped too, but plain arrays to all who use parts of them.
+    sentence_ids=np.asarray(np.load(path / "sentence_ids.npy", mmap_mode="r")),
+    source_rows=np.asarray(np.load(path / "source_rows.npy", mmap_mode="r")),
     max_length=max_length,
     pad_token_id=pad_token_id,
     dropped=meta["dropped"],
@@ -260,66 +268,3 @@ def build_token_cache(
 def _has_contradictions(path: pathlib.Path) -> bool:
   ids = np.load(path / "sentence_ids.npy")
   return bool((ids[:, 2:] == ids[:, :2]).any()) if ids.shape[1] == 3 else False
-
-
-def _without_repeats(ids: tuple[int, ...]) -> tuple[int, ...]:
-  """Strikes out hard negatives that are another sentence of their row."""
-  kept = list(ids[:2])
-  for number in ids[2:]:
-    kept.append(_NONE if number in kept else number)
-  return tuple(kept)
-
-
-def _write(path, columns, tokenize, dtype, keep_repeats, show_progress):
-  """Tokenises the columns chunk by chunk, and writes the cache's files."""
-  num_rows = len(columns[0])
-  seen_sentences: dict[bytes, int] = {}
-  seen_rows: set[tuple[int, ...]] = set()
-  kept_ids, source_rows, dropped, contradicting = [], [], 0, 0
-  lengths = [[] for _ in columns]
-  chunks = [[] for _ in columns]
-  bar = tqdm.tqdm(
-    total=num_rows,
-    desc="tokenising",
-    unit="row",
-    # A log file is easier to read without a bar.
-    disable=not show_progress or not sys.stderr.isatty(),
-  )
-  for start in range(0, num_rows, _CHUNK):
-    encoded = [
-      [np.asarray(ids, dtype) for ids in tokenize(column[start : start + _CHUNK])]
-      for column in columns
-    ]
-    for number, row in enumerate(zip(*encoded), start):
-      # A digest stands for the tokens, so that a million rows fit any memory.
-      sentence_ids = tuple(
-        seen_sentences.setdefault(
-          hashlib.blake2b(ids.tobytes(), digest_size=16).digest(),
-          len(seen_sentences),
-        )
-        if column[number]
-        else _NONE
-        for column, ids in zip(columns, row)
-      )
-      sentence_ids = _without_repeats(sentence_ids)
-      if set(sentence_ids[2:]) == {_NONE}:
-        contradicting += 1
-        continue
-      if sentence_ids in seen_rows and not keep_repeats:
-        dropped += 1
-        continue
-      seen_rows.add(sentence_ids)
-      kept_ids.append(sentence_ids)
-      source_rows.append(number)
-      for c, ids in enumerate(row):
-        chunks[c].append(ids)
-        lengths[c].append(len(ids))
-    bar.update(len(encoded[0]))
-  bar.close()
-  for c in range(len(columns)):
-    np.save(path / f"tokens_{c}.npy", np.concatenate([*chunks[c], np.zeros(0, dtype)]))
-    np.save(path / f"offsets_{c}.npy", np.cumsum([0] + lengths[c]))
-  np.save(path / "sentence_ids.npy", np.asarray(kept_ids, np.int64))
-  np.save(path / "source_rows.npy", np.asarray(source_rows, np.int64))
-  meta = {"dropped": dropped, "contradicting": contradicting}
-  (path / "meta.json").write_text(json.dumps(meta))

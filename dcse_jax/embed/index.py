@@ -5,15 +5,17 @@ come from an array or from a file, and a warning counts them and names the first
 a query is refused.
 """
 
-from collections.abc import Iterable, Iterator
-import functools
+from collections.abc import Iterator
 import hashlib
 import logging
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dcse_jax.embed.precision import has_ranges
+from dcse_jax.embed.precision import precision_of
+from dcse_jax.embed.ranking import Ranking
+from dcse_jax.embed.ranking import checked_queries
 from dcse_jax.model.vectors import is_finite
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
@@ -23,36 +25,8 @@ _LOG = logging.getLogger(__name__)
 # Rows compared at a time: the similarities of one block are all that a search
 # holds besides what it found.
 _BLOCK = 65_536
-# Queries compared at a time with a block of a stream, for the same reason.
-_QUERIES = 1024
 # An index larger than this is sent to the device block by block, at each search.
 _RESIDENT_BYTES = 1 << 30
-
-
-@functools.partial(jax.jit, static_argnames="dot")
-def _search_block(best, queries, block, first_row, num_rows, *, dot=False):
-  """Merges a block's best cosines and rows into the best so far, [q, k] each.
-
-  With dot, products are compared as they are.
-  """
-  is_row = jnp.isfinite(block).all(axis=1) & (jnp.arange(len(block)) < num_rows)
-  if not dot:
-    # Squares of very long or short rows would overflow or vanish, as in `unit_length`.
-    largest = jnp.max(jnp.abs(block), axis=1, keepdims=True)
-    block = block / jnp.where(largest > 0, largest, 1)
-  # bfloat16 products, some devices' default, would change the order of neighbours.
-  cosines = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-  if not dot:
-    norms = jnp.linalg.norm(block, axis=1)  # At least 1, except for zero rows.
-    cosines = jnp.clip(cosines / jnp.maximum(norms, 1), -1, 1)
-  top_k = best[0].shape[1]
-  cosines, places = jax.lax.top_k(
-    jnp.where(is_row, cosines, -jnp.inf), min(top_k, len(block))
-  )
-  cosines = jnp.concatenate([best[0], cosines], axis=1)
-  rows = jnp.concatenate([best[1], places + first_row], axis=1)
-  cosines, places = jax.lax.top_k(cosines, top_k)
-  return cosines, jnp.take_along_axis(rows, places, axis=1)
 
 
 def _blocks(embeddings: np.ndarray) -> Iterator[np.ndarray]:
@@ -74,31 +48,33 @@ def _finite_rows(embeddings: np.ndarray) -> np.ndarray:
   return np.flatnonzero(finite).astype(np.int32)
 
 
-def _checked_queries(queries: np.ndarray, top_k: int) -> np.ndarray:
-  """Checks queries [q, D] and scales them to unit length, in float32."""
-  if top_k < 1:
-    raise UserError(f"top_k={top_k}: must be 1 or more")
-  finite = is_finite(queries)
-  if not finite.all():
-    raise UserError(
-      f"the embedding of query {int(np.argmin(finite))} (from 0) holds NaN or infinity: "
-      "check the model"
-    )
-  return unit_length(queries).astype(np.float32)
-
-
 class ExactIndex:
   """An index that compares a query with every row, block by block.
 
   Args:
-    embeddings: [n, D], any float type; a memory-mapped array stays in its file,
-      which is read once to count its finite rows.
+    embeddings: [n, D], any float type, or rows of fewer bits; a memory-mapped array
+      stays in its file. Floats are read once to count the finite rows.
+    precision: the rows', one of `precision.PRECISIONS`.
+    ranges: those of the rows, where the precision has them, [2, D].
+    rescore_multiplier: how many times as many rows as are asked for are found by their
+      signs and compared with the query itself, where rows are signs.
   """
 
-  def __init__(self, embeddings: np.ndarray):
+  def __init__(
+    self,
+    embeddings: np.ndarray,
+    *,
+    precision: str = "float32",
+    ranges: np.ndarray | None = None,
+    rescore_multiplier: int = 4,
+  ):
     self._embeddings = embeddings
+    self._kind = dict(
+      precision=precision, ranges=ranges, rescore_multiplier=rescore_multiplier
+    )
     self._size = min(_BLOCK, len(embeddings))
-    self._num_finite = len(_finite_rows(embeddings))
+    is_float = precision == "float32"
+    self._num_finite = len(_finite_rows(embeddings) if is_float else embeddings)
     # A small index stays on the device.
     self._blocks = None
     if embeddings.nbytes <= _RESIDENT_BYTES:
@@ -111,7 +87,8 @@ class ExactIndex:
     block = self._embeddings[row : row + self._size]
     if block.dtype.itemsize > 4:
       block = unit_length(block)  # float32 could not hold numbers above 1e38.
-    block = np.asarray(block, np.float32)
+    if block.dtype.kind == "f":
+      block = np.asarray(block, np.float32)
     return np.pad(block, ((0, self._size - len(block)), (0, 0)))
 
   def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,66 +105,16 @@ class ExactIndex:
     Raises:
       UserError: top_k is below 1, or a query holds NaN or infinity.
     """
-    queries = _checked_queries(queries, top_k)
+    queries = checked_queries(queries, top_k)
     top_k = min(top_k, self._num_finite)
-    best = (
-      np.full((len(queries), top_k), -np.inf, np.float32),
-      np.zeros((len(queries), top_k), np.int32),
-    )
     if not top_k:
-      return best
-    queries = jax.device_put(queries)
+      none = (len(queries), 0)
+      return np.zeros(none, np.float32), np.zeros(none, np.int32)
+    ranking = Ranking(queries, top_k, **self._kind)
     for i, row in enumerate(self._starts()):
       block = self._block(row) if self._blocks is None else self._blocks[i]
-      num_rows = len(self._embeddings) - row
-      best = _search_block(best, queries, block, row, num_rows)
-    return np.asarray(best[0]), np.asarray(best[1])
-
-
-def search_stream(
-  queries: np.ndarray,
-  blocks: Iterable[np.ndarray],
-  top_k: int,
-  *,
-  dot: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Finds what `ExactIndex.search` does among rows that are seen once and not kept.
-
-  Args:
-    queries: embeddings, [q, D].
-    blocks: the rows, [m, D] at a time; the first block is the largest.
-    top_k: how many, at least 1.
-    dot: compares by dot product, in place of the cosine.
-
-  Returns:
-    Scores [q, k] float32, descending, and numbers of rows [q, k] int32, counted over
-    all blocks. Where there are fewer rows than k, the last scores are -inf.
-
-  Raises:
-    UserError: a query holds NaN or infinity.
-  """
-  unit = _checked_queries(queries, top_k)
-  queries = np.asarray(queries, np.float32) if dot else unit
-  parts = [queries[i : i + _QUERIES] for i in range(0, len(queries), _QUERIES)]
-  best = [
-    (np.full((len(p), top_k), -np.inf, np.float32), np.zeros((len(p), top_k), np.int32))
-    for p in parts
-  ]
-  parts, row, size = jax.device_put(parts), 0, 0
-  for block in blocks:
-    num_rows, size = len(block), max(size, len(block))
-    # One shape is compiled once.
-    block = np.pad(np.asarray(block, np.float32), ((0, size - num_rows), (0, 0)))
-    block = jax.device_put(block)
-    best = [
-      _search_block(found, part, block, row, num_rows, dot=dot)
-      for found, part in zip(best, parts)
-    ]
-    row += num_rows
-  scores, rows = (
-    np.concatenate([np.asarray(found[i]) for found in best]) for i in (0, 1)
-  )
-  return scores, rows
+      ranking.add(block, min(self._size, len(self._embeddings) - row))
+    return ranking.result()
 
 
 class FaissIndex:
@@ -243,7 +170,7 @@ class FaissIndex:
 
     Where the graph does not lead to k rows, the last cosines are -inf.
     """
-    queries = _checked_queries(queries, top_k)
+    queries = checked_queries(queries, top_k)
     top_k = min(top_k, len(self._rows))
     cosines = np.full((len(queries), top_k), -np.inf, np.float32)
     rows = np.zeros((len(queries), top_k), np.int32)
@@ -260,3 +187,48 @@ class FaissIndex:
         rows[i, done : done + len(equal)] = equal
         done += len(equal)
     return cosines, rows
+
+
+def make_index(
+  embeddings: np.ndarray,
+  width: int,
+  *,
+  ranges: np.ndarray | None = None,
+  use_faiss: bool = False,
+  rescore_multiplier: int = 4,
+) -> ExactIndex | FaissIndex:
+  """Makes an index of embeddings, or of rows that `precision.quantize` made of them.
+
+  Args:
+    embeddings: [n, E], memory-mapped or not.
+    width: the numbers of an embedding before it was made smaller, D.
+    ranges: those that rows of "int8" and "uint8" were made with, [2, D].
+    use_faiss: makes an approximate index of floats, in place of an exact one.
+    rescore_multiplier: see `ExactIndex`.
+
+  Raises:
+    UserError: the rows are not of that width, lack their ranges or are no floats for
+      faiss; or faiss is not installed.
+  """
+  precision = precision_of(embeddings, width)
+  if precision is None:
+    raise UserError(
+      f"this model's embeddings have {width} numbers, and {embeddings.dtype} of shape "
+      f"{embeddings.shape} are no rows of these: encode with the same model"
+    )
+  if has_ranges(precision) and np.shape(ranges) != (2, width):
+    raise UserError(
+      f"{precision} rows are searched by their ranges, [2, {width}], and these are "
+      f"{'missing' if ranges is None else np.shape(ranges)}: keep the file NAME.ranges"
+      ".npy beside NAME.npy, or encode anew"
+    )
+  if not use_faiss:
+    return ExactIndex(
+      embeddings,
+      precision=precision,
+      ranges=ranges,
+      rescore_multiplier=rescore_multiplier,
+    )
+  if precision != "float32":
+    raise UserError(f"faiss searches floats here, not {precision}: search without it")
+  return FaissIndex(embeddings)

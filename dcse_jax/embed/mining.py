@@ -1,31 +1,33 @@
-"""Hard negatives: documents that a model takes for answers, and that are none."""
+"""Which documents are hard negatives: guards, ranks and draws, whatever the model.
 
-from collections.abc import Iterable, Sequence
+Names and meanings are those of sentence-transformers' `mine_hard_negatives`.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
-import itertools
+import random
 
 import numpy as np
 
-from dcse_jax.embed.index import search_stream
-from dcse_jax.embed.sentence_encoder import SentenceEncoder
-from dcse_jax.model.inference import CHUNK
-from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Guards:
-  """What keeps false negatives out, as sentence-transformers' mining has it.
+  """What keeps false negatives out.
 
   Attributes:
-    range_min: as many of the nearest documents are skipped.
+    range_min: how many of the nearest documents that pass all bounds are skipped.
     range_max: no document further down is taken; None looks as far as is needed, ten
       times further where any bound below may leave documents out.
-    max_score: the largest cosine with the anchor.
+    max_score: the largest score with the anchor.
     min_score: the smallest.
-    absolute_margin: the cosine is below that of the anchor with the furthest of its
+    absolute_margin: the score is below that of the anchor with the furthest of its
       positives by this much, or more.
-    relative_margin: likewise, as a share of that cosine's size.
+    relative_margin: likewise, as a share of that score's size.
+
+  References:
+    Moreira et al., NV-Retriever, 2024 (arXiv:2407.15831).
   """
 
   range_min: int = 0
@@ -35,16 +37,30 @@ class Guards:
   absolute_margin: float | None = None
   relative_margin: float | None = None
 
-  def depth(self, num_negatives: int, most_positives: int) -> int:
+  @property
+  def bounds(self) -> dict[str, float]:
+    """The bounds on scores that are set, by name, in the order in which they act."""
+    names = ("absolute_margin", "relative_margin", "max_score", "min_score")
+    return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+  def depth(
+    self, num_negatives: int, most_positives: int, *, rescored: bool = False
+  ) -> int:
     """Returns `range_max`, or what stands for None.
 
+    Args:
+      num_negatives: how many are wanted.
+      most_positives: the most pairs that an anchor has.
+      rescored: whether other scores than those of the search meet the bounds.
+
     Raises:
-      UserError: no range holds as many negatives.
+      UserError: no range holds that number.
     """
-    bounds = (self.max_score, self.absolute_margin, self.relative_margin)
     depth = self.range_max
     if depth is None:
-      times = 10 if any(bound is not None for bound in bounds) else 1
+      # The nearest documents are seldom below a smallest cosine.
+      strict = rescored or set(self.bounds) - {"min_score"}
+      times = 10 if strict and self.bounds else 1
       depth = self.range_min + times * num_negatives + most_positives
     if depth - self.range_min < num_negatives:
       raise UserError(
@@ -53,104 +69,150 @@ class Guards:
       )
     return depth
 
-  def left_out(self, cosines: np.ndarray, positive: float) -> dict[str, np.ndarray]:
-    """Returns which candidates each bound leaves out, by its name, [k] each.
+  def left_out(self, scores: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns which candidates each bound leaves out, by its name, [n, k] each.
 
     Args:
-      cosines: those of the anchor with candidates, [k].
-      positive: that with the furthest of its positives.
+      scores: those of anchors with candidates, [n, k] float32.
+      positive: the least score of each anchor with a positive, [n] float32.
     """
-    found = {}
-    if (margin := self.absolute_margin) is not None:
-      found["absolute_margin"] = cosines + np.float32(margin) > positive
-    if (margin := self.relative_margin) is not None:
-      found["relative_margin"] = cosines > positive - np.float32(margin) * abs(positive)
-    if self.max_score is not None:
-      found["max_score"] = cosines > np.float32(self.max_score)
-    if self.min_score is not None:
-      found["min_score"] = cosines < np.float32(self.min_score)
+    positive, found = positive[:, None], {}
+    for name, bound in self.bounds.items():
+      bound = np.float32(bound)
+      found[name] = {
+        "absolute_margin": lambda b: scores + b > positive,
+        "relative_margin": lambda b: scores > positive - np.abs(positive) * b,
+        "max_score": lambda b: scores > b,
+        "min_score": lambda b: scores < b,
+      }[name](bound)
     return found
 
 
 @dataclasses.dataclass(frozen=True)
-class Mined:
-  """Triplets, and what was left out.
+class Pairs:
+  """Pairs by anchor, and the documents that may be negatives: see `group`.
 
   Attributes:
-    triplets: anchor, positive and negative, in the order of the anchors.
-    left_out: how many candidates each bound left out, by its name; one that several
-      leave out counts for the first.
-    without: how many pairs have fewer negatives than were asked for.
+    anchors: each once.
+    documents: each once; first all positives.
+    num_positives: how many documents are positives.
+    anchor_of: the number of each pair's anchor, ascending, [pairs].
+    document_of: the number of each pair's document, [pairs].
+    itself: the document that is the anchor itself, -1 for none, [anchors].
+    most: the most pairs that an anchor has, repeated ones counted.
   """
 
-  triplets: list[tuple[str, str, str]]
-  left_out: dict[str, int]
-  without: int
+  anchors: list
+  documents: list
+  num_positives: int
+  anchor_of: np.ndarray
+  document_of: np.ndarray
+  itself: np.ndarray
+  most: int
+
+  def of_anchors(self, start: int, stop: int) -> slice:
+    """Returns where the pairs of anchors from start to stop - 1 are."""
+    return slice(*np.searchsorted(self.anchor_of, (start, stop)))
+
+  def are_own(self, start: int, rows: np.ndarray) -> np.ndarray:
+    """Returns which documents are an anchor's positives or the anchor itself.
+
+    Args:
+      start: the first anchor.
+      rows: numbers of documents for it and the anchors after it, [n, k].
+    """
+    part = self.of_anchors(start, start + len(rows))
+    key = lambda anchor, row: anchor * len(self.documents) + row
+    anchors = np.arange(start, start + len(rows))[:, None]
+    positives = key(self.anchor_of[part], self.document_of[part])
+    is_positive = np.isin(key(anchors, rows.astype(np.int64)), positives)
+    return is_positive | (rows == self.itself[anchors])
+
+  def least(self, start: int, scores: np.ndarray) -> np.ndarray:
+    """Returns the least score of each anchor with one of its positives.
+
+    Args:
+      start: the first anchor.
+      scores: those of all pairs of some anchors from that one on, [pairs of these].
+    """
+    part = self.anchor_of[self.anchor_of.searchsorted(start) :][: len(scores)]
+    return np.minimum.reduceat(scores, np.flatnonzero(np.diff(part, prepend=-1)))
 
 
-def mine(
-  encoder: SentenceEncoder,
-  anchors: Sequence[str],
-  positives: Sequence[str],
-  corpus: Iterable[str] = (),
-  *,
-  guards: Guards,
-  num_negatives: int,
-  sample: bool = False,
-  seed: int = 0,
-) -> Mined:
-  """Finds hard negatives for pairs by an exact search.
-
-  An anchor's negatives are the nearest documents, of all positives and a corpus, that
-  are no positive of it, nor the anchor itself, and that the guards let pass.
+def group(
+  anchors: Sequence[Hashable],
+  positives: Sequence[Hashable],
+  corpus: Iterable[Hashable] = (),
+) -> Pairs:
+  """Groups pairs by their anchor, and joins positives and a corpus.
 
   Args:
-    encoder: the model; its prompts "query" and "document" stand before texts.
-    anchors: one for each pair.
+    anchors: one for each pair: a text, or what stands for it.
     positives: likewise.
     corpus: more documents.
-    guards: which documents may be negatives.
-    num_negatives: how many are wanted for each pair.
-    sample: draws them from all that the guards let pass, in place of the nearest.
-    seed: the draw's.
-
-  Raises:
-    UserError: the guards have no room for as many, or the model yields NaN.
-
-  References:
-    Moreira et al., NV-Retriever, 2024 (arXiv:2407.15831).
   """
-  documents = list(dict.fromkeys(positives))
+  documents = dict.fromkeys(positives)
   num_positives = len(documents)
-  documents = list(dict.fromkeys([*documents, *corpus]))
-  place = {text: row for row, text in enumerate(documents)}
-  own: dict[str, list[int]] = {}
+  documents |= dict.fromkeys(corpus)
+  place = {each: row for row, each in enumerate(documents)}
+  own: dict[Hashable, dict[int, None]] = {}
+  number: dict[Hashable, int] = {}
   for anchor, positive in zip(anchors, positives, strict=True):
-    rows = own.setdefault(anchor, [])
-    if place[positive] not in rows:
-      rows.append(place[positive])
-  most = max(map(len, own.values()))
-  depth = guards.depth(num_negatives, most)
-  queries = encoder.encode(list(own), prompt_name="query")
-  known = encoder.encode(documents[:num_positives], prompt_name="document")
-  rest = encoder.encode_stream(documents[num_positives:], prompt_name="document")
-  blocks = (known[i : i + CHUNK] for i in range(0, num_positives, CHUNK))
-  top_k = depth + most + any(anchor in place for anchor in own)
-  cosines, rows = search_stream(queries, itertools.chain(blocks, rest), top_k)
-  queries, known = unit_length(queries), unit_length(known)
-  rng, triplets, left_out, without = np.random.default_rng(seed), [], {}, 0
-  for i, (anchor, answers) in enumerate(own.items()):
-    may = np.isfinite(cosines[i]) & ~np.isin(rows[i], [*answers, place.get(anchor, -1)])
-    positive = float(np.min(known[answers] @ queries[i]))
-    for name, is_out in guards.left_out(cosines[i], positive).items():
-      left_out[name] = left_out.get(name, 0) + int(np.sum(may & is_out))
-      may &= ~is_out
-    found = rows[i][may][guards.range_min : depth]
-    if sample and len(found) > num_negatives:
-      found = found[np.sort(rng.choice(len(found), num_negatives, replace=False))]
-    found = found[:num_negatives]
-    without += len(answers) * (len(found) < num_negatives)
-    triplets += [
-      (anchor, documents[answer], documents[row]) for answer in answers for row in found
-    ]
-  return Mined(triplets, left_out, without)
+    own.setdefault(anchor, {})[place[positive]] = None
+    number[anchor] = number.get(anchor, 0) + 1
+  return Pairs(
+    list(own),
+    list(documents),
+    num_positives,
+    np.repeat(np.arange(len(own)), [len(rows) for rows in own.values()]),
+    np.asarray([row for rows in own.values() for row in rows], np.int64),
+    np.asarray([place.get(anchor, -1) for anchor in own], np.int64),
+    max(number.values()),
+  )
+
+
+def choose(
+  scores: np.ndarray,
+  may: np.ndarray,
+  positive: np.ndarray,
+  guards: Guards,
+  *,
+  num_negatives: int,
+  depth: int,
+  rng: random.Random | None = None,
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Chooses among the candidates of each anchor.
+
+  Args:
+    scores: those of the candidates, [n, k] float32.
+    may: which of them may be negatives, [n, k]; at most `depth` of an anchor.
+    positive: the least score of each anchor with a positive, [n] float32.
+    guards: which candidates may be negatives.
+    num_negatives: how many are wanted for each anchor.
+    depth: from `Guards.depth`.
+    rng: draws them from all that the guards let pass, in place of those with the
+      highest scores.
+
+  Returns:
+    The places of the chosen among the candidates, [n, num_negatives], the highest
+    scores first, -1 where there are too few; and how many candidates each bound left
+    out, by its name: one that several leave out counts for the first.
+  """
+  may, counts = may & np.isfinite(scores), {}
+  for name, is_out in guards.left_out(scores, positive).items():
+    counts[name] = int(np.sum(may & is_out))
+    may &= ~is_out
+  order = np.argsort(np.where(may, -scores, np.inf), axis=1, kind="stable")
+  order = np.where(np.take_along_axis(may, order, axis=1), order, -1)
+  missing = max(guards.range_min + num_negatives - order.shape[1], 0)
+  order = np.pad(order, ((0, 0), (0, missing)), constant_values=-1)
+  order = order[:, guards.range_min : depth]
+  if rng is None:
+    return order[:, :num_negatives], counts
+  options = np.maximum((order >= 0).sum(axis=1), num_negatives)
+  drawn = [sorted(rng.sample(range(n), num_negatives)) for n in options.tolist()]
+  drawn = np.asarray(drawn, int).reshape(-1, num_negatives)
+  chosen = np.take_along_axis(order, drawn, axis=1)
+  # Those that are missing come last.
+  last = np.argsort(chosen < 0, axis=1, kind="stable")
+  return np.take_along_axis(chosen, last, axis=1), counts

@@ -29,6 +29,31 @@ def output_path(output: str) -> pathlib.Path:
   return path
 
 
+def read(path: str | os.PathLike[str]) -> np.ndarray:
+  """Opens a .npy file of embeddings, [n, D], or of rows of fewer bits, without reading.
+
+  Raises:
+    UserError: there is no such file, or it does not hold such an array.
+  """
+  try:
+    # np.load also reads archives and pickles, which nobody should open.
+    rows = np.lib.format.open_memmap(files.user_path(path), mode="r")
+  except UserError:
+    raise
+  except Exception as error:  # Damaged headers fail in many ways.
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise UserError(
+      f"cannot read {path} ({reason}): name what dcse_jax.encode wrote"
+    ) from error
+  is_row = rows.dtype.kind == "f" or str(rows.dtype) in ("int8", "uint8")
+  if rows.ndim != 2 or not is_row:
+    raise UserError(
+      f"{path} holds {rows.dtype} of shape {rows.shape}, not rows of embeddings: name "
+      "what dcse_jax.encode wrote"
+    )
+  return rows
+
+
 def write_rows(
   path: pathlib.Path,
   parts: Callable[[int], Iterator[np.ndarray]],
@@ -36,6 +61,7 @@ def write_rows(
   shape: tuple[int, int],
   origin: dict[str, Any],
   dtype: str = "float32",
+  finish: Callable[[], None] = lambda: None,
 ) -> str:
   """Writes embeddings, [rows, D] in a .npy file.
 
@@ -49,6 +75,7 @@ def write_rows(
     shape: that of the whole file.
     origin: what the rows depend on, JSON.
     dtype: the file's.
+    finish: is called when all rows are there, just before the file appears.
 
   Returns:
     The SHA-256 of the rows.
@@ -58,14 +85,26 @@ def write_rows(
   """
   with locks.output_locked(path):
     try:
-      return _write(path, parts, shape, {**origin, "shape": list(shape)}, dtype)
+      origin = {**origin, "shape": list(shape)}
+      return _write(path, parts, shape, origin, dtype, finish)
     except OSError as error:
       raise files.cannot_write(path, error) from error
 
 
-def _write(path, parts, shape, origin, dtype) -> str:
-  partial = path.with_name(f".{path.name}.part")
-  progress = path.with_name(f".{path.name}.part.json")
+def begun(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the origin of what is done of a file; empty where that is nothing."""
+  try:
+    return dict(json.loads(_progress(path).read_bytes())["origin"])
+  except Exception:  # Damaged files fail in many ways.
+    return {}
+
+
+def _progress(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f".{path.name}.part.json")
+
+
+def _write(path, parts, shape, origin, dtype, finish) -> str:
+  partial, progress = path.with_name(f".{path.name}.part"), _progress(path)
   done, digest = 0, hashlib.sha256()
   if progress.exists() and partial.exists():
     done, digest = _find_done(partial, progress, origin)
@@ -95,6 +134,7 @@ def _write(path, parts, shape, origin, dtype) -> str:
       bar.update(len(part))
   del rows
   files.to_disk(partial)
+  finish()
   partial.replace(path)
   files.to_disk(path.parent)
   progress.unlink(missing_ok=True)

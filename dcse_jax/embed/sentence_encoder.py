@@ -5,6 +5,7 @@ Where it does what sentence-transformers' SentenceTransformer does, it has its n
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -13,8 +14,11 @@ import numpy as np
 import tqdm
 
 from dcse_jax.data.sentences import checked
+from dcse_jax.embed.devices import ahead
+from dcse_jax.embed.devices import make_mesh
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
+from dcse_jax.embed.index import make_index
 from dcse_jax.embed.precision import check_precision
 from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
@@ -24,6 +28,7 @@ from dcse_jax.model.inference import encode_tokens
 from dcse_jax.model.model import ROLES
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime import files
+from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +45,8 @@ class SentenceEncoder:
     max_length: where sentences are cut, in tokens; replaces the folder's own.
     truncate_dim: how many first numbers of embeddings are kept; likewise.
     default_prompt_name: the prompt before every sentence; replaces the folder's own.
+    devices: how many of this host's devices divide each batch among them; None takes all
+      accelerators.
 
   Attributes:
     model: the model, as `folder.load` returns it.
@@ -57,7 +64,9 @@ class SentenceEncoder:
     max_length: int | None = None,
     truncate_dim: int | None = None,
     default_prompt_name: str | None = None,
+    devices: int | None = None,
   ):
+    self._mesh = make_mesh(devices)
     self.model = folder.load(
       str(name),
       pooling=pooling,
@@ -66,9 +75,15 @@ class SentenceEncoder:
     ).truncated(truncate_dim)
     self._name = str(name)
     self.model = self.model.with_prompt(default_prompt_name)
-    self._params = jax.device_put(self.model.params)
+    self._params = self._put(self.model.params)
     self._sentences: Sequence[str] = ()
     self._index: ExactIndex | FaissIndex | None = None
+
+  def _put(self, params: Any) -> Any:
+    """Copies parameters to every device."""
+    if self._mesh is None:
+      return jax.device_put(params)
+    return mesh_lib.put_params(jax.device_get(params), self._mesh)
 
   def __repr__(self) -> str:
     model = self.model
@@ -198,20 +213,23 @@ class SentenceEncoder:
   ) -> Iterator[np.ndarray]:
     """Yields the embeddings [m, D] of the next sentences, some thousands at a time.
 
-    Memory does not grow with the number of sentences. See `encode`.
+    Memory does not grow with the number of sentences. A thread tokenises the next ones
+    while the devices embed. See `encode`.
     """
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
       model = model.after(prompt)
     model = model.truncated(truncate_dim)
-    for chunk in chunks(checked(sentences)):
+    tokenize = functools.partial(model.tokenize, max_length=model.max_length)
+    for tokens in ahead(tokenize, chunks(checked(sentences))):
       embeddings = encode_tokens(
         self._params,
         model.config,
-        model.tokenize(chunk, model.max_length),
+        tokens,
         pooling=model.pooling,
-        batch_size=batch_size,
+        batch_size=batch_size * (self._mesh.size if self._mesh else 1),
         left_out=model.left_out,
+        mesh=self._mesh,
       )
       yield model.finish(embeddings, normalize_embeddings or None)
 
@@ -256,8 +274,10 @@ class SentenceEncoder:
     sentences: Sequence[str],
     *,
     embeddings: np.ndarray | None = None,
+    ranges: np.ndarray | None = None,
     batch_size: int = 64,
     use_faiss: bool = False,
+    rescore_multiplier: int = 4,
   ) -> None:
     """Makes sentences ready for `search` by cosine; they replace earlier ones.
 
@@ -267,28 +287,35 @@ class SentenceEncoder:
       sentences: what to search in, such as `data.lines.Lines`; if embeddings are
         given, only those that are found are read.
       embeddings: those of the sentences, [n, D], if they are at hand, memory-mapped or
-        not; None encodes them. Rows with NaN or infinity are never found; a warning
-        counts them.
+        not, floats or another precision; None encodes them. Rows with NaN or infinity
+        are never found; a warning counts them.
+      ranges: those that "int8" and "uint8" embeddings were made with, [2, D].
       batch_size: sentences in a compiled batch.
       use_faiss: hands them to faiss, for a fast approximate search among
         millions. Otherwise the search is exact.
+      rescore_multiplier: how many times top_k sentences are compared with the query
+        itself, where embeddings are signs.
 
     Raises:
-      UserError: there are not as many embeddings as sentences; faiss is missing.
+      UserError: embeddings are not those of the sentences; faiss is missing.
     """
     if self.model.similarity != "cosine":
       _log.warning("searching by cosine; the model says %r", self.model.similarity)
     if embeddings is None:
       name = self._prompt_for("document", "passage", "corpus")
       embeddings = self.encode(sentences, prompt_name=name, batch_size=batch_size)
-    wanted = (len(sentences), self.model.embedding_size)
-    if embeddings.shape != wanted:
+    if len(embeddings) != len(sentences):
       raise UserError(
-        f"{len(sentences)} sentences and this model want embeddings of shape "
-        f"{wanted}, not {embeddings.shape}: encode the same sentences with the "
-        "same model"
+        f"there are {len(sentences)} sentences and {len(embeddings)} embeddings: encode "
+        "the same sentences"
       )
-    self._index = (FaissIndex if use_faiss else ExactIndex)(embeddings)
+    self._index = make_index(
+      embeddings,
+      self.model.embedding_size,
+      ranges=ranges,
+      use_faiss=use_faiss,
+      rescore_multiplier=rescore_multiplier,
+    )
     self._sentences = sentences
 
   def search(

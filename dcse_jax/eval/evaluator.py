@@ -30,6 +30,7 @@ class Options:
       STSB-all; None takes STSB-test or, with dev, STSB-dev, if it is there.
     alignment_above: see `sts.paraphrases`.
     bm25: whether retrieval scores BM25 as well, as a row of reference.
+    precisions: those that retrieval scores documents in besides, such as "int8".
   """
 
   dev: bool = False
@@ -38,6 +39,7 @@ class Options:
   alignment_set: str | None = None
   alignment_above: float | None = None
   bm25: bool = False
+  precisions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,8 @@ def evaluate(
     "convention": options.convention,
     "dev": options.dev,
     **{each.kind: each.describe() for each in evaluators},
-    "options": loading,
+    # How many devices there were changes no score.
+    "options": {name: each for name, each in loading.items() if name != "devices"},
     "models": pooled,
   }
   print(tables.as_text(results))

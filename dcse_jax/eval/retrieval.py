@@ -7,6 +7,7 @@ scores trec_eval has the higher document id first, and so has what is here.
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -15,7 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from dcse_jax.embed.index import search_stream
+from dcse_jax.embed.precision import has_ranges
+from dcse_jax.embed.precision import quantize
+from dcse_jax.embed.precision import ranges_of
+from dcse_jax.embed.ranking import Ranking
 from dcse_jax.eval import retrieval_sets
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
@@ -88,10 +92,11 @@ def _ranking(
 
 
 def bm25(collection: retrieval_sets.Collection) -> tuple[np.ndarray, np.ndarray]:
-  """Ranks the documents by BM25, as `search_stream` does by embeddings.
+  """Ranks the documents by BM25, as `Ranking.result` does by embeddings.
 
   Words are runs of letters and digits, in lower case; each word of a query counts
-  once; k1 is 0.9 and b 0.4.
+  once; k1 is 0.9 and b 0.4. There is no stemming and no list of stop words, which are
+  a language's: docs/results.md has what English ones are worth.
 
   References:
     Robertson and Zaragoza, 2009; Lucene's form of it, by the library bm25s.
@@ -110,6 +115,28 @@ def bm25(collection: retrieval_sets.Collection) -> tuple[np.ndarray, np.ndarray]
   return scores.astype(np.float32), found.documents
 
 
+class _Rounded:
+  """A ranking of ten documents, whose embeddings are rounded as they come.
+
+  The first thousands of them are the sample that ranges are measured on.
+  """
+
+  def __init__(self, queries: np.ndarray, precision: str, dot: bool):
+    self._precision, self._ranges = precision, None
+    self._make = functools.partial(Ranking, queries, 10, precision=precision, dot=dot)
+    self._ranking = None
+
+  def add(self, block: np.ndarray) -> None:
+    if self._ranking is None:
+      if has_ranges(self._precision):
+        self._ranges = ranges_of([block])
+      self._ranking = self._make(ranges=self._ranges)
+    self._ranking.add(quantize(block, self._precision, self._ranges))
+
+  def result(self) -> tuple[np.ndarray, np.ndarray]:
+    return self._ranking.result()
+
+
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Evaluator):
   """Scores embeddings by nDCG@10 of an exact search in each collection.
@@ -119,7 +146,7 @@ class Retrieval(Evaluator):
 
   Attributes:
     collections: what is searched, by name.
-    options: whether BM25 stands beside.
+    options: whether BM25 stands beside, and in which precisions else to search.
   """
 
   kind = "retrieval"
@@ -156,15 +183,24 @@ class Retrieval(Evaluator):
 
   def score(self, subject: Subject) -> dict[str, float]:
     """Returns nDCG@10 of each collection, the mean, and the other measures."""
+    measured = lambda each: self._measured(each, subject)
+    found = {name: measured(each) for name, each in self.collections.items()}
+    return _columns(found, self.options.precisions)
+
+  def _measured(self, collection, subject: Subject) -> dict[str, float]:
+    """Measures a search in each precision, all with one embedding of each document."""
     model = subject.model
     dot = model.similarity == "dot" and not model.normalize
-    found = {}
-    for name, each in self.collections.items():
-      queries = list(subject.stream(each.queries.values(), "query"))
-      documents = subject.stream(each.documents(), "document")
-      ranking = search_stream(np.concatenate(queries), documents, _DEPTH, dot=dot)
-      found[name] = measure(each, *ranking)
-    return _columns(found)
+    queries = np.concatenate(list(subject.stream(collection.queries.values(), "query")))
+    whole = Ranking(queries, _DEPTH, dot=dot)
+    rounded = {each: _Rounded(queries, each, dot) for each in self.options.precisions}
+    for block in subject.stream(collection.documents(), "document"):
+      for ranking in (whole, *rounded.values()):
+        ranking.add(block)
+    measured = measure(collection, *whole.result())
+    for precision, ranking in rounded.items():
+      measured[precision] = measure(collection, *ranking.result())[self.measure]
+    return measured
 
   def references(self) -> dict[str, dict[str, float]]:
     """Scores BM25, if the options say so."""
@@ -207,8 +243,14 @@ class Retrieval(Evaluator):
     }
 
 
-def _columns(found: dict[str, dict[str, float]]) -> dict[str, float]:
-  """Arranges measures by collection: nDCG@10 under its name, the rest beside."""
+def _columns(
+  found: dict[str, dict[str, float]], precisions: Sequence[str] = ()
+) -> dict[str, float]:
+  """Arranges measures by collection: nDCG@10 under its name, the rest beside.
+
+  Behind them stands what each precision loses of nDCG@10, in the mean.
+  """
+  mean = lambda key: float(np.mean([values[key] for values in found.values()]))
   ndcg = {name: values[Retrieval.measure] for name, values in found.items()}
   others = {
     f"{name} {key}": value
@@ -216,4 +258,6 @@ def _columns(found: dict[str, dict[str, float]]) -> dict[str, float]:
     for key, value in values.items()
     if key != Retrieval.measure
   }
-  return ndcg | {"avg": float(np.mean(list(ndcg.values())))} | others
+  average = mean(Retrieval.measure)
+  lost = {f"lost by {each}": average - mean(each) for each in precisions}
+  return ndcg | {"avg": average} | others | lost

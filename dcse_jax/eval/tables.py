@@ -50,6 +50,8 @@ def _table(part: str, results: dict[str, Any]) -> _Table:
 
 
 def _cell(scores: dict[str, Any], column: str) -> str:
+  if column not in scores["mean"]:
+    return "–"  # A row of reference may have fewer columns.
   digits = 3 if column in ("alignment", "uniformity") else 2
   cell = f"{scores['mean'][column]:.{digits}f}"
   if scores["sd"]:

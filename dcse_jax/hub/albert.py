@@ -7,6 +7,7 @@ from typing import Any
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.model import albert
@@ -33,6 +34,7 @@ _HEAD = {
   "dense": ("predictions.dense", LINEAR),
   "norm": ("predictions.LayerNorm", NORM),
   "": ("predictions", {"bias": "bias"}),
+  "decoder": ("predictions.decoder", EMBEDDING),
 }
 ABSENT: dict[str, float] = {}
 IGNORED = re.compile(

@@ -46,16 +46,19 @@ TENSORS = {
   "pooler": ("pooler.dense", LINEAR),
 }
 
-# The same table for a masked-language model's head.
+# The same table for a masked-language model's head, whose decoder has a matrix of its own
+# only where config.json says so.
 _BERT_HEAD = {
   "dense": ("cls.predictions.transform.dense", LINEAR),
   "norm": ("cls.predictions.transform.LayerNorm", NORM),
   "": ("cls.predictions", {"bias": "bias"}),
+  "decoder": ("cls.predictions.decoder", EMBEDDING),
 }
 ROBERTA_HEAD = {
   "dense": ("lm_head.dense", LINEAR),
   "norm": ("lm_head.layer_norm", NORM),
   "": ("lm_head", {"bias": "bias"}),
+  "decoder": ("lm_head.decoder", EMBEDDING),
 }
 
 # Parameters of ours that no checkpoint holds.

@@ -10,6 +10,7 @@ from typing import Any
 
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.model import bert
@@ -33,6 +34,7 @@ _HEAD = {
   "dense": ("vocab_transform", LINEAR),
   "norm": ("vocab_layer_norm", NORM),
   "": ("vocab_projector", {"bias": "bias"}),
+  "decoder": ("vocab_projector", EMBEDDING),
 }
 ABSENT: dict[str, float] = {}
 IGNORED = re.compile(

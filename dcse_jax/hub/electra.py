@@ -7,6 +7,7 @@ from typing import Any
 from dcse_jax.hub import bert as names
 from dcse_jax.hub.settings import SIZES
 from dcse_jax.hub.settings import Settings
+from dcse_jax.hub.tables import EMBEDDING
 from dcse_jax.hub.tables import LINEAR
 from dcse_jax.hub.tables import NORM
 from dcse_jax.model import electra
@@ -21,6 +22,7 @@ _HEAD = {
   "dense": ("generator_predictions.dense", LINEAR),
   "norm": ("generator_predictions.LayerNorm", NORM),
   "": ("generator_lm_head", {"bias": "bias"}),
+  "decoder": ("generator_lm_head", EMBEDDING),
 }
 ABSENT: dict[str, float] = {}
 IGNORED = re.compile(

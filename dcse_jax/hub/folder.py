@@ -194,7 +194,9 @@ def load(
       )
     try:
       params = huggingface.from_tensors(tensors, config)
-      language_model = huggingface.language_model_from_tensors(tensors, config)
+      language_model = huggingface.language_model_from_tensors(
+        tensors, config, is_tied=about.is_tied
+      )
     except UserError as error:
       raise UserError(f"{encoder}: {error}") from error
   if pooling is None and about.pooling is None:
@@ -287,6 +289,7 @@ def _write_files(model: Model, folder: pathlib.Path) -> None:
     include_prompt=model.include_prompt,
     similarity=model.similarity,
     truncate_dim=model.truncate_dim,
+    is_tied="decoder" not in (model.language_model or {}),
   )
   tensors = modules.write_json(folder, about, model.head, model.config)
   if model.params is not None:

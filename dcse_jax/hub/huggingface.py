@@ -99,6 +99,16 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
   return config
 
 
+def is_tied(folder: pathlib.Path) -> bool:
+  """Returns whether a language model's matrix is that of the word embeddings.
+
+  Raises:
+    UserError: config.json says neither yes nor no.
+  """
+  path = folder / "config.json"
+  return Settings(path, read_settings(path)).flag("tie_word_embeddings", True)
+
+
 def config_to_json(config: EncoderConfig) -> dict[str, Any]:
   """Returns the config.json that Hugging Face's AutoModel reads."""
   return _FAMILIES[config.model_type].config_to_json(config)
@@ -214,22 +224,35 @@ def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
   }
 
 
-def _head_places(config: EncoderConfig):
-  """Yields (path in the tree, shape, tensor's name) for a language model's head."""
+def _head_places(config: EncoderConfig, is_tied: bool):
+  """Yields (path in the tree, shape, tensor's names) for a language model's head."""
   table = _FAMILIES[config.model_type].head_tensors(config)
   shapes = encoder_lib.abstract_params(config, LanguageModelHead)
+  decoder, parameters = table["decoder"]
   for module, name, leaf in _places(shapes):
     theirs, names = table[module]
-    path = (*module.split("."), name) if module else (name,)
-    yield path, leaf.shape, f"{theirs}.{names[name]}"
+    path, tensors = (*module.split("."), name), [f"{theirs}.{names[name]}"]
+    if not module:
+      path = (name,)
+      if not is_tied:
+        # Its linear layer then has a bias of its own, too, and the other takes no part.
+        tensors.insert(0, f"{decoder}.{names[name]}")
+    yield path, leaf.shape, tensors
+  if not is_tied:
+    shape = config.vocab_size, config.language_model.width or config.hidden_size
+    yield ("decoder", "embedding"), shape, [f"{decoder}.{parameters['embedding']}"]
 
 
 def language_model_from_tensors(
-  tensors: Mapping[str, np.ndarray], config: EncoderConfig
+  tensors: Mapping[str, np.ndarray], config: EncoderConfig, *, is_tied: bool = True
 ) -> Params | None:
   """Returns a checkpoint's masked-language model head; None if it has none.
 
-  Its matrix is that of the word embeddings, and is not read.
+  Args:
+    tensors: arrays by Hugging Face name.
+    config: the encoder's shape.
+    is_tied: whether its matrix is that of the word embeddings, which then is not read;
+      otherwise it is the head's `decoder`.
 
   Raises:
     UserError: the head does not fit.
@@ -239,8 +262,9 @@ def language_model_from_tensors(
   rename = _FAMILIES[config.model_type].rename
   renamed = {rename(name): tensor for name, tensor in tensors.items()}
   head = {}
-  for path, shape, name in _head_places(config):
-    if name not in renamed:
+  for path, shape, names in _head_places(config, is_tied):
+    name = next((name for name in names if name in renamed), None)
+    if name is None:
       return None
     node = head
     for key in path[:-1]:
@@ -257,10 +281,11 @@ def language_model_to_tensors(
 ) -> dict[str, np.ndarray]:
   """Inverts `language_model_from_tensors`."""
   tensors = {}
-  for path, _, name in _head_places(config):
+  for path, _, names in _head_places(config, is_tied="decoder" not in head):
     leaf = head
     for key in path:
       leaf = leaf[key]
     leaf = np.asarray(leaf, np.float32)
-    tensors[name] = np.ascontiguousarray(leaf.T if path[-1] == "kernel" else leaf)
+    leaf = np.ascontiguousarray(leaf.T if path[-1] == "kernel" else leaf)
+    tensors |= dict.fromkeys(names, leaf)
   return tensors

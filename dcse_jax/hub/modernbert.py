@@ -40,6 +40,7 @@ _HEAD = {
   "dense": ("head.dense", LINEAR),
   "norm": ("head.norm", NORM),
   "": ("decoder", {"bias": "bias"}),
+  "decoder": ("decoder", EMBEDDING),
 }
 # Parameters of ours that no checkpoint holds: the first layer reads no norm.
 ABSENT = {"layers.0.attn_norm.weight": 1.0, "layers.0.attn_norm.bias": 0.0}

@@ -65,6 +65,7 @@ class Modules:
     include_prompt: whether a prompt's tokens are pooled.
     similarity: one of `model.SIMILARITIES`.
     truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
+    is_tied: whether a masked-language model's matrix is that of the word embeddings.
   """
 
   pooling: str | None = None
@@ -77,6 +78,7 @@ class Modules:
   include_prompt: bool = True
   similarity: str = "cosine"
   truncate_dim: int | None = None
+  is_tied: bool = True
 
 
 def folders(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
@@ -139,6 +141,7 @@ def read(
       "number of Dense, and Normalize, in this order"
     )
   config, layers = huggingface.read_config(encoder), None
+  fields["is_tied"] = huggingface.is_tied(encoder)
   for kind, path in others:
     if kind == "WeightedLayerPooling":
       layers = poolings.read_layers(path, encoder, config)
@@ -283,6 +286,8 @@ def _after_encoder(
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
   pooling, width = modules.pooling, config.hidden_size
   encoder = huggingface.config_to_json(config)
+  if not modules.is_tied:
+    encoder["tie_word_embeddings"] = False
   if pooling_lib.get(pooling).beside is not None:
     encoder["output_hidden_states"] = True
     settings = {

@@ -40,6 +40,7 @@ _HEAD = {
   "dense": ("cls.predictions.transform.dense", LINEAR),
   "norm": ("cls.predictions.transform.layer_norm", NORM),
   "": ("cls.predictions", {"bias": "bias"}),
+  "decoder": ("cls.predictions.decoder", EMBEDDING),
 }
 ABSENT: dict[str, float] = {}
 # What a checkpoint may hold besides the encoder: buffers, and heads.

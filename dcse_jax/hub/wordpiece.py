@@ -1,6 +1,7 @@
 """A WordPiece tokenizer trained on the user's own text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+import itertools
 from typing import Any
 
 import tokenizers
@@ -9,11 +10,11 @@ import transformers
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
+def train_wordpiece(*columns: Iterable[str], vocab_size: int) -> Any:
   """Trains an uncased BERT tokenizer.
 
   Args:
-    sentences: the corpus.
+    *columns: sentences, which are read twice and never all in memory.
     vocab_size: tokens at most, special ones included; never fewer, though, than the
       text has letters.
 
@@ -27,7 +28,7 @@ def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
   # settles ties between pieces by number. Numbering them here keeps them the same.
   words = (
     word
-    for sentence in sentences
+    for sentence in itertools.chain(*columns)
     for word, _ in backend.pre_tokenizer.pre_tokenize_str(
       backend.normalizer.normalize_str(sentence)
     )
@@ -39,5 +40,5 @@ def train_wordpiece(sentences: Sequence[str], *, vocab_size: int) -> Any:
     special_tokens=[*_SPECIAL, *alphabet],
     show_progress=False,
   )
-  backend.train_from_iterator(sentences, trainer)
+  backend.train_from_iterator(itertools.chain(*columns), trainer)
   return transformers.BertTokenizerFast(vocab=backend.get_vocab())

@@ -27,3 +27,20 @@ class EncoderConfig(bert.EncoderConfig):
   @property
   def num_own_layers(self) -> int:
     return 1
+
+
+def new_config(*, max_tokens: int, hidden_size: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new ALBERT for sentences of max_tokens, from config fields.
+
+  It has dropout, which released ones lack: without it two views would be the same.
+  """
+  return EncoderConfig(
+    model_type="albert",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=2,
+    activation="gelu_new",
+    hidden_size=hidden_size,
+    embedding_size=min(128, hidden_size),
+    has_pooler=True,
+    **fields,
+  )

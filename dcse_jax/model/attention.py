@@ -3,7 +3,9 @@
 Short rows are computed at once. In long rows a token that sees only its neighbours
 meets only their blocks, so that time and memory grow with the length; where every
 token sees every other, some queries are computed at a time, so that memory does. A
-GPU's fused kernel takes the place of both where it can.
+GPU's fused kernel takes the place of both where it can, and a TPU's that of the latter.
+No kernel takes a bias of the scores, which MPNet alone has: its rows are at most 512 long,
+and the plain form computes them.
 """
 
 import dataclasses
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcse_jax.model import ops
+from dcse_jax.model import splash
 from dcse_jax.model.dropout import dropout
 from dcse_jax.runtime import backend
 
@@ -114,6 +117,10 @@ def attend(
   divisor, length = divisor or query.shape[-1], key.shape[1]
   if positions is None and bias is None and _is_fused(query, key, dropped, reach):
     return _attend_fused(query, key, value, mask, reach, divisor)
+  if positions is None and bias is None and _is_splash(query, dropped, reach):
+    return splash.attend(
+      query, key, value, mask, is_causal=reach.after == 0, divisor=divisor
+    )
   if groups := query.shape[2] // key.shape[2] - 1:
     key, value = (jnp.repeat(x, groups + 1, axis=2) for x in (key, value))
   run = functools.partial(_attend, reach=reach, divisor=divisor)
@@ -245,6 +252,14 @@ def _is_fused(query, key, dropped: Dropout, reach: Reach) -> bool:
     and reach.after in (None, 0)
     and (reach.before is None or reach.after == 0)
   )
+
+
+def _is_splash(query, dropped: Dropout, reach: Reach) -> bool:
+  """Returns whether a TPU's kernel can do it; it has no dropout, and blocks do windows."""
+  sentences, length, _, width = query.shape
+  sees_all = reach.before is None and reach.after in (None, 0)
+  is_plain = sees_all and not dropped.is_on
+  return is_plain and splash.is_for(sentences, length, width, query.dtype)
 
 
 def _attend_fused(query, key, value, mask, reach, divisor):

@@ -115,6 +115,29 @@ def new_config(*, max_tokens: int, **fields) -> EncoderConfig:
   )
 
 
+def new_roberta(*, max_tokens: int, pad_token_id: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new RoBERTa, likewise."""
+  return EncoderConfig(
+    model_type="roberta",
+    max_positions=max(512, max_tokens) + pad_token_id + 1,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+    has_pooler=True,
+    pad_token_id=pad_token_id,
+    **fields,
+  )
+
+
+def new_distilbert(*, max_tokens: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new DistilBERT, likewise."""
+  return EncoderConfig(
+    model_type="distilbert",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=0,
+    **fields,
+  )
+
+
 class Embeddings(nnx.Module):
   """Word, position and (single) segment embeddings, normalised."""
 
@@ -171,6 +194,8 @@ class Layer(nnx.Module):
     config, mask, rows = self.config, layout.mask, layout.grid_rows
     width = config.hidden_size // config.num_heads
     linears, x = (self.query, self.key, self.value), mesh_lib.by_row(x)
+    # A kernel adds no bias to scores, which MPNet alone has; ALBERT's layers have the
+    # kernel like BERT's, whose layers they are.
     if bias is None and attention_kernel.is_for(*mask.shape, width, linears[0].dtype):
       qkv, qkv_bias = layers_lib.fused_product(linears, x)
       attended = attention_kernel.self_attend(

@@ -25,3 +25,15 @@ class EncoderConfig(bert.EncoderConfig):
   def language_model(self) -> family.LanguageModel:
     # The generator's head has GELU, whatever its layers have.
     return family.LanguageModel("gelu", width=self.embedding_size)
+
+
+def new_config(*, max_tokens: int, hidden_size: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new ELECTRA for sentences of max_tokens, from config fields."""
+  return EncoderConfig(
+    model_type="electra",
+    max_positions=max(512, max_tokens),
+    type_vocab_size=2,
+    hidden_size=hidden_size,
+    embedding_size=min(128, hidden_size),
+    **fields,
+  )

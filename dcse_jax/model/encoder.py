@@ -47,8 +47,15 @@ _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
 # What makes the shape of a new encoder, by its family.
 NEW: dict[str, Callable[..., EncoderConfig]] = {
   "bert": bert.new_config,
+  "roberta": bert.new_roberta,
+  "distilbert": bert.new_distilbert,
+  "mpnet": mpnet.new_config,
+  "electra": electra.new_config,
+  "albert": albert.new_config,
   "modernbert": modernbert.new_config,
   "nomic_bert": nomic_bert.new_config,
+  "qwen3": qwen3.new_config,
+  "gemma3_text": gemma3.new_config,
 }
 
 
@@ -295,9 +302,14 @@ def score_tokens(
   *,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
-  """Computes language-model logits of hidden states [..., D]: [..., V]."""
-  module = _bind(LanguageModelHead, config, dtype, head)
-  return module(hidden, encoder["embeddings"]["word"]["embedding"])
+  """Computes language-model logits of hidden states [..., D]: [..., V].
+
+  The matrix is the head's `decoder` where it has one, or that of the word embeddings.
+  """
+  rest = {name: part for name, part in head.items() if name != "decoder"}
+  module = _bind(LanguageModelHead, config, dtype, rest)
+  matrix = head.get("decoder", encoder["embeddings"]["word"])
+  return module(hidden, matrix["embedding"])
 
 
 def keep_layers(

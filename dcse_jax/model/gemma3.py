@@ -67,6 +67,37 @@ class EncoderConfig(rotary.RotaryConfig):
     return self.scalar
 
 
+def new_config(
+  *, max_tokens: int, hidden_size: int, num_layers: int, num_heads: int, **fields
+) -> EncoderConfig:
+  """Makes the shape of a new encoder for sentences of max_tokens, from config fields.
+
+  Like EmbeddingGemma's tokens its own see both directions, in every sixth layer all
+  others. It has dropout, which released ones lack: without it two views would be the
+  same.
+  """
+  head_size = hidden_size // num_heads
+  return EncoderConfig(
+    model_type="gemma3_text",
+    hidden_size=hidden_size,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    max_positions=max(512, max_tokens),
+    layer_norm_eps=1e-6,
+    activation="gelu_pytorch_tanh",
+    attention_dropout=0.1,
+    kv_heads=num_heads // 2 if num_heads % 2 == 0 else num_heads,
+    head_size=head_size,
+    is_local=tuple((i + 1) % 6 > 0 for i in range(num_layers)),
+    sliding_window=512,
+    is_bidirectional=True,
+    scalar=float(head_size),
+    global_theta=1_000_000.0,
+    local_theta=10_000.0,
+    **fields,
+  )
+
+
 def _norm(config: EncoderConfig, dtype, size: int | None = None) -> nnx.Module:
   # Its weights are stored less one.
   return layers_lib.rms_norm(config, dtype, size, offset=1.0)

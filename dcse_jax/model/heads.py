@@ -56,7 +56,7 @@ class TokenHead(nnx.Module):
 
 
 class LanguageModelHead(nnx.Module):
-  """Scores over the vocabulary; its matrix is the word embeddings.
+  """Scores over the vocabulary, by the matrix of the word embeddings or another.
 
   The shape is `config.language_model`, which decoders have none of.
   """
@@ -70,10 +70,10 @@ class LanguageModelHead(nnx.Module):
     if shape.bias:
       self.bias = nnx.Param(jnp.zeros(config.vocab_size))
 
-  def __call__(self, hidden, word_embedding):
+  def __call__(self, hidden, matrix):
     hidden = layers_lib.ACTIVATIONS[self.shape.activation](self.dense(hidden))
     hidden = self.norm(hidden)
-    scores = hidden @ word_embedding.astype(hidden.dtype).T
+    scores = hidden @ matrix.astype(hidden.dtype).T
     return scores + self.bias[...] if self.shape.bias else scores
 
 

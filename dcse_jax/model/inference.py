@@ -29,17 +29,22 @@ _LENGTHS = (
 _LONG = 512
 
 
-@functools.partial(jax.jit, static_argnames=("config", "pooling", "dtype", "packing"))
-def _encode(params, input_ids, attention_mask, *, config, pooling, dtype, packing):
-  return encoder_lib.encode(
-    params,
-    config,
-    input_ids,
-    attention_mask,
-    pooling=pooling,
-    dtype=dtype,
-    packing=packing,
-  )
+@functools.partial(
+  jax.jit, static_argnames=("config", "pooling", "dtype", "packing", "mesh")
+)
+def _encode(
+  params, input_ids, attention_mask, *, config, pooling, dtype, packing, mesh
+):
+  with mesh_lib.traced_over(mesh):
+    return encoder_lib.encode(
+      params,
+      config,
+      input_ids,
+      attention_mask,
+      pooling=pooling,
+      dtype=dtype,
+      packing=packing,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +155,7 @@ def encode_tokens(
       pooling=pooling,
       dtype=dtype,
       packing=Packing(shape.tokens, groups),
+      mesh=mesh,
     )
     waiting.append((order[first:done], places, out))
     # Results are fetched one batch late, so that the device never waits for the host.

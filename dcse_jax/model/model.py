@@ -207,15 +207,14 @@ def tokenize(
   take seconds and gigabytes for what is cut away.
   """
   ids = []
+  # This sets up the backend, which alone does what follows in a third of the time that
+  # is not spent on all cores.
+  tokenizer([""], truncation=True, max_length=max_length)
   for start in range(0, len(sentences), _TOKENIZED_AT_ONCE):
     part = sentences[start : start + _TOKENIZED_AT_ONCE]
-    ids += tokenizer(
-      [_beginning(tokenizer, sentence, max_length) for sentence in part],
-      truncation=True,
-      max_length=max_length,
-      return_attention_mask=False,
-      return_token_type_ids=False,
-    )["input_ids"]
+    part = [_beginning(tokenizer, sentence, max_length) for sentence in part]
+    found = tokenizer.backend_tokenizer.encode_batch_fast(part)
+    ids += [encoding.ids for encoding in found]
   return ids
 
 
@@ -231,7 +230,8 @@ def _beginning(tokenizer: Any, sentence: str, max_length: int) -> str:
   while between := _BETWEEN_WORDS.search(sentence, length):
     beginning = sentence[: between.start()]
     tokens = tokenizer.backend_tokenizer.encode(beginning, add_special_tokens=False)
-    if len(tokens) >= max_length + _SPARE_TOKENS:
+    # An earlier call may have told it to cut.
+    if sum(map(len, [tokens, *tokens.overflowing])) >= max_length + _SPARE_TOKENS:
       return beginning
     length = 2 * between.start()
   return sentence

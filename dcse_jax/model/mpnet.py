@@ -32,6 +32,24 @@ class EncoderConfig(bert.EncoderConfig):
     return True
 
 
+def new_config(*, max_tokens: int, pad_token_id: int, **fields) -> EncoderConfig:
+  """Makes the shape of a new MPNet for sentences of max_tokens, from config fields.
+
+  Positions are counted after token 1 whatever the tokenizer pads with: if that token is
+  another, as WordPiece's [UNK] is, it has no position, here as in transformers.
+  """
+  del pad_token_id
+  return EncoderConfig(
+    model_type="mpnet",
+    max_positions=max(512, max_tokens) + 2,
+    type_vocab_size=0,
+    layer_norm_eps=1e-5,
+    has_pooler=True,
+    pad_token_id=1,
+    **fields,
+  )
+
+
 def buckets(length: int) -> np.ndarray:
   """Returns the bucket of each key's distance from each query, [S, S] in [0, 32).
 

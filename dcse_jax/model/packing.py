@@ -7,6 +7,7 @@ inverse gather.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ import numpy as np
 # steps. A batch that fits none keeps its padding.
 _SHARES = ((0.999, 100), (0.67, 1000))
 _SAMPLED_BATCHES = 1000
+# The packings of batches of like length: this many at most, and one for as many steps.
+_BUCKETS, _STEPS_OF_BUCKET = 6, 100
 # Sizes are multiples of the first, and at most this share of the padded batch.
 _MULTIPLE, _WORTH = 32, 0.97
 
@@ -30,10 +33,13 @@ class Packing:
       tokens are lost.
     groups: equal parts of the batch, in order, each packed by itself: one for
       each device, so that no token leaves its device.
+    length: that of the padded grid, which is cut there before it is packed; None
+      leaves it as it is.
   """
 
   tokens: int
   groups: int = 1
+  length: int | None = None
 
   def times(self, number: int) -> "Packing":
     """Scales the packing for a batch `number` times as large; groups stay."""
@@ -73,6 +79,82 @@ def make_packings(
   return tuple(Packing(size, groups) for size in sorted(sizes) if size <= limit)
 
 
+def make_bucket_packings(
+  num_tokens: np.ndarray,
+  longest: np.ndarray,
+  *,
+  batch_size: int,
+  columns: int,
+  max_length: int,
+  together: int,
+  num_steps: int,
+  groups: int = 1,
+) -> tuple[Packing, ...]:
+  """Finds packings for batches of rows of like length, the shortest first.
+
+  Args:
+    num_tokens: the tokens of each row, [rows].
+    longest: those of its longest column, [rows].
+    batch_size: rows of a batch.
+    columns: sentences of a row.
+    max_length: tokens of a padded sentence.
+    together: how many batches are sorted together, as in training.
+    num_steps: how many steps the training has.
+    groups: see `Packing`.
+
+  Returns:
+    Those with which batches compute the fewest tokens.
+  """
+  number = min(_BUCKETS, num_steps // _STEPS_OF_BUCKET)
+  if not number:
+    return ()
+  rng = np.random.default_rng(0)
+  windows = -(-_SAMPLED_BATCHES // together)
+  rows = rng.integers(len(num_tokens), size=(windows, together * batch_size))
+  order = np.argsort(longest[rows], axis=1)
+  rows = np.take_along_axis(rows, order, axis=1).reshape(-1, batch_size)
+  rows = rng.permuted(rows, axis=1)
+  fullest = np.asarray([count_tokens(num_tokens[batch], groups) for batch in rows])
+  order = np.argsort(longest[rows].max(axis=1), kind="stable")
+  lengths = longest[rows].max(axis=1)[order]
+  # What holds a batch of some length holds all shorter ones.
+  fullest = np.maximum.accumulate(fullest[order])
+  packings = {}
+  for last in _cut_points(fullest, number):
+    length = min(rounded(lengths[last]), max_length)
+    padded, tokens = columns * length * batch_size // groups, rounded(fullest[last])
+    packings[length] = tokens if tokens <= _WORTH * padded else padded
+  return tuple(Packing(tokens, groups, length) for length, tokens in packings.items())
+
+
+def _cut_points(sizes: np.ndarray, number: int) -> list[int]:
+  """Divides batches among some sizes so that these are as small as possible in the mean.
+
+  Args:
+    sizes: what each batch needs, ascending, [batches].
+    number: how many sizes there may be.
+
+  Returns:
+    The places of the batches whose sizes to take, ascending; the last one's is last.
+  """
+  place = np.arange(len(sizes) + 1)
+  # Batches from i to j - 1 all take the size of the last.
+  cost = np.where(place[:-1, None] < place[1:], place[1:] - place[:-1, None], np.inf)
+  cost = cost * sizes
+  # The least for the first j batches, with one size more in each turn.
+  least, choices = np.where(place > 0, np.inf, 0.0), []
+  for _ in range(number):
+    sums = least[:-1, None] + cost
+    choices.append(sums.argmin(axis=0))
+    least = np.concatenate([[np.inf], sums.min(axis=0)])
+  points, end = [], len(sizes)
+  for choice in reversed(choices):
+    if end > 0:
+      points.append(end - 1)
+      end = int(choice[end - 1])
+  return points[::-1]
+
+
 def rounded(tokens: float) -> int:
   """Returns the smallest size of a group that holds as many tokens."""
   return int(-(-tokens // _MULTIPLE) * _MULTIPLE)
@@ -83,9 +165,38 @@ def count_tokens(num_tokens: np.ndarray, groups: int) -> int:
   return int(num_tokens.reshape(groups, -1).sum(axis=1).max())
 
 
-def choose_packing(packings: Sequence[Packing], num_tokens: int) -> Packing | None:
-  """Returns the tightest that holds num_tokens tokens a group; None if none does."""
-  return next((p for p in packings if p.tokens >= num_tokens), None)
+def choose_packing(
+  packings: Sequence[Packing], num_tokens: int, longest: int = 0
+) -> Packing | None:
+  """Returns the tightest that holds a batch; None if none does.
+
+  Args:
+    packings: the tightest first.
+    num_tokens: the tokens of the batch's fullest group.
+    longest: those of its longest sentence.
+  """
+  fits = lambda p: p.tokens >= num_tokens and (p.length is None or p.length >= longest)
+  return next(filter(fits, packings), None)
+
+
+def fit(
+  packings: Sequence[Packing], batch: dict[str, Any]
+) -> tuple[dict[str, Any], Packing | None]:
+  """Chooses a packing for a batch of `make_batches`, and cuts the batch to its length.
+
+  Args:
+    packings: the tightest first.
+    batch: with `num_tokens` and `longest`; those of several models may be stacked.
+
+  Returns:
+    The batch without these two, and its packing; None leaves the padding in.
+  """
+  sizes = (batch[name].max() for name in ("num_tokens", "longest"))
+  packing = choose_packing(packings, *sizes)
+  length = packing and packing.length
+  is_cut = lambda name: name in ("input_ids", "attention_mask")
+  rest = {n: x for n, x in batch.items() if n not in ("num_tokens", "longest")}
+  return {n: x[..., :length] if is_cut(n) else x for n, x in rest.items()}, packing
 
 
 @jax.custom_vjp

@@ -51,6 +51,32 @@ class EncoderConfig(rotary.RotaryConfig):
     return self.head_size
 
 
+def new_config(
+  *, max_tokens: int, hidden_size: int, num_layers: int, num_heads: int, **fields
+) -> EncoderConfig:
+  """Makes the shape of a new decoder for sentences of max_tokens, from config fields.
+
+  Two heads share keys and values where that is possible. It has dropout, which released
+  ones lack: without it two views would be the same.
+  """
+  return EncoderConfig(
+    model_type="qwen3",
+    hidden_size=hidden_size,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    max_positions=max(512, max_tokens),
+    layer_norm_eps=1e-6,
+    activation="silu",
+    attention_dropout=0.1,
+    kv_heads=num_heads // 2 if num_heads % 2 == 0 else num_heads,
+    head_size=hidden_size // num_heads,
+    is_local=(False,) * num_layers,
+    sliding_window=4096,
+    theta=1_000_000.0,
+    **fields,
+  )
+
+
 class Embeddings(nnx.Module):
   """Word embeddings, and nothing else."""
 

@@ -1,4 +1,4 @@
-"""Clusters and neighbours of sentences within the whole text of a run.
+"""Clusters, neighbours and negatives of sentences within the whole text of a run.
 
 Some terms ask for more than a sentence's tokens. What they ask for is computed for the
 whole corpus with the model in training, kept in ROUND/SEED/corpus-KIND-STEP-*.npz so
@@ -7,7 +7,6 @@ that a resumed run has the same, and joined to batches by example id.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -16,12 +15,14 @@ from typing import Any
 import warnings
 import zipfile
 
+import jax
 import numpy as np
 import scipy  # Its parts load at first use.
 
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.model.vectors import unit_length
+from dcse_jax.objective.mined import Miner
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
 
@@ -107,20 +108,27 @@ class Corpus:
   Attributes:
     folder: the run's.
     tokens: the corpus.
-    embed: takes encoder parameters, and a pooling or None for the model's own, and
-      returns embeddings of the whole corpus, [n, D].
+    embed: takes encoder parameters, token ids of sentences, and a pooling or None for
+      the model's own, and returns the sentences' embeddings, [n, D].
     settings: those of the terms that ask, by what they ask for: `clusters`,
       `retrieved`.
     share: brings what the first process wrote in the folder to all.
     seed: seeds all that is drawn.
+    miner: finds hard negatives, if batches are to have any of these.
+    groups: equal parts of the global batch, as `make_batches` has them.
+    params_at: returns the encoder's parameters after a number of steps, or None where
+      nothing holds them any more.
   """
 
   folder: pathlib.Path
   tokens: TokenCache
-  embed: Callable[[Any, str | None], np.ndarray]
+  embed: Callable[[Any, Sequence[np.ndarray], str | None], np.ndarray]
   settings: Mapping[str, Mapping[str, Any]]
   share: Callable[[], None]
   seed: int
+  miner: Miner | None = None
+  groups: int = 1
+  params_at: Callable[[int], Any] = lambda step: None
 
   def __post_init__(self):
     self._known: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
@@ -139,15 +147,15 @@ class Corpus:
     if "clusters" in self.settings:
       every = self.settings["clusters"]["refresh_every"]
       sizes = self.settings["clusters"]["num_clusters"]
-      make = functools.partial(cluster, num_clusters=sizes, seed=self.seed)
-      known = self._at("clusters", step - step % every, step, params, None, make)
+      make = lambda model: cluster(self._embed_all(model), sizes, seed=self.seed)
+      known = self._at("clusters", step - step % every, step, params, make)
       joined |= {name: values[rows] for name, values in known.items()}
     if "retrieved" in self.settings:
       number = self.settings["retrieved"]["num_neighbours"]
       pooling = self.settings["retrieved"]["search_pooling"]
       pooling = None if pooling == "model" else pooling
-      make = functools.partial(neighbours, number=number)
-      near = self._at("retrieved", 0, step, params, pooling, make)["neighbours"]
+      make = lambda model: neighbours(self._embed_all(model, pooling), number)
+      near = self._at("retrieved", 0, step, params, make)["neighbours"]
       rng = np.random.default_rng([self.seed, step])
       drawn = rng.integers(near.shape[1], size=len(near))[rows]
       tokens = self.tokens.gather(near[rows, drawn])
@@ -156,26 +164,40 @@ class Corpus:
       joined["retrieved_id"] = sentences[near[rows, drawn]]
       joined["retrieved_input_ids"] = tokens["input_ids"][:, 0]
       joined["retrieved_mask"] = tokens["attention_mask"][:, 0]
+    if self.miner:
+      every = self.miner.settings.every
+      make = lambda model: self.miner.mine(lambda x: self.embed(model, x, None))
+      known = self._at("mined", step - step % every, step, params, make)
+      joined = self.miner.join(
+        joined, known["negatives"], groups=self.groups, host=jax.process_index()
+      )
     return joined
 
-  def _at(
-    self, kind, step: int, now: int, params, pooling, make
-  ) -> dict[str, np.ndarray]:
-    """Reads what was made at a step, or makes it now."""
+  def _embed_all(self, model: Any, pooling: str | None = None) -> np.ndarray:
+    return self.embed(model, self.tokens.sentences(0, len(self.tokens)), pooling)
+
+  def _about(self, kind: str) -> Any:
+    """Returns what is made depends on besides the model, JSON."""
+    if kind == "mined":
+      return self.miner.about
+    return [self.tokens.key, dict(self.settings[kind])]
+
+  def _at(self, kind, step: int, now: int, params, make) -> dict[str, np.ndarray]:
+    """Reads what was made at a step, or makes it."""
     if kind in self._known and self._known[kind][0] == step:
       return self._known[kind][1]
-    about = json.dumps([self.tokens.key, dict(self.settings[kind])], sort_keys=True)
+    about = json.dumps(self._about(kind), sort_keys=True)
     key = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
     path = self.folder / f"corpus-{kind}-{step}-{key}.npz"
     # The processes must agree: they do what follows together or not at all.
     if not processes.agree(_read(path) is not None):
+      model = self.params_at(step) if now != step else None
       if now != step or path.exists():
-        _log.warning(
-          "%s is missing or damaged: made anew, by the model as it is now", path
-        )
-      model = params()
+        by = "as it is now" if model is None and now != step else "as it was"
+        _log.warning("%s is missing or damaged: made anew, by the model %s", path, by)
+      model = params() if model is None else model
       if processes.is_first():
-        _write(path, make(self.embed(model, pooling)))
+        _write(path, make(model))
       self.share()
     self._known[kind] = (step, _read(path))
     return self._known[kind][1]

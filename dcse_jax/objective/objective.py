@@ -59,6 +59,8 @@ class Objective:
     stacks: the teachers.
     mask_token_id: the id of [MASK]; only needed for masked tokens.
     special_token_ids: [CLS], [SEP] and the like, which are never masked.
+    tokenizer_size: how many tokens the tokenizer has, from which random words are
+      drawn; None: as many as the table of embeddings has rows.
     microbatches: how the encoding is divided; loss and gradient are the same. The
       step's packing then has a group for each microbatch on each device.
     row_chunks: how the comparing is divided; loss and gradient are the same.
@@ -75,6 +77,7 @@ class Objective:
   stacks: Sequence[stacks_lib.TeacherStack | stacks_lib.CachedTeachers] = ()
   mask_token_id: int | None = None
   special_token_ids: tuple[int, ...] = ()
+  tokenizer_size: int | None = None
   microbatches: Chunks = Chunks()
   row_chunks: Chunks = Chunks()
   widths: tuple[tuple[int, float], ...] = ()

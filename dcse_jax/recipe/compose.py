@@ -39,6 +39,8 @@ def make_objective(
     stacks=stacks,
     mask_token_id=tokenizer.mask_token_id,
     special_token_ids=tuple(sorted(tokenizer.all_special_ids)),
+    # A tokenizer may have tokens for which the table has no row: no text has them.
+    tokenizer_size=min(len(tokenizer), start.config.vocab_size),
     microbatches=Chunks(config.microbatches, groups),
     row_chunks=Chunks(config.row_blocks, groups),
     widths=tuple(zip(config.matryoshka, config.matryoshka_weights or repeat(1.0))),

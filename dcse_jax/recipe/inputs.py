@@ -8,6 +8,7 @@ import pathlib
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
+from dcse_jax.data import stored
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.eval import registry
@@ -17,6 +18,7 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
+from dcse_jax.recipe import mining
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
 from dcse_jax.runtime.errors import UserError
@@ -57,7 +59,7 @@ class Inputs:
     test: those that score the best parameters once.
     outside: the models of teachers that no round trains, by name.
     embeddings: those of teachers of which there is nothing else, by name.
-    texts: the texts that rounds name, by source, columns and columns of scores.
+    texts: the texts that rounds name, by what they read.
   """
 
   config: config_lib.ConfigDict
@@ -67,21 +69,35 @@ class Inputs:
   test: Sequence[registry.Named]
   outside: Mapping[str, model_lib.Model]
   embeddings: Mapping[str, Embeddings]
-  texts: Mapping[tuple[str, tuple[str, ...], tuple[str, ...]], text_lib.Text]
+  texts: Mapping[texts.Source, text_lib.Text]
 
   def sentences(
     self, round_config: config_lib.ConfigDict, rows: Sequence[int]
   ) -> list[str]:
     """Returns the first column's sentences by example id."""
-    column = self.texts[_source(round_config)].columns[0]
+    column = self.texts[texts.source_of(round_config)].columns[0]
     source_rows = self.tokens(round_config).source_rows
     return [column[source_rows[row]] for row in rows]
 
   def tokens(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache:
     """Returns the tokenised text of a round."""
     return self._tokens(
-      _source(round_config), round_config.max_length, round_config.switch_case
+      texts.source_of(round_config), round_config.max_length, round_config.switch_case
     )
+
+  def corpus(self, round_config: config_lib.ConfigDict) -> tokens_lib.TokenCache | None:
+    """Returns the tokenised documents that a round mines in besides its positives."""
+    if not (round_config.mine_every and round_config.mine_corpus):
+      return None
+    return self._corpus(
+      round_config.mine_corpus, round_config.mine_corpus_column, round_config.max_length
+    )
+
+  @_once
+  def _corpus(self, source, column, max_length):
+    text = texts.read(source, (column,) if column else ())
+    cache = self.workdir / "cache"
+    return texts.tokenize(text.columns[:1], self.start, max_length, cache)
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
@@ -100,8 +116,9 @@ class Inputs:
     if member not in self.outside or self.reads_alike(self.outside[member]):
       return tokens
     teacher = self.outside[member]
+    column = self.texts[texts.source_of(round_config)].columns[0]
     return texts.tokenize(
-      (self.sentences(round_config, range(len(tokens))),),
+      (stored.Chosen(column, tokens.source_rows),),
       teacher.as_column(0),
       min(round_config.max_length, teacher.config.max_tokens),
       self.workdir / "cache",
@@ -118,14 +135,14 @@ class Inputs:
     Raises:
       UserError: they are not of that text, or some have no direction.
     """
-    rows = self._rows(name, _source(round_config))
+    rows = self._rows(name, texts.source_of(round_config))
     examples = self.tokens(round_config).source_rows
     return ExampleRows(self.embeddings[name], rows[examples])
 
   @_once
   def _rows(self, name, source):
     """Returns where the embedding of each row of a text is, [rows]."""
-    return texts.match(self.embeddings[name], self.texts[source], *source[:2])
+    return texts.match(self.embeddings[name], self.texts[source], source)
 
   def reads_alike(self, teacher: model_lib.Model) -> bool:
     """Returns whether a teacher makes the same tokens of a sentence as the student."""
@@ -140,10 +157,15 @@ class Inputs:
     if switched:
       name = self.config.model or "the run"
       text = texts.add_switched(
-        text, switched, self.start, seed=self.config.seed, name=name
+        text,
+        switched,
+        self.start,
+        seed=self.config.seed,
+        name=name,
+        store=self.workdir / "cache",
       )
     cache = texts.tokenize_columns(text, self.start, max_length, self.workdir / "cache")
-    texts.tell_dropped(source[0], cache)
+    texts.tell_dropped(source.text, cache)
     if scores is not None:
       cache = dataclasses.replace(cache, scores=scores[cache.source_rows])
     return cache
@@ -173,14 +195,15 @@ def read(
   for named in (*dev, *test):
     _check_evaluator(named, rounds)
   # Texts come before the encoder, which takes longest to load.
-  asked = dict.fromkeys(map(_source, rounds.values()))
+  asked = dict.fromkeys(map(texts.source_of, rounds.values()))
   if not config.model:
-    asked[_source(config)] = None
-  read_texts = {source: texts.read(*source) for source in asked}
+    asked[texts.source_of(config)] = None
+  store = workdir / "cache"
+  read_texts = {source: texts.read(source, store) for source in asked}
   if config.model:
     start = start_lib.load(config)
   else:
-    columns = read_texts[_source(config)].columns
+    columns = read_texts[texts.source_of(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
   columns = max(len(text.columns) for text in read_texts.values())
   if len(config.prompts) > columns:
@@ -215,13 +238,6 @@ def read(
   return inputs
 
 
-def _source(
-  config: config_lib.ConfigDict,
-) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-  """Returns a text as `texts.read` takes it."""
-  return config.text, tuple(config.columns), tuple(config.score_columns)
-
-
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:
   # A trained part has the same name as the field of `Model`.
   if "language_model" not in named.evaluator.required:
@@ -253,6 +269,7 @@ def _check_round(
   if fault := pooling_lib.fault(inputs.start.config, inputs.start.pooling):
     raise UserError(f"round {name}: {model}: {fault}")
   tokens = inputs.tokens(round_config)
+  mining.check(name, round_config, tokens, inputs.corpus(round_config))
   has_language_model = inputs.start.language_model is not None
   if round_config.start:
     has_language_model = _trains_language_model(rounds[round_config.start])
@@ -261,7 +278,7 @@ def _check_round(
     pooled_size=inputs.start.pooled_size,
     has_mask_token=inputs.start.tokenizer.mask_token_id is not None,
     has_language_model=has_language_model,
-    columns=len(tokens.tokens),
+    columns=len(tokens.tokens) + config_lib.mined_columns(round_config),
     has_scores=tokens.scores is not None,
   )
   objective = compose.make_objective(round_config, inputs.start)

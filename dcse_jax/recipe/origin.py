@@ -29,6 +29,7 @@ _IMMATERIAL = (
   "max_skipped_steps",
   "mesh",
   "microbatches",
+  "mine_corpus",
   "model",
   "profile_steps",
   "recipe",
@@ -177,6 +178,8 @@ def _content(
       for name, digest in each.digests.items()
     },
   }
+  if corpus := inputs.corpus(config):
+    content["corpus of negatives"] = corpus.key
   return json.loads(json.dumps(content))
 
 

@@ -23,9 +23,11 @@ from dcse_jax.model import heads
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.objective import corpus as corpus_lib
+from dcse_jax.objective.mined import Miner
 from dcse_jax.objective.objective import Objective
 from dcse_jax.recipe import compose
 from dcse_jax.recipe import inputs as inputs_lib
+from dcse_jax.recipe import mining
 from dcse_jax.recipe import monitor
 from dcse_jax.recipe import probes as probes_lib
 from dcse_jax.recipe import time_left
@@ -67,6 +69,7 @@ class Round:
     held_out: measures of a student in training, by seed; there may be none.
     teaching: the teachers as the step takes them.
     loss_fn: the step's objective.
+    miner: finds hard negatives while it trains, or None.
     later_steps: how many of this round's steps the later rounds are worth.
   """
 
@@ -83,6 +86,7 @@ class Round:
   held_out: Mapping[int, probes_lib.HeldOut]
   teaching: teaching_lib.Teaching
   loss_fn: Objective
+  miner: Miner | None
   later_steps: float
 
   @property
@@ -127,7 +131,8 @@ class Round:
         self._finish(seed, jax.device_get(params))
 
   def _tell_negatives(self) -> None:
-    config, columns = self.config, len(self.tokens.tokens)
+    config = self.config
+    columns = len(self.tokens.tokens) + config_lib.mined_columns(config)
     if "anchors" not in self.loss_fn.inputs:
       return
     # They are the other positives, and every hard negative.
@@ -151,27 +156,34 @@ class Round:
       frozen={"teachers": self.teaching.params, **frozen},
       mesh=self.mesh,
       num_models=num_models,
+      miner=self.miner,
     )
 
   def _make_run(self, seed: int) -> runs_lib.Run:
     rng = jax.random.fold_in(jax.random.key(self.config.seed), seed)
     init_rng, train_rng = jax.random.split(rng)
+    groups = self.mesh.size * self.config.microbatches
     corpus = corpus_lib.Corpus(
       self.folder / str(seed),
       self.tokens,
-      self._embed_corpus,
+      self._embed,
       self.loss_fn.corpus_settings,
       functools.partial(self.workdir.share, self.folder / str(seed)),
       seed=seed,
+      miner=self.miner,
+      groups=groups,
+      params_at=functools.partial(self._encoder_at, seed),
     )
     batches = _batches(
       self.config,
       self.tokens,
       seed,
       others=self.teaching.sources,
-      groups=self.mesh.size * self.config.microbatches,
+      groups=groups,
+      bucket_batches=self.config.bucket_batches,
       host=jax.process_index(),
       num_hosts=jax.process_count(),
+      with_ids=self.miner is not None,
     )
     return runs_lib.Run(
       name=model_name(self.name, seed, self.config.seeds),
@@ -195,11 +207,18 @@ class Round:
   def _checkpoints(self, seed: int) -> epath.Path:
     return self.workdir.checkpoints(self.folder / str(seed))
 
-  def _embed_corpus(self, params: Any, pooling: str | None = None) -> np.ndarray:
+  def _encoder_at(self, seed: int, step: int) -> Any:
+    """Returns a model's encoder after some steps; None if nothing holds it."""
+    checkpoints = self._checkpoints(seed)
+    return mining.encoder_at(checkpoints, step) if step else self.start.params
+
+  def _embed(
+    self, params: Any, sentences: Sequence[np.ndarray], pooling: str | None = None
+  ) -> np.ndarray:
     return encode_tokens(
       jax.device_put(params),
       self.start.config,
-      self.tokens.sentences(0, len(self.tokens)),
+      sentences,
       pooling=pooling or self.start.pooling,
       left_out=sum(self.tokens.left_out[:1]),
       dtype=jnp.dtype(self.config.dtype),
@@ -321,6 +340,7 @@ def prepare(
     held_out=held_out,
     teaching=teaching,
     loss_fn=loss_fn,
+    miner=mining.make_miner(config, tokens, inputs.corpus(config)),
     later_steps=later_steps,
   )
 

@@ -130,10 +130,7 @@ def _train_tokenizer(
   def train():
     if path.exists() and not digests_lib.find_damage(path):
       return
-    trained = wordpiece.train_wordpiece(
-      [sentence for column in columns for sentence in column],
-      vocab_size=vocab_size,
-    )
+    trained = wordpiece.train_wordpiece(*columns, vocab_size=vocab_size)
     with files.whole(path) as beside:
       with files.foreign_errors():
         trained.save_pretrained(beside)

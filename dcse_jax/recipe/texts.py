@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import synthetic
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.stored import Chosen
+from dcse_jax.data.stored import StoredColumn
 from dcse_jax.data.switch_case import switch_case
 from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import files
@@ -21,6 +24,28 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers.embeddings import Embeddings
 
 _log = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+  """What a round reads: fields of its config.
+
+  Attributes:
+    text: a name, or several.
+    columns: those of tables; empty takes the only one.
+    score_columns: those of candidates' scores.
+    split: what makes rows of documents.
+  """
+
+  text: str | tuple[str, ...]
+  columns: tuple[str, ...] = ()
+  score_columns: tuple[str, ...] = ()
+  split: str = ""
+
+
+def source_of(config: config_lib.ConfigDict) -> Source:
+  """Returns what a round, or a recipe, reads."""
+  text = config.text if isinstance(config.text, str) else tuple(config.text)
+  return Source(text, tuple(config.columns), tuple(config.score_columns), config.split)
 
 
 def make_synthetic(
@@ -51,23 +76,24 @@ def make_synthetic(
     each.text = str(data / "corpus.txt")
 
 
-def read(
-  source: str, columns: tuple[str, ...], score_columns: tuple[str, ...] = ()
-) -> text_lib.Text:
+def read(source: Source, store: pathlib.Path) -> text_lib.Text:
   """Reads a round's text, and logs what was left out.
 
   Args:
-    source: a name like those of `config.text`.
-    columns: the columns of a table; empty takes the only one.
-    score_columns: those of candidates' scores.
+    source: what the round reads.
+    store: the folder of the disk that keeps the sentences.
 
   Raises:
     UserError: no text is named, or it cannot be read.
   """
-  if not source:
+  if not source.text:
     raise UserError("give --config.text=FILE, the text to train on")
-  text = text_lib.read_text(_place(source), columns, score_columns)
-  about = f"{source}: {len(text.columns[0])} rows"
+  text = text_lib.read_text(
+    source.text, source.columns, source.score_columns, split=source.split, store=store
+  )
+  about = f"{source.text}: {len(text.columns[0])} rows"
+  if text.undrawn_rows:
+    about += f", {text.undrawn_rows} left out by shares"
   if text.empty_rows:
     about += f", {text.empty_rows} empty left out"
   if text.cut_rows:
@@ -76,20 +102,13 @@ def read(
   return text
 
 
-def _place(source: str) -> str:
-  return source if source.startswith("tfds:") else str(files.user_path(source))
-
-
-def match(
-  embeddings: Embeddings, text: text_lib.Text, source: str, columns: tuple[str, ...]
-) -> np.ndarray:
+def match(embeddings: Embeddings, text: text_lib.Text, source: Source) -> np.ndarray:
   """Finds the embedding of each row of a text, and checks them.
 
   Args:
-    embeddings: the teacher's, for each row of the text file or by ids.
-    text: what is read of that file.
-    source: names it, as in `read`.
-    columns: as in `read`.
+    embeddings: the teacher's, for each row of the text's files or by ids.
+    text: what is read of these files.
+    source: names them.
 
   Returns:
     The rows among the embeddings, [rows of the text].
@@ -97,19 +116,26 @@ def match(
   Raises:
     UserError: they are of another text, or some have no direction.
   """
+  name = source.text
+  if source.split:
+    raise UserError(
+      f"teacher {embeddings.name} is of the rows of {name}, and "
+      f"split={source.split!r} makes others of them: write the sentences to a file, and "
+      "embed that"
+    )
   if embeddings.text_digest is not None:
-    number, digest = text_lib.measure(_place(source), columns)
+    number, digest = text_lib.measure(name, source.columns)
     if digest != embeddings.text_digest:
       raise UserError(
-        f"teacher {embeddings.name} is of another text than {source}, whose {number} "
+        f"teacher {embeddings.name} is of another text than {name}, whose {number} "
         f"rows differ, as {embeddings.name}.json says: embed this one"
       )
   if embeddings.ids is None:
     number = len(text.columns[0]) + len(text.left_out)
-    rows = embeddings.rows_in_order(number, source)[text.source_rows]
+    rows = embeddings.rows_in_order(number, name)[text.source_rows]
   else:
-    ids = text_lib.read_ids(_place(source), embeddings.id_column)
-    rows = embeddings.rows_by_id([ids[i] for i in text.source_rows], source)
+    ids = text_lib.read_ids(name, embeddings.id_column)
+    rows = embeddings.rows_by_id([ids[i] for i in text.source_rows], name)
   embeddings.check(rows)
   return rows
 
@@ -161,7 +187,7 @@ def tokenize_columns(
   plain = tokenize(columns, model.after(""), max_length, cache)
   prompted = [
     tokenize(
-      ([column[row] for row in plain.source_rows],),
+      (Chosen(column, plain.source_rows),),
       model.as_column(c),
       max_length,
       cache,
@@ -186,6 +212,7 @@ def add_switched(
   *,
   seed: int,
   name: str,
+  store: pathlib.Path,
 ) -> tuple[Sequence[str], ...]:
   """Returns one column and a second, the first with the case of some words switched.
 
@@ -195,6 +222,7 @@ def add_switched(
     model: its tokenizer must see the change.
     seed: draws the words.
     name: what people call the model.
+    store: the folder of the disk that keeps the second column.
 
   Raises:
     UserError: there are more columns, or the tokenizer is uncased.
@@ -210,7 +238,10 @@ def add_switched(
       f"switch_case={share:g}: the tokenizer of {name} is uncased and would undo "
       "it; use a cased model such as roberta-base"
     )
-  return (*columns, switch_case(columns[0], share, seed=seed))
+  switched = StoredColumn(store)
+  for sentence in switch_case(columns[0], share, seed=seed):
+    switched.append(sentence)
+  return (*columns, switched)
 
 
 def tell_dropped(source: str, cache: tokens_lib.TokenCache) -> None:

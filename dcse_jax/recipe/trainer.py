@@ -8,6 +8,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.model import packing
 from dcse_jax.objective.inputs import Size
+from dcse_jax.objective.mined import Miner
 from dcse_jax.objective.objective import Objective
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
@@ -58,6 +59,7 @@ def make_trainer(
   frozen: dict,
   mesh: Mesh,
   num_models: int,
+  miner: Miner | None = None,
 ) -> runs_lib.Trainer:
   """Compiles the step of a round, lazily, and puts what it reads on the devices.
 
@@ -68,7 +70,9 @@ def make_trainer(
     frozen: what is read and not trained: see `StepInputs.frozen`.
     mesh: the devices.
     num_models: how many models one call trains together.
+    miner: finds hard negatives, if batches have any of these.
   """
+  columns = len(tokens.tokens) + config_lib.mined_columns(config)
   tx, schedule = make_optimizer(config)
   return runs_lib.Trainer(
     step_fn=runs_lib.make_step(
@@ -83,33 +87,63 @@ def make_trainer(
     mesh=mesh,
     frozen=mesh_lib.put_params(frozen, mesh),
     num_models=num_models,
-    packings=packing.make_packings(
-      tokens.num_tokens(np.arange(len(tokens))),
-      batch_size=config.batch_size,
-      padded=len(tokens.tokens) * config.max_length,
-      num_steps=config.num_train_steps,
-      groups=mesh.size * config.microbatches,
-    ),
+    packings=_packings(config, tokens, miner, columns, mesh),
     batch_size=config.batch_size,
     num_steps=config.num_train_steps,
     log_every=config.log_every,
     eval_every=config.eval_every,
     patience=config.patience,
     max_skipped_steps=config.max_skipped_steps,
-    work=_work(config, loss_fn, tokens, num_models),
+    work=_work(config, loss_fn, tokens, columns, num_models),
     profile_steps=config.profile_steps,
     loggers=tuple(config.logger),
   )
+
+
+def _packings(
+  config: config_lib.ConfigDict,
+  tokens: tokens_lib.TokenCache,
+  miner: Miner | None,
+  columns: int,
+  mesh: Mesh,
+) -> tuple[packing.Packing, ...]:
+  """Returns the shapes that the step is compiled for, as far as batches need them."""
+  sizes = dict(
+    batch_size=config.batch_size,
+    num_steps=config.num_train_steps,
+    groups=mesh.size * config.microbatches,
+  )
+  if config.bucket_batches:
+    rows = np.arange(len(tokens))
+    return packing.make_bucket_packings(
+      tokens.num_tokens(rows),
+      tokens.longest(rows),
+      columns=columns,
+      max_length=config.max_length,
+      together=config.bucket_batches,
+      **sizes,
+    )
+  padded = columns * config.max_length
+  return packing.make_packings(_num_tokens(tokens, miner), padded=padded, **sizes)
+
+
+def _num_tokens(tokens: tokens_lib.TokenCache, miner: Miner | None) -> np.ndarray:
+  """Counts each row's tokens; its hard negatives may be any documents."""
+  number = tokens.num_tokens(np.arange(len(tokens)))
+  if miner:
+    size = (len(number), miner.settings.num_negatives)
+    number = number + np.random.default_rng(0).choice(miner.lengths, size).sum(axis=1)
+  return number
 
 
 def _work(
   config: config_lib.ConfigDict,
   loss_fn: Objective,
   tokens: tokens_lib.TokenCache,
+  columns: int,
   num_models: int,
 ) -> flops.Work:
   """Estimates the average cost of a step."""
-  columns = len(tokens.tokens)
   lengths = np.concatenate([np.diff(offsets) for offsets in tokens.offsets])
   size = Size(
     batch=config.batch_size,

@@ -9,11 +9,13 @@ from dcse_jax.config import default
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
+from dcse_jax.data import splitting
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
 from dcse_jax.losses.terms import Range
 from dcse_jax.model.encoder import NEW
 from dcse_jax.model.pooling import POOLINGS
+from dcse_jax.model.rotary import RotaryConfig
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.train.loggers import LOGGERS
@@ -61,7 +63,11 @@ _RANGES = {
   "dropout": Range(-1, 1, below=True),
   "max_length": _COUNT,
   "switch_case": _SHARE_BELOW_1,
+  "mine_every": _COUNT_OR_NONE,
+  "mine_num_negatives": _COUNT,
+  "mine_relative_margin": Range(),
   "batch_size": Range(2, whole=True),
+  "bucket_batches": _COUNT_OR_NONE,
   "microbatches": _COUNT,
   "row_blocks": _COUNT,
   "num_train_steps": _COUNT,
@@ -94,9 +100,17 @@ def _validate_tuple(field: str, value: Any) -> str:
   return "" if all(isinstance(each, str) for each in value) else "must hold strings"
 
 
+def _validate_string(field: str, value: Any) -> str:
+  if field == "text" and isinstance(value, (tuple, list)):
+    return _validate_tuple(field, value)
+  if not isinstance(value, str):
+    return "must be a string"
+  return splitting.fault(value) if field == "split" else ""
+
+
 # Says what is wrong with a value, by the type of the field's default; "" if nothing.
 _TYPES = {
-  str: lambda field, value: "" if isinstance(value, str) else "must be a string",
+  str: _validate_string,
   bool: lambda field, value: "" if isinstance(value, bool) else "must be True or False",
   tuple: _validate_tuple,
 }
@@ -184,7 +198,9 @@ def _check_encoder(encoder: ConfigDict) -> None:
       f"config.encoder has the fields {', '.join(encoder)}: it needs "
       + ", ".join(known)
     )
-  is_paired = encoder.get("family", "bert") != "bert"
+  fields = {"family": "bert", **encoder}
+  shape = NEW[fields.pop("family")](max_tokens=1, pad_token_id=0, **fields)
+  is_paired = isinstance(shape, RotaryConfig)
   if encoder.hidden_size % (encoder.num_heads * (1 + is_paired)):
     pairs = ", in pairs" if is_paired else ""
     raise UserError(

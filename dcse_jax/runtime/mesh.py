@@ -89,8 +89,8 @@ _mesh = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def traced_over(mesh: Mesh) -> Iterator[None]:
-  """Makes the mesh known to programs that are traced in this block."""
+def traced_over(mesh: Mesh | None) -> Iterator[None]:
+  """Makes the mesh known to programs that are traced in this block; None is none."""
   token = _mesh.set(mesh)
   try:
     yield

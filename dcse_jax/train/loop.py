@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcse_jax.model.packing import choose_packing
+from dcse_jax.model.packing import fit
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
@@ -213,7 +213,7 @@ def _step(
     run.batches.next(step, functools.partial(params, i)) for i, run in enumerate(runs)
   ]
   batch = stack(batches)
-  packing = choose_packing(trainer.packings, batch.pop("num_tokens").max())
+  batch, packing = fit(trainer.packings, batch)
   example_ids = [each["example_id"] for each in batches]
   sharding = batch_sharding(trainer.mesh, trainer.num_models)
   batch = mesh_lib.put_batch(batch, sharding)

@@ -247,7 +247,13 @@ def test_the_abstract_batch_has_the_columns_of_the_text(files, fields, columns):
   assert step.num_columns == columns
 
 
-@pytest.mark.parametrize("family", encoder_lib.NEW)
+@pytest.mark.parametrize(
+  "family",
+  [
+    f if f in ("mpnet", "modernbert") else pytest.param(f, marks=pytest.mark.slow)
+    for f in encoder_lib.NEW
+  ],
+)
 def test_a_new_encoder_of_every_family_has_an_abstract_step(files, family):
   config = recipe(files, pooling="mean")
   config.model = ""

@@ -132,9 +132,10 @@ def test_the_command_writes_a_model_and_rows_that_teach(tmp_path):
   found = run(*flags, f"--rows={rows}")
   assert found.returncode == 0, found.stderr
   assert (output / "modules.json").exists()
-  read = texts.read(str(text), ())
+  source = texts.Source(str(text))
+  read = texts.read(source, tmp_path)
   teacher = embeddings.open_embeddings(str(rows))
-  matched = texts.match(teacher, read, str(text), ())
+  matched = texts.match(teacher, read, source)
   assert teacher.width == 16 and len(matched) == 301
   # Once more, into the same folder: the same bytes.
   before = (output / "model.safetensors").read_bytes()

@@ -78,3 +78,25 @@ def test_a_plain_column_has_no_fields(tmp_path):
   path = write(tmp_path / "t.parquet", {"a": ["x"]})
   with pytest.raises(UserError, match="no column 'a.b'"):
     text.read_text(path, ("a.b",))
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow"])
+def test_rows_come_before_what_follows_them_in_the_file_is_read(tmp_path, name):
+  path = tmp_path / name
+  write(path, {"a": ["one", "two", "three", "four"]})  # In two groups.
+  content = bytearray(path.read_bytes())
+  if name == "t.parquet":
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    content[start : start + 20] = b"\xff" * 20
+  else:
+    content = content[:-100]
+  path.write_bytes(content)
+  rows = text.first_cells(str(path), ("a",))
+  assert [next(rows), next(rows)] == ["one", "two"]
+  with pytest.raises(UserError, match="cannot be read as its suffix says"):
+    next(rows)
+
+
+def test_a_column_may_have_a_dot_in_its_name(tmp_path):
+  path = write(tmp_path / "t.parquet", {"a.b": ["x"], "a": [{"b": "y"}]})
+  assert text.read_text(path, ("a.b",)).columns == (["x"],)

@@ -33,7 +33,7 @@ def test_lists_of_negatives_become_columns_and_a_row_without_any_is_left_out(lis
   read = text.read_text(lists, ("q", "p", "n"), ("s",))
   assert read.columns == COLUMNS
   np.testing.assert_array_equal(read.scores, SCORES)
-  assert read.left_out == (2,)
+  assert list(read.left_out) == [2]
   assert text.num_columns(lists, ("q", "p", "n")) == 4
 
 

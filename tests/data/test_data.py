@@ -1,5 +1,6 @@
 """The token cache and the order of batches."""
 
+import functools
 import json
 
 import grain
@@ -30,6 +31,10 @@ def build(path, columns, *, state="v1", max_length=6):
 
 def make_batches(cache, batch_size, **kwargs):
   return batches_lib.make_batches(cache, batch_size=batch_size, seed=7, **kwargs)
+
+
+# Any lengths meet, or the rows of three batches are sorted by length together.
+in_any_order = pytest.mark.parametrize("bucket_batches", [0, 3])
 
 
 def numbered(n):
@@ -131,9 +136,12 @@ def test_a_cache_of_an_earlier_version_loses_its_contradictions_and_its_name(tmp
   assert folder.name != f"tokens-{cache.key}"
 
 
-def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(tmp_path):
+@in_any_order
+def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(
+  bucket_batches, tmp_path
+):
   cache = build(tmp_path, [numbered(22)])
-  iterator = make_batches(cache, 5)
+  iterator = make_batches(cache, 5, bucket_batches=bucket_batches)
   epochs = [
     np.concatenate([next(iterator)["example_id"] for _ in range(4)]) for _ in range(3)
   ]
@@ -142,10 +150,11 @@ def test_an_epoch_shows_every_sentence_at_most_once_and_epochs_differ(tmp_path):
   assert epochs[0].tolist() != epochs[1].tolist() != epochs[2].tolist()
 
 
-def test_hosts_share_one_global_batch_without_overlap(tmp_path):
+@in_any_order
+def test_hosts_share_one_global_batch_without_overlap(bucket_batches, tmp_path):
   cache = build(tmp_path, [numbered(40)])
-  alone = make_batches(cache, 8)
-  hosts = [make_batches(cache, 8, host=h, num_hosts=4) for h in range(4)]
+  make = functools.partial(make_batches, cache, 8, bucket_batches=bucket_batches)
+  alone, hosts = make(), [make(host=h, num_hosts=4) for h in range(4)]
   for _ in range(7):
     parts = [next(host)["example_id"] for host in hosts]
     np.testing.assert_array_equal(np.concatenate(parts), next(alone)["example_id"])
@@ -164,19 +173,44 @@ def test_batches_say_how_many_tokens_their_fullest_group_holds(tmp_path):
     assert part["num_tokens"] == alone["num_tokens"]
 
 
-def test_a_restored_iterator_goes_on_exactly(tmp_path):
+def test_buckets_hold_rows_of_like_length_in_random_order(tmp_path):
+  # Four sentences each of 3, 4, 5 and 6 tokens, mixed.
+  words = [" ".join(str(i + k) for k in range(1 + i % 4)) for i in range(10, 26)]
+  cache = build(tmp_path, [words])
+  iterator = make_batches(cache, 4, bucket_batches=4)
+  orders = []
+  for _ in range(5):
+    epoch = [next(iterator) for _ in range(4)]
+    lengths = [batch["attention_mask"].sum(axis=2) for batch in epoch]
+    assert all(len(np.unique(each)) == 1 for each in lengths)
+    assert [each.max() for each in lengths] == [batch["longest"] for batch in epoch]
+    orders.append([int(each.max()) for each in lengths])
+    assert sorted(orders[-1]) == [3, 4, 5, 6]
+  assert len(set(map(tuple, orders))) > 1
+  # The longer column of a pair says how long a row is.
+  pairs = build(tmp_path, [numbered(16), words])
+  for batch in (next(make_batches(pairs, 4, bucket_batches=4)) for _ in range(4)):
+    lengths = batch["attention_mask"].sum(axis=2).max(axis=1)
+    assert len(np.unique(lengths)) == 1
+
+
+@in_any_order
+def test_a_restored_iterator_goes_on_exactly(bucket_batches, tmp_path):
   cache = build(tmp_path, [numbered(30)])
-  iterator = make_batches(cache, 4)
+  iterator = make_batches(cache, 4, bucket_batches=bucket_batches)
   for _ in range(9):
     next(iterator)
   state = json.loads(json.dumps(iterator.get_state()))
   expected = [next(iterator)["example_id"].tolist() for _ in range(9)]
-  resumed = make_batches(cache, 4)
+  resumed = make_batches(cache, 4, bucket_batches=bucket_batches)
   resumed.set_state(state)
   assert [next(resumed)["example_id"].tolist() for _ in range(9)] == expected
 
 
-def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(tmp_path):
+@in_any_order
+def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(
+  bucket_batches, tmp_path
+):
   # Anchors 10..29 come twice each, with 40 different positives; one positive is
   # another row's anchor.
   anchors = numbered(20) * 2
@@ -185,7 +219,7 @@ def test_rows_that_share_a_sentence_never_meet_and_none_is_lost(tmp_path):
   cache = build(tmp_path, [anchors, positives])
   assert len(cache) == 40
   assert cache.num_twins == 40
-  iterator = make_batches(cache, 10)
+  iterator = make_batches(cache, 10, bucket_batches=bucket_batches)
   seen = set()
   for _ in range(60):
     rows = next(iterator)["example_id"]

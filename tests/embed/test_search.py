@@ -9,8 +9,8 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax import encode
-from dcse_jax import search
 from dcse_jax.data.lines import Lines
+from dcse_jax.embed import row_file
 from dcse_jax.embed.index import ExactIndex
 from dcse_jax.embed.index import FaissIndex
 from dcse_jax.model import inference
@@ -85,8 +85,12 @@ def test_search_needs_an_index_of_this_model(tmp_path):
   encoder = SentenceEncoder(models.write_tiny_folder(tmp_path / "m"))
   with pytest.raises(UserError, match="call build_index first"):
     encoder.search("A cat.")
-  with pytest.raises(UserError, match=r"\(2, 16\), not \(3, 16\)"):
-    encoder.build_index(["a", "b"], embeddings=np.ones((3, 16), np.float32))
+  for shape, error in (
+    ((3, 16), "2 sentences and 3 embeddings"),
+    ((2, 8), r"have 16 numbers, and float32 of shape \(2, 8\)"),
+  ):
+    with pytest.raises(UserError, match=error):
+      encoder.build_index(["a", "b"], embeddings=np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize("block", [3, 7, 100])
@@ -174,7 +178,7 @@ def test_rows_that_are_not_finite_are_counted_and_hide_none_in_arrays_and_files(
   rows[4, 1], rows[8, 0] = np.inf, -np.inf
   np.save(tmp_path / "rows.npy", rows)
   assert not caplog.messages
-  for embeddings in (rows, search.read_embeddings(str(tmp_path / "rows.npy"))):
+  for embeddings in (rows, row_file.read(str(tmp_path / "rows.npy"))):
     found = index(embeddings).search(queries, 12)
     np.testing.assert_array_equal(found[1], intact[numbers])
     np.testing.assert_allclose(found[0], cosines, atol=1e-6)
@@ -339,4 +343,4 @@ def test_search_refuses_what_is_no_file_of_embeddings(tmp_path):
   np.save(tmp_path / "b.npy", np.arange(3))
   for name, message in (("a", "cannot read"), ("b", "not rows of embeddings")):
     with pytest.raises(UserError, match=message):
-      search.read_embeddings(str(tmp_path / f"{name}.npy"))
+      row_file.read(str(tmp_path / f"{name}.npy"))

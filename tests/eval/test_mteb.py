@@ -167,6 +167,18 @@ def test_an_encoder_needs_a_name_and_no_other_precision_is_given(tmp_path, mteb)
   assert MtebEncoder(encoder, name="x").encode([], **about).shape == (0, 16)
 
 
+def test_mteb_gets_the_first_numbers_of_embeddings_that_are_cut(tmp_path, mteb):
+  path = models.write_tiny_folder(tmp_path / "model")
+  whole = MtebEncoder(path, name="x")
+  cut = MtebEncoder(SentenceEncoder(path, truncate_dim=6), name="x")
+  task = describe(mteb, "Mine", "STS", "cosine_spearman")
+  about = dict(task_metadata=task, hf_split="test", hf_subset="default")
+  first, every = (e.encode([{"text": ["A cat."]}], **about) for e in (cut, whole))
+  np.testing.assert_allclose(first, every[:, :6], atol=1e-6)
+  assert cut.mteb_model_meta.embed_dim == 6
+  assert cut.mteb_model_meta.revision != whole.mteb_model_meta.revision
+
+
 def test_a_task_chooses_the_prompt_by_its_name_its_type_or_the_kind_of_text(
   mteb, tmp_path
 ):

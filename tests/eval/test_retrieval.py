@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dcse_jax import SentenceEncoder
-from dcse_jax.embed import index
+from dcse_jax.embed import ranking as ranking_lib
 from dcse_jax.eval import offline
 from dcse_jax.eval import registry
 from dcse_jax.eval import retrieval
@@ -98,18 +98,60 @@ def test_the_measures_are_trec_evals_and_so_is_their_order_of_equal_scores(tmp_p
   )
 
 
+def test_the_measures_are_pytrec_evals_on_any_ranking(tmp_path):
+  import pytrec_eval
+
+  rng = np.random.default_rng(0)
+  ids = [f"d{i:03}" for i in rng.permutation(300)]
+  # Scores tie often, grades are 0 to 3, and some judged documents are never found.
+  rows = np.stack([rng.permutation(300)[:120] for _ in range(20)])
+  scores = -np.sort(-rng.integers(0, 40, rows.shape)).astype(np.float32)
+  judgements = {
+    f"q{i}": {ids[j]: int(rng.integers(0, 4)) for j in rng.permutation(300)[:30]}
+    for i in range(20)
+  }
+  queries = dict.fromkeys(judgements, "")
+  made = retrieval_sets.Collection(tmp_path, ids, queries, judgements, "")
+  run = {
+    f"q{i}": {ids[row]: float(s) for row, s in zip(rows[i], scores[i])}
+    for i in range(20)
+  }
+  wanted = {"ndcg_cut.10", "map", "recall.100", "recip_rank"}
+  theirs = pytrec_eval.RelevanceEvaluator(judgements, wanted).evaluate(run)
+  mean = lambda key: 100 * np.mean([found[key] for found in theirs.values()])
+  # An answer below the tenth place counts nothing for MRR@10.
+  ranks = [each["recip_rank"] for each in theirs.values()]
+  found = retrieval.measure(made, scores, rows)
+  assert found == pytest.approx(
+    {
+      "nDCG@10": mean("ndcg_cut_10"),
+      "MRR@10": 100 * np.mean([rank if rank > 0.099 else 0 for rank in ranks]),
+      "MAP": mean("map"),
+      "recall@100": mean("recall_100"),
+    },
+    abs=1e-6,
+  )
+
+
 @pytest.mark.parametrize("dot", [False, True])
 def test_a_stream_is_searched_as_a_whole_is(dot, monkeypatch):
-  monkeypatch.setattr(index, "_QUERIES", 2)
+  monkeypatch.setattr(ranking_lib, "_QUERIES", 2)
   rng = np.random.default_rng(0)
   rows, queries = rng.normal(size=(50, 8)), rng.normal(size=(5, 8))
   blocks = np.split(rows, [20, 40])
   norm = lambda x: 1 if dot else np.linalg.norm(x, axis=1, keepdims=True)
   expected = (queries / norm(queries)) @ (rows / norm(rows)).T
-  scores, found = index.search_stream(queries, blocks, 30, dot=dot)
+
+  def ranked(top_k):
+    ranking = ranking_lib.Ranking(queries, top_k, dot=dot)
+    for block in blocks:
+      ranking.add(block)
+    return ranking.result()
+
+  scores, found = ranked(30)
   np.testing.assert_array_equal(found, np.argsort(-expected, axis=1)[:, :30])
   np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :30], atol=1e-5)
-  scores, _ = index.search_stream(queries, blocks, 60, dot=dot)
+  scores, _ = ranked(60)
   assert np.isfinite(scores).sum(axis=1).tolist() == [50] * 5
 
 
@@ -227,6 +269,42 @@ def test_each_width_is_a_row_as_if_the_folder_had_it(model, tmp_path):
     UserError, match="truncate_dim=17, but embeddings have 16 numbers"
   ):
     SentenceEncoder(model, truncate_dim=17)
+
+
+def test_each_precision_has_what_a_search_in_it_finds_and_what_it_loses(
+  model, tmp_path, monkeypatch
+):
+  quantization = pytest.importorskip("sentence_transformers.util.quantization")
+  monkeypatch.setattr(inference, "CHUNK", 32)
+  place = collection(tmp_path / "X")
+  results = offline.evaluate(
+    [f"M={model}", f"N={model}"],
+    {"retrieval": [place]},
+    Options(precisions=("int8", "ubinary"), bm25=True),
+  )
+  found = results["models"]["M"]["retrieval"]["mean"]
+  assert results["models"]["N"]["retrieval"]["mean"] == found  # It is the same model.
+  (made,) = retrieval_sets.read_collections(place, dev=False).values()
+  encoder = SentenceEncoder(model)
+  queries = encoder.encode(list(made.queries.values()), prompt_name="query")
+  documents = encoder.encode(list(made.documents()), prompt_name="document")
+  # The ranges are those of the first block.
+  ranges = np.stack([documents[:32].min(axis=0), documents[:32].max(axis=0)])
+  steps = quantization.quantize_embeddings(documents, "int8", ranges=ranges)
+  middles = ranges[0] + (steps + 128.5) * (ranges[1] - ranges[0]) / 255
+  # Four times ten documents are all that there are: each is compared with the query.
+  signs = np.where(documents > 0, 1, -1)
+  for precision, rows in (("int8", middles), ("ubinary", signs)):
+    scores = queries @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+    order = np.argsort(-scores, axis=1)[:, :10]
+    expected = retrieval.measure(made, np.take_along_axis(scores, order, 1), order)
+    assert found[f"X {precision}"] == pytest.approx(expected["nDCG@10"], abs=1e-4)
+    lost = found["avg"] - found[f"X {precision}"]
+    assert found[f"lost by {precision}"] == pytest.approx(lost, abs=1e-9)
+  shown = tables.as_text(results)
+  assert "lost by ubinary" in shown
+  name, *_, int8, ubinary = shown.splitlines()[4].split()
+  assert (name, int8, ubinary) == ("BM25", "–", "–")
 
 
 def damage(place, name, change):

@@ -375,8 +375,73 @@ READ = {
   },
   "Alibaba-NLP/gte-modernbert-base": _MODERNBERT
   | {"architectures": ["ModernBertModel"], "repad_logits_with_grad": False},
+  "jhu-clsp/ettin-encoder-32m": _MODERNBERT
+  | {
+    "causal_mask": False,
+    "hidden_size": 384,
+    "intermediate_size": 576,
+    "is_causal": False,
+    "local_rope_theta": 160000.0,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 10,
+    "position_embedding_type": "sans_pos",
+  },
+  "cl-nagoya/ruri-v3-30m": _MODERNBERT
+  | {
+    "bos_token_id": 1,
+    "cls_token_id": 6,
+    "eos_token_id": 2,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 10,
+    "pad_token_id": 3,
+    "vocab_size": 102400,
+  },
+  "a masked-word head with a matrix of its own": _MODERNBERT
+  | {"num_hidden_layers": 4, "tie_word_embeddings": False},
+  "nomic-ai/nomic-embed-text-v1.5, as transformers 5.24 writes it": {
+    "architectures": ["NomicBertModel"],
+    "attention_probs_dropout_prob": 0.0,
+    "dtype": "float32",
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 2048,
+    "model_type": "nomic_bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
+    "type_vocab_size": 2,
+    "vocab_size": 30528,
+  },
   "Qwen/Qwen3-Embedding-0.6B": _QWEN3,
+  "Qwen/Qwen3-Embedding-8B": _QWEN3
+  | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "tie_word_embeddings": False,
+    "vocab_size": 151665,
+  },
   "google/embeddinggemma-300m": _GEMMA3,
+  "google/gemma-3-270m, which reads from left to right": _GEMMA3
+  | {
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 3,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 18,
+    "use_bidirectional_attention": False,
+  },
 }
 
 REFUSED = {
@@ -448,6 +513,26 @@ REFUSED = {
   "layers in groups": (
     _ALBERT | {"num_hidden_groups": 3},
     "num_hidden_groups is 3, not 1",
+  ),
+  "jhu-clsp/ettin-decoder-150m": (
+    _MODERNBERT | {"model_type": "modernbert-decoder"},
+    "unknown architecture 'modernbert-decoder'; known are .*modernbert",
+  ),
+  "nomic-ai/nomic-embed-text-v2-moe": (
+    {"auto_map": {"AutoModel": "x"}, "model_type": "nomic_bert", "num_experts": 8},
+    "auto_map.*is never run",
+  ),
+  "intfloat/e5-mistral-7b-instruct": (
+    _QWEN3 | {"model_type": "mistral"},
+    "unknown architecture 'mistral'; known are",
+  ),
+  "voyageai/voyage-4-nano, without its code": (
+    _QWEN3 | {"use_bidirectional_attention": True},
+    "use_bidirectional_attention is True, which is not supported",
+  ),
+  "quantised weights": (
+    _QWEN3 | {"quantization_config": {"bits": 4, "quant_method": "awq"}},
+    "quantization_config is .*awq.*, which is not supported",
   ),
   "scaled positions": (
     _QWEN3 | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},

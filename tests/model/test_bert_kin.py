@@ -221,13 +221,16 @@ def test_weights_come_back_bitwise_and_a_cut_model_is_the_first_layers(saved):
   np.testing.assert_allclose(np.asarray(last)[mask], theirs[mask], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+  "name, is_tied", [*((name, True) for name in FAMILIES), ("albert", False)]
+)
 def test_a_masked_language_models_head_is_read_scores_alike_and_is_written(
-  name, tmp_path
+  name, is_tied, tmp_path
 ):
   family = FAMILIES[name]
   tokenizer = vocabularies.KINDS[family.vocabulary]()
   config = family.make(SHAPE, len(tokenizer))
+  config.tie_word_embeddings = is_tied
   model = random_torch(config, transformers.AutoModelForMaskedLM)
   model.save_pretrained(tmp_path / "theirs")
   tokenizer.save_pretrained(tmp_path / "theirs")

@@ -12,6 +12,7 @@ from dcse_jax.model import bert
 from dcse_jax.model import layers
 from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
+from dcse_jax.model import splash
 from dcse_jax.model.dropout import dropout
 from dcse_jax.runtime import mesh as mesh_lib
 
@@ -53,6 +54,36 @@ def test_attention_in_one_pass_is_attention_with_the_same_dropout(rate):
 
   g = normal(rng, sentences, length, heads, width)
   assert_same(kernel, plain, (qkv, bias), g)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_splash_attention_is_attention(is_causal):
+  # Two heads share keys and values; the last of three blocks is half full.
+  sentences, length, heads, width = 2, 320, 4, 64
+  rng = np.random.default_rng(0)
+  draw = lambda heads: jnp.asarray(
+    rng.standard_normal((sentences, length, heads, width)), jnp.float32
+  )
+  arrays = draw(heads), draw(heads // 2), draw(heads // 2)
+  mask = np.arange(length) < np.asarray([[length], [150]])
+  rows = jnp.arange(sentences * length, dtype=jnp.int32).reshape(mask.shape)
+
+  def kernel(*arrays):
+    return splash.attend(
+      *arrays, mask, is_causal=is_causal, divisor=50.0, block=128, interpret=True
+    )
+
+  def plain(*arrays):
+    reach = attention.Reach(after=0 if is_causal else None)
+    dropped = attention.Dropout(0.0, None, rows)
+    return attention.attend(*arrays, mask, dropped, reach=reach, divisor=50.0)
+
+  run = lambda fn: jax.vjp(lambda *x: fn(*x) * mask[:, :, None, None], *arrays)
+  (found, pull), (expected, pull_plain) = run(kernel), run(plain)
+  g = draw(heads)
+  for mine, other in zip((found, *pull(g)), (expected, *pull_plain(g))):
+    np.testing.assert_allclose(mine, other, atol=2e-5)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])

@@ -159,6 +159,58 @@ def test_packings_hold_most_batches_and_none_is_larger_than_padding():
   assert packing_lib.choose_packing((Packing(8),), 8) == Packing(8)
 
 
+def test_buckets_have_few_packings_and_each_batch_the_shortest_that_holds_it():
+  # As many sentences of each length from 1 to 256, in two columns of one length.
+  longest = np.tile(np.arange(1, 257), 4)
+  make = functools.partial(
+    packing_lib.make_bucket_packings,
+    2 * longest,
+    longest,
+    batch_size=16,
+    columns=2,
+    max_length=256,
+    together=64,
+    groups=4,
+  )
+  packings = make(num_steps=5000)
+  # As many batches of each length: steps of a sixth of 256, 43, cost the least.
+  assert [p.length for p in packings] == [64, 96, 128, 192, 224, 256]
+  assert all(p.tokens <= 2 * 16 * p.length / 4 for p in packings)
+  assert len(make(num_steps=300)) == 3 and make(num_steps=99) == ()
+  ids = np.arange(4 * 2 * 256).reshape(4, 2, 256)
+  batch = dict(input_ids=ids, attention_mask=ids > 0, other=ids)
+  sizes = dict(num_tokens=np.asarray([100, 150]), longest=np.asarray([70, 60]))
+  cut, packing = packing_lib.fit(packings, batch | sizes)
+  assert packing == packings[1] and set(cut) == set(batch)
+  np.testing.assert_array_equal(cut["input_ids"], ids[:, :, :96])
+  assert cut["attention_mask"].shape[-1] == 96 and cut["other"].shape[-1] == 256
+  # More tokens than any holds, and a sentence longer than any.
+  for large in (dict(num_tokens=np.asarray(9999)), dict(longest=np.asarray(257))):
+    whole, packing = packing_lib.fit(packings, batch | sizes | large)
+    assert packing is None and whole["input_ids"].shape == ids.shape
+
+
+def test_a_batch_cut_to_its_longest_sentence_has_the_same_embeddings():
+  length = int(BATCH["attention_mask"].sum(axis=2).max())
+  longer = {
+    name: np.pad(array, [(0, 0), (0, 0), (0, 8)]) if array.ndim == 3 else array
+    for name, array in BATCH.items()
+  }
+  sizes = dict(num_tokens=np.asarray(1), longest=np.asarray(length))
+  packing = Packing(16 * length, 1, length)
+  cut, _ = packing_lib.fit((packing,), longer | sizes)
+  assert cut["input_ids"].shape[-1] == length < longer["input_ids"].shape[-1]
+
+  def embed(batch, packing):
+    ids, mask = batch["input_ids"][:, 0], batch["attention_mask"][:, 0]
+    return encoder_lib.encode(
+      STUDENT.params, STUDENT.config, ids, mask, pooling="mean", packing=packing
+    )
+
+  embed = jax.jit(embed, static_argnums=1)
+  np.testing.assert_allclose(embed(cut, packing), embed(longer, None), atol=1e-5)
+
+
 def mask_of(rate, key, rows, width=256):
   ones = jnp.ones((len(rows), width))
   kept = dropout_lib.dropout(ones, rate, key, jnp.asarray(rows))

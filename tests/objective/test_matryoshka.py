@@ -20,6 +20,8 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.teachers import stacks as stacks_lib
 from tests import models
 from tests import recipes
+from tests.losses import test_objectives
+from tests.model import test_chunks
 
 WIDTHS = ((16, 1.0), (8, 0.5), (3, 2.0))
 
@@ -107,6 +109,71 @@ def test_what_takes_no_embedding_of_the_students_counts_once():
   np.testing.assert_array_equal(values[name], plain[name])
 
 
+# What of a step's offers a term compares by its first numbers.
+CUT = ("anchors", "positives", "undropped", "predictions", "layers", "queue", "served")
+TERMS = [name for name, missing in test_objectives.CASES + test_objectives.WHOLE]
+
+
+def cut_offers(name, offered, width):
+  """Cuts what a term takes; teachers that are predicted, each by itself."""
+  cut = {n: x[..., :width] if n in CUT else x for n, x in offered.items()}
+  if name == "pnr":
+    weights = (1.0, 3.0)
+    each = np.split(np.asarray(offered["teacher"]), 2, axis=1)
+    cut["teacher"] = losses.join_teachers([x[:, :width] for x in each], weights)
+  return cut
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(TERMS))
+def test_every_term_is_summed_over_truncated_embeddings_in_blocks_too(name):
+  offered = test_objectives.offers(features=8)
+  (each,) = losses.parse(name)
+  widths = ((8, 1.0), (5, 0.5), (2, 2.0))
+  rng = jax.random.key(0)
+  of_step = {n: offered[n] for n in ("queue", "is_queued")} | {"progress": 0.0}
+  of_rows = {n: x for n, x in offered.items() if n not in (*of_step, "rng")}
+
+  def ours(chunks):
+    compared = lambda terms, offered, of_step: compare(
+      terms, offered, rng, of_step=of_step, row_chunks=chunks
+    )
+    return sum_over_widths(compared, [each], of_rows, of_step, widths)[name]
+
+  offered["rng"] = jax.random.split(rng, 1)[0]
+  values = {
+    width: test_objectives.evaluate(name, cut_offers(name, offered, width))
+    for width, _ in widths
+  }
+  expected = sum(weight * values[width] for width, weight in widths)
+  if name == "embedding_distillation":  # It compares whole embeddings with a teacher's.
+    expected = values[8]
+  else:
+    assert np.abs(values[2] - values[8]).max() > 1e-4
+  for chunks in (Chunks(), Chunks(2)):
+    np.testing.assert_allclose(ours(chunks), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_all_terms_over_widths_are_the_same_in_microbatches_and_blocks():
+  names, (loss, parts, gradient) = test_chunks.every_term(widths=WIDTHS)
+  blocks = dict(microbatches=Chunks(2), row_chunks=Chunks(4))
+  _, (_, in_parts, theirs) = test_chunks.every_term(widths=WIDTHS, **blocks)
+  for name in names:
+    assert in_parts[name] == pytest.approx(parts[name], rel=1e-4, abs=1e-5), name
+  expected = sum((i + 1) * parts[name] for i, name in enumerate(names))
+  assert loss == pytest.approx(expected, rel=1e-5)
+  # One width is a term as it is without; those that draw do so in another order.
+  _, (_, plain, _) = test_chunks.every_term()
+  _, (_, whole, _) = test_chunks.every_term(widths=((16, 1.0),))
+  for name in names:
+    if "rng" not in losses.TERMS[name].inputs:
+      assert whole[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-5), name
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), theirs, gradient
+  )
+
+
 def test_microbatches_and_blocks_give_the_sum_over_widths_of_the_whole():
   loss, parts, gradient = value_and_grad()
   expected = 2 * parts["distillation"] + parts["info_nce"]
@@ -126,7 +193,6 @@ def test_microbatches_and_blocks_give_the_sum_over_widths_of_the_whole():
   [
     ("mean", "info_nce", 12, "embeddings have 12 numbers"),
     ("cls", "info_nce", 16, "the projection's, which is dropped: set keep_head"),
-    ("mean", "pnr", 16, "number by number"),
   ],
 )
 def test_what_cannot_be_cut_is_refused(pooling, terms, size, problem):

@@ -243,6 +243,8 @@ def language_model(monkeypatch, batch, rng):
   shown = {}
   model = models.tiny_model()
   original = encoder_lib.states_at
+  # The table has rows that are no tokens.
+  assert model.config.vocab_size == 200
 
   def spy(params, config, input_ids, *args, **kwargs):
     shown["input_ids"] = input_ids
@@ -250,6 +252,7 @@ def language_model(monkeypatch, batch, rng):
 
   monkeypatch.setattr(encoder_lib, "states_at", spy)
   loss_fn = models.language_model_loss(model)
+  loss_fn = dataclasses.replace(loss_fn, tokenizer_size=190)
   params = loss_fn.init_params(model.params, jax.random.key(0))
 
   # One program, since compiling every operation by itself takes longer.
@@ -270,11 +273,17 @@ def test_pretraining_masks_15_percent_of_words_and_no_special_token(monkeypatch)
   shown, loss, _ = language_model(monkeypatch, batch, jax.random.key(1))
   assert (shown[:, 0] == 2).all()
   # 15 % of 19 words is 3 of them, on 400 rows; 80 % of these 1,200 show the
-  # mask (sd 14), 10 % a random token (sd 10), which is 50 once in 200.
+  # mask (sd 14), 10 % a random word (sd 10), which is 50 once in 185.
   masked = (shown == 4).sum()
   changed = (shown != batch["input_ids"][:, 0]).sum()
   assert abs(masked - 960) < 5 * 14
   assert abs(changed - 1080) < 5 * 14
+  # Words are the tokenizer's 190 tokens but [PAD], [UNK], [CLS], [SEP] and [MASK]; some
+  # 120 are drawn, of which as many are new as in 120 draws from 185.
+  words = np.unique(shown[:, 1:])
+  words = words[(words != 4) & (words != 50)]
+  assert words.min() >= 5 and words.max() < 190
+  assert abs(len(words) - 185 * (1 - (184 / 185) ** 120)) < 20
   # An untrained head knows nothing: about the log of the vocabulary.
   assert float(loss) == pytest.approx(np.log(200), rel=0.3)
 
@@ -302,7 +311,9 @@ class Interrupted(Exception):
 
 
 def make_batches(cache, seed=3):
-  return batches_lib.make_batches(cache, batch_size=8, seed=seed, groups=8)
+  return batches_lib.make_batches(
+    cache, batch_size=8, seed=seed, groups=8, bucket_batches=2
+  )
 
 
 def as_it_is(batch, step, params):
@@ -357,7 +368,7 @@ def loop_trainer(num_models=1):
     teacher_params=teacher_params,
     num_models=num_models,
     # A sentence a device: some batches are packed, those with longer ones are not.
-    packings=(Packing(11, groups=8),),
+    packings=(Packing(10, groups=8, length=10),),
   )
 
 
@@ -644,7 +655,9 @@ def test_hosts_may_become_more_or_fewer_between_two_batches(cache, tmp_path):
     next(alone)
   state = json.loads(json.dumps(alone.get_state()))
   hosts = [
-    batches_lib.make_batches(cache, batch_size=8, seed=3, host=h, num_hosts=2)
+    batches_lib.make_batches(
+      cache, batch_size=8, seed=3, bucket_batches=2, host=h, num_hosts=2
+    )
     for h in range(2)
   ]
   for host in hosts:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import heads
@@ -59,8 +60,7 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   row = jnp.arange(len(input_ids))[:, None]
   labels = input_ids[row, position]
   kind = jax.random.uniform(kind_rng, labels.shape)
-  vocab_size = objective.config.vocab_size
-  other = jax.random.randint(token_rng, labels.shape, 0, vocab_size)
+  other = _random_words(objective, token_rng, labels.shape)
   masked, replaced = shown_as
   shown = jnp.where(kind < masked, objective.mask_token_id, labels)
   shown = jnp.where(kind >= 1 - replaced, other, shown)
@@ -72,6 +72,21 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
     "masked_labels": labels,
     "is_masked": is_masked,
   }
+
+
+def _random_words(objective, rng, shape):
+  """Draws token ids that are words: no special token, and none without a token.
+
+  BERT's code and transformers' collator draw from all of the tokenizer's tokens, special
+  ones included, fairseq's RoBERTa from its words alone, as here. Rows that only pad the
+  table of embeddings to a round size are nobody's.
+  """
+  size = objective.tokenizer_size or objective.config.vocab_size
+  special = np.asarray([i for i in sorted(objective.special_token_ids) if i < size])
+  number = jax.random.randint(rng, shape, 0, size - len(special))
+  # The number of a word is its id less the special tokens before it.
+  before = jnp.searchsorted(special - np.arange(len(special)), number, side="right")
+  return number + before.astype(number.dtype)
 
 
 def validate_mask(objective, start) -> str:

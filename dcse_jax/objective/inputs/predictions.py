@@ -8,7 +8,7 @@ from dcse_jax.objective.inputs.provider import Provider
 class Predictions(Provider):
   """Predictions of another model's embeddings from the anchors, [B, D]."""
 
-  offers = ("predictions",)
+  offers = embeddings = ("predictions",)
   needs_views = True
 
   def validate(self, objective, start):
