@@ -97,7 +97,8 @@ class Inputs:
   def _corpus(self, source, column, max_length):
     text = texts.read(source, (column,) if column else ())
     cache = self.workdir / "cache"
-    return texts.tokenize(text.columns[:1], self.start, max_length, cache)
+    # Documents are read as the positives are.
+    return texts.tokenize(text.columns[:1], self.start.as_column(1), max_length, cache)
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
