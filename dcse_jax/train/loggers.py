@@ -219,7 +219,7 @@ class Trackio(_Tracker):
     self._run.log(values, step=step)
 
 
-# By the names of `config.logger`, which are those of the package's extras as well.
+# The names are those of `config.logger`, and of the package's extras.
 LOGGERS = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 
 
