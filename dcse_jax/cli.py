@@ -5,6 +5,7 @@
 
 import ast
 import importlib.util
+import os
 import pathlib
 import runpy
 import sys
@@ -46,13 +47,22 @@ def _usage() -> str:
   )
 
 
+def _print(text: str) -> None:
+  """Prints what nobody may read to its end, as in `dcse-jax --help | head`."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # Python closes the stream once more as it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
   """Runs the command that the first argument names."""
   name = sys.argv[1] if len(sys.argv) > 1 else "--help"
   if name in ("--help", "-h", "help"):
-    print(_usage())
+    _print(_usage())
   elif name == "--version":
-    print(f"dcse-jax {sys.modules['dcse_jax'].__version__}")
+    _print(f"dcse-jax {sys.modules['dcse_jax'].__version__}")
   elif name not in COMMANDS:
     commands = ", ".join(COMMANDS)
     print(f"error: {name!r} is no command: use one of {commands}", file=sys.stderr)

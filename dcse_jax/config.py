@@ -74,6 +74,10 @@ def default() -> ConfigDict:
   # which a row may have fewer. One column of them may hold lists.
   config.text = FieldReference("", field_type=object)  # A string, or a tuple of them.
   config.columns = ()
+  # Texts before the sentences of each column, such as ("query: ", "passage: "), or names of
+  # the model's own prompts; the last serves for further columns. The exported model has
+  # them for queries and documents. () puts the model's default prompt before all.
+  config.prompts = ()
   # The columns that say how well an anchor and its candidates match: one for the positive
   # and one for each hard negative, or lists.
   config.score_columns = ()
@@ -170,6 +174,10 @@ def default() -> ConfigDict:
 
   config.seed = 0  # For the whole recipe; every model's own is mixed in.
   config.log_every = 25
+  # Where metrics go besides ROUND/SEED/metrics.jsonl: any of "tensorboard", "wandb" and
+  # "trackio". The last two need dcse_jax[wandb] and [trackio], and heed these libraries'
+  # own variables, such as WANDB_PROJECT, WANDB_MODE=offline and TRACKIO_DIR.
+  config.logger = ("tensorboard",)
   config.eval_every = 125  # Evaluates and saves a checkpoint.
   # Ends a model's training after this many evaluations without a better score on `dev`;
   # 0 never does.

@@ -42,11 +42,11 @@ def test_the_examples_of_terms_are_right(name):
 
 def test_every_room_says_what_it_is_for():
   rooms = [path.parent for path in (processes.ROOT / "dcse_jax").glob("*/__init__.py")]
-  readme = (processes.ROOT / "README.md").read_text(encoding="utf-8")
+  design = (processes.ROOT / "docs/design.md").read_text(encoding="utf-8")
   assert len(rooms) > 8
   for room in rooms:
     assert (room / "__init__.py").read_text(encoding="utf-8").startswith('"""'), room
-    assert f"| `{room.name}/` |" in readme, room
+    assert f"| `{room.name}/` |" in design, room
 
 
 def test_the_docstring_of_a_function_opens_with_a_verb():

@@ -1,5 +1,6 @@
 """What an installed package has: its files, its command, its configs, from anywhere."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,15 @@ def test_help_begins_with_what_the_command_does_and_examples_in_its_own_name():
   shown = [line.strip() for line in rest if line.startswith("  --")]
   assert shown[:3] == ["--model", "--input", "--output"]
   assert not any("grain" in flag for flag in shown)
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error():
+  command = [sys.executable, "-m", "dcse_jax.cli", "--help"]
+  read, write = os.pipe()
+  os.close(read)
+  result = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE)
+  os.close(write)
+  assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_every_command_of_the_package_has_a_name(capsys, monkeypatch):

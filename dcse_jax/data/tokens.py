@@ -18,6 +18,7 @@ import pathlib
 import numpy as np
 
 from dcse_jax.data import token_files
+from dcse_jax.model.pooling import LEFT_OUT
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
@@ -46,6 +47,8 @@ class TokenCache:
       their own anchor or positive.
     scores: what the text says of each row's positive and hard negatives, [rows,
       columns - 1] float32, or None.
+    left_out: for each column, how many first tokens of a sentence are not pooled; empty
+      for none.
   """
 
   key: str
@@ -58,6 +61,7 @@ class TokenCache:
   dropped: int
   contradicting: int
   scores: np.ndarray | None = None
+  left_out: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     return len(self.sentence_ids)
@@ -107,17 +111,21 @@ class TokenCache:
 
     Returns:
       `input_ids` [B, C, S] int32 and `attention_mask` [B, C, S] bool, with C
-      columns and S = max_length, and `example_id` [B] int32. Where rows may have unlike
+      columns and S = max_length, and `example_id` [B] int32. Where tokens are not pooled
+      the mask is int8 and marks them by `pooling.LEFT_OUT`. Where rows may have unlike
       numbers of hard negatives, `has_negative` [B, C - 2] bool; where there are scores,
       `scores` [B, C - 1] float32.
     """
     position = np.arange(self.max_length)
     ids, masks = [], []
-    for tokens, offsets in zip(self.tokens, self.offsets):
+    for c, (tokens, offsets) in enumerate(zip(self.tokens, self.offsets)):
       start, end = offsets[rows][:, None], offsets[rows + 1][:, None]
       index = start + position
       mask = index < end
       ids.append(np.where(mask, tokens[np.minimum(index, end - 1)], self.pad_token_id))
+      if any(self.left_out):
+        is_left_out = mask & (position < self.left_out[c])
+        mask = np.where(is_left_out, np.int8(LEFT_OUT), mask.astype(np.int8))
       masks.append(mask)
     batch = {
       "input_ids": np.stack(ids, axis=1).astype(np.int32),

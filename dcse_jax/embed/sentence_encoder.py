@@ -218,7 +218,7 @@ class SentenceEncoder:
     """
     model = self.model.with_prompt(prompt_name if prompt is None else None)
     if prompt is not None:
-      model = dataclasses.replace(model, prompts={"": prompt}, default_prompt="")
+      model = model.after(prompt)
     model = model.truncated(truncate_dim)
     tokenize = functools.partial(model.tokenize, max_length=model.max_length)
     for tokens in ahead(tokenize, chunks(checked(sentences))):
@@ -228,6 +228,7 @@ class SentenceEncoder:
         tokens,
         pooling=model.pooling,
         batch_size=batch_size * (self._mesh.size if self._mesh else 1),
+        left_out=model.left_out,
         mesh=self._mesh,
       )
       yield model.finish(embeddings, normalize_embeddings or None)

@@ -113,8 +113,16 @@ def _pooling(model: model_lib.Model) -> str:
   layers = len(model.dense_layers)
   head = " and a dense layer" if layers == 1 else f" and {layers} dense layers"
   unit = ", of unit length" if model.normalize else ""
-  prompt = f", each after the prompt `{model.prompt}`" if model.prompt else ""
-  return pooled + head * (layers > 0) + unit + prompt
+  return pooled + head * (layers > 0) + unit + _prompts(model)
+
+
+def _prompts(model: model_lib.Model) -> str:
+  if model.prompt:
+    return f", each after the prompt `{model.prompt}`"
+  roles = [role for role in model_lib.ROLES if model.prompts.get(role)]
+  return "".join(
+    f", a {role} after the prompt `{model.prompts[role]}`" for role in roles
+  )
 
 
 def _cell(value: Any) -> str:

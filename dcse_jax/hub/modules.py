@@ -62,6 +62,7 @@ class Modules:
     lower_case: whether text is lower-cased even if the tokenizer does not.
     prompts: texts to put before a sentence, by name.
     default_prompt: the name of the prompt that is put there, or None.
+    include_prompt: whether a prompt's tokens are pooled.
     similarity: one of `model.SIMILARITIES`.
     truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
     is_tied: whether a masked-language model's matrix is that of the word embeddings.
@@ -74,6 +75,7 @@ class Modules:
   lower_case: bool = False
   prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   default_prompt: str | None = None
+  include_prompt: bool = True
   similarity: str = "cosine"
   truncate_dim: int | None = None
   is_tied: bool = True
@@ -144,8 +146,9 @@ def read(
     if kind == "WeightedLayerPooling":
       layers = poolings.read_layers(path, encoder, config)
     elif kind == "Pooling":
-      prompts = fields["prompts"]
-      fields["pooling"] = poolings.read_pooling(path / "config.json", config, prompts)
+      fields["pooling"], fields["include_prompt"] = poolings.read_pooling(
+        path / "config.json", config
+      )
     elif kind == "Dense":
       fields["dense"] += ((path, dense.read_activation(path / "config.json")),)
     elif kind == "Normalize":
@@ -295,7 +298,10 @@ def _after_encoder(
     weights = {"layer_weights": poolings.layer_weights(pooling, config.num_layers)}
     parts.append(("WeightedLayerPooling", settings, weights))
     pooling = "mean"
-  parts.append(("Pooling", poolings.pooling_settings(pooling, width), {}))
+  settings = poolings.pooling_settings(pooling, width)
+  if not modules.include_prompt:
+    settings["include_prompt"] = False
+  parts.append(("Pooling", settings, {}))
   for layer in head.layers() if head else ():
     parts.append(("Dense", *dense.describe(layer)))
   if modules.normalize:

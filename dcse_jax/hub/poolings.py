@@ -1,6 +1,5 @@
 """Poolings as sentence-transformers' folders have them, read and written."""
 
-from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -28,13 +27,14 @@ _POOLING_MODES = {
 _FIRST_FLAGS = ("cls", "max", "mean", "mean_sqrt_len")
 
 
-def read_pooling(
-  path: pathlib.Path, config: EncoderConfig, prompts: Mapping[str, str]
-) -> str:
-  """Reads the pooling that a Pooling module's config.json says, by our name.
+def read_pooling(path: pathlib.Path, config: EncoderConfig) -> tuple[str, bool]:
+  """Reads a Pooling module's config.json.
+
+  Returns:
+    The pooling, by our name, and whether it pools the tokens of a prompt.
 
   Raises:
-    UserError: it is none that is known, or does not fit the encoder or its prompts.
+    UserError: it is none that is known, or does not fit the encoder.
   """
   settings = read_settings(path)
   flags = {f"pooling_mode_{flag}": ours for ours, (_, flag) in _POOLING_MODES.items()}
@@ -46,19 +46,18 @@ def read_pooling(
     raise wrong_value(
       path, widths[1], width, f"{config.hidden_size}, the encoder's width"
     )
-  if not settings.get("include_prompt", True) and any(prompts.values()):
-    raise UserError(
-      f"{path}: include_prompt is false and the model has prompts, of which embeddings "
-      "would have to be made without: not supported, use another model"
-    )
+  included = settings.get("include_prompt", True)
+  if type(included) is not bool:
+    raise wrong_value(path, "include_prompt", included, "true or false")
   modes = settings.get("pooling_mode")
   if modes is None:
-    return "+".join(ours for key, ours in flags.items() if settings.get(key)) or "mean"
+    pooling = "+".join(ours for key, ours in flags.items() if settings.get(key))
+    return pooling or "mean", included
   names = {theirs: ours for ours, (theirs, _) in _POOLING_MODES.items()}
   modes = [modes] if isinstance(modes, str) else modes
   if type(modes) is not list or not modes or not all(m in list(names) for m in modes):
     raise wrong_value(path, "pooling_mode", modes, f"one or more of {', '.join(names)}")
-  return "+".join(names[mode] for mode in modes)
+  return "+".join(names[mode] for mode in modes), included
 
 
 def pooling_settings(pooling: str, width: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def info_nce(
     Gao et al., SimCSE, 2021, Eq. 1 and Sec. 4 (arXiv:2104.08821); Radford et al., CLIP,
     2021, Sec. 2.5, for the learnt temperature (arXiv:2103.00020).
 
-  Example:
+  Examples:
     Two sentences that have nothing in common, each its own positive: the chance of the
     right one is e^2 / (e^2 + 1).
 

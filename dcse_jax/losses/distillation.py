@@ -191,7 +191,7 @@ def distillation(
   References:
     Xu et al., DistillCSE, 2023, Eq. 2 to 7 (arXiv:2310.13499).
 
-  Example:
+  Examples:
     The teacher finds the first two of three sentences alike, and the third like
     neither; a student that finds none alike gives each of the two others a half.
 

@@ -40,7 +40,7 @@ def embedding_distillation(
     Vujanic and Rueckstiess, LEAF: Knowledge Distillation of Text Embedding Models with
     Teacher-Aligned Representations, 2025 (arXiv:2509.12539).
 
-  Example:
+  Examples:
     The lengths of embeddings have no part in it.
 
     >>> import jax.numpy as jnp

@@ -51,7 +51,7 @@ def score_distillation(
     Hofstätter et al., Improving Efficient Neural Ranking Models with Cross-Architecture
     Knowledge Distillation, 2020 (arXiv:2010.02666), for `margin_mse`.
 
-  Example:
+  Examples:
     The teacher finds the positive better than the negative by 2, the student by 0.
 
     >>> import jax.numpy as jnp

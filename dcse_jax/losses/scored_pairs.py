@@ -38,7 +38,7 @@ def cosent(
     Huang et al., CoSENT: Consistent Sentence Embedding via Similarity Ranking, IEEE/ACM
     Transactions on Audio, Speech, and Language Processing, 2024.
 
-  Example:
+  Examples:
     A bad pair is as close as a good one: log(1 + e^0).
 
     >>> import jax.numpy as jnp

@@ -31,7 +31,7 @@ def spread(
     Zhang et al., Learning Spread-out Local Feature Descriptors, 2017
     (arXiv:1708.06320). Schechter Vera et al., EmbeddingGemma, 2025 (arXiv:2509.20354).
 
-  Example:
+  Examples:
     Two of three sentences lie at 45 degrees to the third, and at right angles to each
     other.
 

@@ -146,7 +146,8 @@ def hidden_states(
     params: the encoder's parameters.
     config: their shape.
     input_ids: token ids, [B, S].
-    attention_mask: true for tokens, false for padding, [B, S].
+    attention_mask: true for tokens, false for padding, [B, S]; or numbers, where
+      `pooling.LEFT_OUT` marks tokens that are not pooled.
     **options: see `Options`.
 
   Returns:

@@ -90,6 +90,7 @@ def encode_tokens(
   *,
   pooling: str,
   batch_size: int = 64,
+  left_out: int = 0,
   dtype: Any = jnp.float32,
   mesh: Mesh | None = None,
 ) -> np.ndarray:
@@ -103,6 +104,7 @@ def encode_tokens(
     batch_size: about how many sentences a compiled batch has: it holds as many
       tokens as this number of sentences of similar length, or of 512 tokens if they
       are longer.
+    left_out: how many first tokens of each sentence the pooling leaves out.
     dtype: that of the matrix products.
     mesh: divides each batch among its devices, all on this host; each has the
       parameters. None leaves the placing of arrays to jax.
@@ -135,14 +137,15 @@ def encode_tokens(
     input_ids = np.full(
       (groups * shape.rows, shape.length), config.pad_token_id, np.int32
     )
-    mask = np.zeros(input_ids.shape, bool)
+    mask = np.zeros(input_ids.shape, np.int8 if left_out else bool)
     first, places = done, []
     for group in range(groups):
       fits = np.cumsum(lengths[order[done : done + shape.rows]]) <= shape.tokens
       for i in range(int(fits.sum())):
         place, ids = group * shape.rows + i, token_ids[order[done]]
         input_ids[place, : len(ids)] = ids
-        mask[place, : len(ids)] = True
+        mask[place, : len(ids)] = 1
+        mask[place, : min(left_out, len(ids))] = pooling_lib.LEFT_OUT
         places.append(place)
         done += 1
     out = _encode(

@@ -49,6 +49,9 @@ class Model:
       None if there is none.
     prompts: texts to put before a sentence, by name.
     default_prompt: the name of the prompt put before every sentence, or None.
+    column_prompts: texts that training puts before each column of a text, where they
+      differ; otherwise the default prompt stands before all.
+    include_prompt: whether a prompt's tokens are pooled.
     lower_case: whether text is lower-cased even if the tokenizer's files do not.
     similarity: how embeddings are compared, one of `SIMILARITIES`.
     truncate_dim: how many leading numbers of an embedding are kept; None keeps all.
@@ -64,6 +67,8 @@ class Model:
   language_model: encoder_lib.Params | None = None
   prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
   default_prompt: str | None = None
+  column_prompts: tuple[str, ...] = ()
+  include_prompt: bool = True
   lower_case: bool = False
   similarity: str = "cosine"
   truncate_dim: int | None = None
@@ -123,6 +128,32 @@ class Model:
         f"no prompt is named {name!r}: this model has {', '.join(self.prompts) or 'none'}"
       )
     return dataclasses.replace(self, default_prompt=name)
+
+  def as_column(self, column: int) -> Self:
+    """Returns the model as it reads a column of a text in training.
+
+    Args:
+      column: its number; the last prompt serves for all that follow.
+    """
+    if not self.column_prompts:
+      return self
+    prompt = self.column_prompts[min(column, len(self.column_prompts) - 1)]
+    return self.after(prompt)
+
+  def after(self, prompt: str) -> Self:
+    """Returns the model with a text before every sentence, in place of any prompt."""
+    return dataclasses.replace(
+      self, prompts={"": prompt}, default_prompt="", column_prompts=()
+    )
+
+  @property
+  def left_out(self) -> int:
+    """How many first tokens of each sentence are not pooled: the prompt's, or none."""
+    if self.include_prompt or not self.prompt:
+      return 0
+    ids = tokenize(self.tokenizer, [self.prompt], self.max_length)[0]
+    # As sentence-transformers counts them: a token that ends sentences is not among them.
+    return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
   def tokenize(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
     """Returns token ids of each sentence after the prompt, as `tokenize` does.
@@ -216,7 +247,9 @@ def tokenizer_state(tokenizer: Any) -> str:
 def text_state(model: Model) -> str:
   """Returns all that a text's token ids depend on but the length at which it is cut."""
   state = tokenizer_state(model.tokenizer)
-  return state + (f" after {model.prompt!r}" if model.prompt else "")
+  if prompts := model.column_prompts or model.prompt:
+    state += f" after {prompts!r}" + " left out" * (not model.include_prompt)
+  return state
 
 
 def digest(model: Model) -> str:
@@ -244,4 +277,6 @@ def identity(model: Model) -> str:
     model.max_length,
     model.normalize,
   ]
+  if not model.include_prompt:
+    about.append("prompts are left out")
   return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()

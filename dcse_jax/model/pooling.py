@@ -13,6 +13,10 @@ import jax.numpy as jnp
 
 from dcse_jax.model.family import EncoderConfig
 
+# What a mask holds for a token that attention sees and the pooling leaves out, such as a
+# prompt's; 1 or True is for all others.
+LEFT_OUT = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
@@ -21,7 +25,8 @@ class Pooling:
   Attributes:
     summary: what the embedding is, in words for a model card.
     reduce: turns states [B, S, D] and the mask [B, S], with padding on either side,
-      into embeddings [B, width * D] float32.
+      into embeddings [B, width * D] float32. Masks here may mark tokens that are there
+      and not pooled by `LEFT_OUT`.
     beside: the layer whose states are averaged with the last ones before, 0 for the
       embedding layer, negative from the end; None for the last states alone.
     token: finds in the mask [B, S] the place of the one token that is read, [B]; None
@@ -50,8 +55,13 @@ class Pooling:
     return self.beside is None and self.same_as is None
 
 
+def _pooled(attention_mask):
+  """Returns which tokens are pooled, [B, S]."""
+  return attention_mask if attention_mask.dtype == bool else attention_mask == 1
+
+
 def _first(attention_mask):
-  return jnp.argmax(attention_mask.astype(bool), axis=1)
+  return jnp.argmax(_pooled(attention_mask), axis=1)
 
 
 def _last(attention_mask):
@@ -66,7 +76,7 @@ def _state_of(token, state, attention_mask):
 
 def _largest(state, attention_mask):
   state = state.astype(jnp.float32)
-  mask = attention_mask.astype(jnp.float32)[:, :, None]
+  mask = _pooled(attention_mask).astype(jnp.float32)[:, :, None]
   # A finite mask: a row of padding alone must not become infinite.
   return jnp.where(mask > 0, state, -1e30).max(axis=1)
 
@@ -74,9 +84,11 @@ def _largest(state, attention_mask):
 def _mean(state, attention_mask, *, by_position=False, by_root=False):
   """Means over tokens, weighted by position from 1 if asked, or the sum by a root."""
   state = state.astype(jnp.float32)
-  mask = attention_mask.astype(jnp.float32)
+  mask = _pooled(attention_mask).astype(jnp.float32)
   if by_position:
-    places = jnp.arange(1, mask.shape[1] + 1) - _first(attention_mask)[:, None]
+    # Positions count from the first token, also where it is not pooled.
+    first = _first(attention_mask.astype(bool))
+    places = jnp.arange(1, mask.shape[1] + 1) - first[:, None]
     mask = mask * places.astype(jnp.float32)
   mask = mask[:, :, None]
   total, count = (state * mask).sum(axis=1), jnp.maximum(mask.sum(axis=1), 1.0)

@@ -97,7 +97,8 @@ class Inputs:
   def _corpus(self, source, column, max_length):
     cache = self.workdir / "cache"
     text = texts.read(texts.Source(source, (column,) if column else ()), cache)
-    return texts.tokenize(text.columns[:1], self.start, max_length, cache)
+    # Documents are read as the positives are.
+    return texts.tokenize(text.columns[:1], self.start.as_column(1), max_length, cache)
 
   def teacher_tokens(
     self, member: str | tuple[str, int], round_config: config_lib.ConfigDict
@@ -119,7 +120,7 @@ class Inputs:
     column = self.texts[texts.source_of(round_config)].columns[0]
     return texts.tokenize(
       (stored.Chosen(column, tokens.source_rows),),
-      teacher,
+      teacher.as_column(0),
       min(round_config.max_length, teacher.config.max_tokens),
       self.workdir / "cache",
       keep_repeats=True,
@@ -164,7 +165,7 @@ class Inputs:
         name=name,
         store=self.workdir / "cache",
       )
-    cache = texts.tokenize(text, self.start, max_length, self.workdir / "cache")
+    cache = texts.tokenize_columns(text, self.start, max_length, self.workdir / "cache")
     texts.tell_dropped(source.text, cache)
     if scores is not None:
       cache = dataclasses.replace(cache, scores=scores[cache.source_rows])
@@ -205,6 +206,13 @@ def read(
   else:
     columns = read_texts[texts.source_of(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
+  columns = max(len(text.columns) for text in read_texts.values())
+  if len(config.prompts) > columns:
+    raise UserError(
+      f"config.prompts={tuple(config.prompts)}: the text has {columns} columns, and there "
+      "is a prompt for each at most"
+    )
+  start = start_lib.with_prompts(start, config.prompts, config.model or "a new encoder")
   outside: dict[str, model_lib.Model] = {}
   embeddings: dict[str, Embeddings] = {}
   inputs = Inputs(config, workdir, start, dev, test, outside, embeddings, read_texts)
@@ -224,6 +232,8 @@ def read(
       if teacher not in outside:
         model = folder.load(teacher, default_pooling=config.pooling)
         _log.info("teacher %s: pooling %r", teacher, model.pooling)
+        if all(prompt in model.prompts for prompt in config.prompts):
+          model = start_lib.with_prompts(model, config.prompts, teacher)
         outside[teacher] = model
       _check_teacher(teacher, round_config, inputs)
   return inputs

@@ -45,6 +45,12 @@ def check(
       f"round {name}: bucket_batches={config.bucket_batches} sorts rows by their length, "
       f"which mine_every={config.mine_every} changes: set one of them to 0"
     )
+  if any(tokens.left_out):
+    raise UserError(
+      f"round {name}: mine_every={config.mine_every} does not know prompts that are not "
+      "pooled (include_prompt of the model's Pooling): set mine_every=0, or mine before "
+      "training"
+    )
   documents = len(np.unique(tokens.sentence_ids[:, 1])) + len(corpus or ())
   if documents <= config.mine_num_negatives:
     raise UserError(

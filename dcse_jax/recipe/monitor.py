@@ -26,7 +26,9 @@ def _embed(
   heads: Sequence[str],
 ) -> np.ndarray:
   """Computes embeddings of token ids; `encoder` is params["encoder"] on the device."""
-  embeddings = encode_tokens(encoder, model.config, tokens, pooling=model.pooling)
+  embeddings = encode_tokens(
+    encoder, model.config, tokens, pooling=model.pooling, left_out=model.left_out
+  )
   embeddings = model.finish(embeddings, normalize=False)
   for head in (name for name in heads if name in params):
     if head == "projection":

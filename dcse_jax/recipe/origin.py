@@ -25,6 +25,7 @@ Origins = dict[str, dict[str, Any]]
 # see `add_content`.
 _IMMATERIAL = (
   "log_every",
+  "logger",
   "max_skipped_steps",
   "mesh",
   "microbatches",

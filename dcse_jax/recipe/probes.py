@@ -63,8 +63,12 @@ class Probe:
     """Computes a model's embeddings of a split, [n, B, D]."""
     # A teacher may take fewer tokens than the student, here as when it teaches.
     max_length = min(self.max_length, model.config.max_tokens)
-    embed = embedder(model, getattr(self, split), max_length)
+    embed = embedder(self.reader(model, split), getattr(self, split), max_length)
     return self.batches(embed({"encoder": model.params}))
+
+  def reader(self, model: model_lib.Model, split: str) -> model_lib.Model:
+    """Returns a model as it reads a split: what is trained on is the first column."""
+    return model.as_column(0) if split == "train" else model
 
   def batches(self, embeddings: np.ndarray) -> np.ndarray:
     """Divides embeddings into batches, [n * B, D] to [n, B, D]."""
@@ -226,7 +230,10 @@ class HeldOut:
     asked = {name for each in terms for name in each.term.held_out.inputs}
     self._embed = {
       (split, name): embedder(
-        model, getattr(probe, split), probe.max_length, heads=heads[name]
+        probe.reader(model, split),
+        getattr(probe, split),
+        probe.max_length,
+        heads=heads[name],
       )
       for split in teachers
       for name in sorted(asked & heads.keys())

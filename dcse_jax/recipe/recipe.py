@@ -26,6 +26,7 @@ from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
 from dcse_jax.recipe import round as round_lib
+from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import time_left
 from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.recipe import validate
@@ -41,6 +42,7 @@ from dcse_jax.runtime.files import write_json
 from dcse_jax.runtime.locks import locked
 from dcse_jax.teachers import cache as teacher_cache
 from dcse_jax.teachers import teaching
+from dcse_jax.train import loggers
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +131,8 @@ def read(
   origin.check(place.folder, origins, "material", accept_changes)
   for name, round_config in rounds.items():
     trainer_lib.check_batch(round_config, name, mesh)
+    if processes.is_first():
+      loggers.check(round_config.logger)
   as_given = json.loads(config.to_json_best_effort())
   inputs = inputs_lib.read(config, rounds, place.folder)
   origin.add_content(origins, rounds, inputs)
@@ -201,6 +205,7 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
       str(_best(recipe, config.start) / "model"), default_pooling=config.pooling
     )
     start = dataclasses.replace(start, head=None)
+    start = start_lib.with_prompts(start, recipe.config.prompts, config.start)
   round_lib.prepare(
     name,
     config,
@@ -241,6 +246,7 @@ def _teachers(
       else:
         name = round_lib.model_name(*member, recipe.rounds[member[0]].seeds)
         model = folder.load(str(_folder(recipe, *member) / "model"))
+        model = start_lib.with_prompts(model, recipe.config.prompts, name)
       tokens = recipe.inputs.teacher_tokens(member, config)
       teachers.append(teaching.Teacher(name, model, share / len(each), tokens))
   return teachers

@@ -220,6 +220,7 @@ class Round:
       self.start.config,
       sentences,
       pooling=pooling or self.start.pooling,
+      left_out=sum(self.tokens.left_out[:1]),
       dtype=jnp.dtype(self.config.dtype),
       mesh=mesh_lib.make_mesh(jax.local_devices()),
     )

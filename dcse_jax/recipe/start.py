@@ -42,8 +42,6 @@ def load(config: config_lib.ConfigDict) -> model_lib.Model:
   if model.head or model.truncate_dim:
     _log.info("%s: its head and truncate_dim are left out of training", config.model)
     model = dataclasses.replace(model, head=None, truncate_dim=None)
-  if model.prompt:
-    _log.info("%s: every sentence follows its prompt, %r", config.model, model.prompt)
   if model.pooling != config.pooling:
     _log.info("%s: pooling %r, its own", config.model, model.pooling)
   return model
@@ -78,6 +76,48 @@ def make(
     pooling=config.pooling,
     normalize=False,
     max_length=config.max_length,
+  )
+
+
+def with_prompts(
+  model: model_lib.Model, prompts: Sequence[str], name: str
+) -> model_lib.Model:
+  """Returns a model that puts a recipe's prompts before the columns of its text.
+
+  Texts become the model's own prompts for queries and documents, as the folder of the
+  result will have them. Where all columns have one, it is the default prompt.
+
+  Args:
+    model: any of the recipe's.
+    prompts: `config.prompts`.
+    name: what people call the model.
+
+  Raises:
+    UserError: the model has no prompt of a name that every model may have.
+  """
+  if not prompts:
+    return model
+  texts = []
+  for prompt in prompts:
+    if prompt in model_lib.ROLES and prompt not in model.prompts:
+      known = ", ".join(map(repr, model.prompts)) or "none"
+      raise UserError(
+        f"config.prompts names {prompt!r}, and the prompts of {name} are {known}: give "
+        f'the words themselves, as in "{prompt}: "'
+      )
+    texts.append(model.prompts.get(prompt, prompt))
+  own = dict(model.prompts)
+  for role, prompt, text in zip(model_lib.ROLES, (prompts * 2)[:2], (texts * 2)[:2]):
+    if prompt not in model.prompts:
+      own[role] = text
+  is_one, default = len(set(texts)) == 1, model.default_prompt
+  if is_one:
+    default = prompts[0] if prompts[0] in model.prompts else model_lib.ROLES[0]
+  return dataclasses.replace(
+    model,
+    prompts=own,
+    default_prompt=default,
+    column_prompts=() if is_one else tuple(texts),
   )
 
 

@@ -1,7 +1,9 @@
 """The text of a recipe's rounds: read once, and tokenised once for each reader."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import functools
+import hashlib
 import logging
 import pathlib
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import synthetic
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.stored import Chosen
 from dcse_jax.data.stored import StoredColumn
 from dcse_jax.data.switch_case import switch_case
 from dcse_jax.model import model as model_lib
@@ -149,12 +152,12 @@ def tokenize(
 
   Args:
     columns: the text's.
-    model: its tokenizer and prompt are used.
+    model: its tokenizer and default prompt are used.
     max_length: where sentences are cut, in tokens.
     cache: the folder of token caches.
     keep_repeats: keeps rows whose tokens repeat an earlier row's.
   """
-  return tokens_lib.build_token_cache(
+  made = tokens_lib.build_token_cache(
     cache,
     columns,
     tokenize=functools.partial(model.tokenize, max_length=max_length),
@@ -164,6 +167,41 @@ def tokenize(
     vocab_size=model.config.vocab_size,
     keep_repeats=keep_repeats,
     show_progress=len(columns[0]) > 100_000,
+  )
+  return dataclasses.replace(made, left_out=(model.left_out,) * len(columns))
+
+
+def tokenize_columns(
+  columns: Sequence[Sequence[str]],
+  model: model_lib.Model,
+  max_length: int,
+  cache: pathlib.Path,
+) -> tokens_lib.TokenCache:
+  """Tokenises text as `tokenize` does, each column after its own prompt.
+
+  Which sentences are equal, and so which rows are left out or never meet, is told by
+  their tokens without prompts.
+  """
+  if not model.column_prompts:
+    return tokenize(columns, model, max_length, cache)
+  plain = tokenize(columns, model.after(""), max_length, cache)
+  prompted = [
+    tokenize(
+      (Chosen(column, plain.source_rows),),
+      model.as_column(c),
+      max_length,
+      cache,
+      keep_repeats=True,
+    )
+    for c, column in enumerate(columns)
+  ]
+  keys = [each.key for each in (plain, *prompted)]
+  return dataclasses.replace(
+    plain,
+    key=hashlib.blake2b(" ".join(keys).encode(), digest_size=16).hexdigest(),
+    tokens=tuple(each.tokens[0] for each in prompted),
+    offsets=tuple(each.offsets[0] for each in prompted),
+    left_out=tuple(each.left_out[0] for each in prompted),
   )
 
 

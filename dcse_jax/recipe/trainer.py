@@ -96,6 +96,7 @@ def make_trainer(
     max_skipped_steps=config.max_skipped_steps,
     work=_work(config, loss_fn, tokens, columns, num_models),
     profile_steps=config.profile_steps,
+    loggers=tuple(config.logger),
   )
 
 

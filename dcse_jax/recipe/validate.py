@@ -18,6 +18,7 @@ from dcse_jax.model.pooling import POOLINGS
 from dcse_jax.model.rotary import RotaryConfig
 from dcse_jax.objective.inputs import OFFERED
 from dcse_jax.runtime.errors import UserError
+from dcse_jax.train.loggers import LOGGERS
 
 # Fields that a round cannot have for itself.
 _OF_RECIPE = (
@@ -25,6 +26,7 @@ _OF_RECIPE = (
   "tokenizer",
   "encoder",
   "pooling",
+  "prompts",
   "num_layers",
   "synthetic_sentences",
   "synthetic_pairs",
@@ -257,6 +259,12 @@ def _check_round(
       f"profile_steps={profile} in round {name}: give the first step to trace and the "
       "first not to, as in (10, 20)"
     )
+  for each in config.logger:
+    if each not in LOGGERS or config.logger.count(each) > 1:
+      raise UserError(
+        f"logger={config.logger} in round {name}: name some of {', '.join(LOGGERS)}, "
+        "each once"
+      )
   _check_terms(name, config)
 
 

@@ -267,6 +267,7 @@ def _write_blocks(beside, model, tokens, name, dtype, compute_dtype, blocks) -> 
         model.config,
         tokens.sentences(start, stop),
         pooling=model.pooling,
+        left_out=sum(tokens.left_out[:1]),
         dtype=jnp.dtype(compute_dtype),
         mesh=mesh,
       )

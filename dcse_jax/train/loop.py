@@ -18,6 +18,7 @@ from dcse_jax.runtime.errors import UserError
 from dcse_jax.train import checkpoint
 from dcse_jax.train import run_log
 from dcse_jax.train import step as step_lib
+from dcse_jax.train.loggers import Place
 from dcse_jax.train.runs import Run
 from dcse_jax.train.runs import Trainer
 from dcse_jax.train.runs import batch_sharding
@@ -64,7 +65,7 @@ def train(
     state, best, lines_before = _restore(trainer, runs, stores, first_step)
     logs = []
     for i, run in enumerate(runs):
-      log = _open_log(trainer, run, first_step, position=i)
+      log = _open_log(trainer, run, first_step, config, position=i)
       logs.append(closing.enter_context(contextlib.closing(log)))
     for log, lines in zip(logs, lines_before):
       log.tell_lost(lines)
@@ -186,13 +187,13 @@ def _restore(
 
 
 def _open_log(
-  trainer: Trainer, run: Run, step: int, *, position: int
+  trainer: Trainer, run: Run, step: int, config: dict[str, Any], *, position: int
 ) -> run_log.RunLog:
   return run_log.RunLog(
-    run.folder,
+    Place(run.folder, step, config),
     name=run.name,
     sentences=run.sentences,
-    step=step,
+    loggers=trainer.loggers,
     num_steps=trainer.num_steps,
     max_skipped_steps=trainer.max_skipped_steps,
     position=position,

@@ -1,6 +1,6 @@
-"""A run's metrics while it trains: JSONL, TensorBoard and the terminal."""
+"""A run's metrics while it trains: JSONL, the terminal, and the loggers of its config."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import functools
 import json
@@ -8,13 +8,14 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from typing import Any
 
 import tqdm
 
 from dcse_jax.runtime import files
 from dcse_jax.runtime import processes
+from dcse_jax.train.loggers import LOGGERS
+from dcse_jax.train.loggers import Place
 
 _log = logging.getLogger(__name__)
 
@@ -94,30 +95,30 @@ class Metrics:
   """A writer of named scalars by step; only the first process writes.
 
   Args:
-    folder: gets metrics.jsonl and TensorBoard's event files.
+    place: the run's; its folder gets metrics.jsonl. Lines of later steps than the one
+      where it starts, which an interrupted run left, are removed.
     name: the run's, shown on the terminal.
     num_steps: how many the whole run has.
-    step: where it starts; lines of later steps, which an interrupted run left, are
-      removed.
+    loggers: names among `LOGGERS`.
     position: the line of its bar on the terminal.
   """
 
   def __init__(
     self,
-    folder: pathlib.Path,
+    place: Place,
     *,
     name: str,
     num_steps: int,
-    step: int,
+    loggers: Sequence[str],
     position: int = 0,
   ):
-    self.lines = JsonLines(folder / "metrics.jsonl", step)
-    self._folder, self._first_step = folder, step
+    self.lines = JsonLines(place.folder / "metrics.jsonl", place.step)
+    self._place, self._names = place, loggers
     self._name, self._num_steps = name, num_steps
     self._bar = tqdm.tqdm(
       desc=name,
       total=num_steps,
-      initial=step,
+      initial=place.step,
       unit="step",
       position=position,
       # A log file is easier to read without a bar.
@@ -126,8 +127,9 @@ class Metrics:
     )
 
   @functools.cached_property
-  def _board(self) -> "_Events":
-    return _Events(self._folder / "tensorboard", self._first_step)
+  def _loggers(self) -> list[Any]:
+    """The loggers; what they import, the first step need not wait for."""
+    return [LOGGERS[name](self._place) for name in self._names]
 
   def write(self, step: int, values: dict[str, float], note: str = "") -> None:
     """Writes the values of one step, such as {"train/loss": 0.1}.
@@ -140,7 +142,8 @@ class Metrics:
     self.lines.write({"step": step, **values})
     if not processes.is_first():
       return
-    self._board.write(step, values)
+    for logger in self._loggers:
+      logger.write(step, values)
     shown = "  ".join(f"{k.partition('/')[2]} {v:.4g}" for k, v in values.items())
     if self._bar.disable:
       line = f"{self._name}  {step}/{self._num_steps}  {shown}  {note}"
@@ -151,51 +154,6 @@ class Metrics:
 
   def close(self) -> None:
     self._bar.close()
-    if "_board" in self.__dict__:
-      self._board.close()
+    for logger in self.__dict__.get("_loggers", ()):
+      logger.close()
     self.lines.close()
-
-
-class _Events:
-  """TensorBoard's event file, written in this thread.
-
-  tensorboardX's own writer has a thread, which silently dies of a full disk and leaves
-  the run waiting for it.
-  """
-
-  def __init__(self, folder: pathlib.Path, first_step: int):
-    # tensorboardX is imported only when there is something to write: it imports torch
-    # if that is installed, which the first step need not wait for.
-    import tensorboardX.event_file_writer
-    import tensorboardX.summary
-
-    self._proto = tensorboardX.proto.event_pb2
-    self._scalar = tensorboardX.summary.scalar
-    self._folder = folder
-    with self._errors():
-      folder.mkdir(parents=True, exist_ok=True)
-      self._writer = tensorboardX.event_file_writer.EventsWriter(str(folder / "events"))
-      # Readers then drop what earlier files hold from this step on.
-      start = self._proto.SessionLog(status=self._proto.SessionLog.START)
-      self._add(first_step + 1, session_log=start)
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    with self._errors():
-      for key, value in values.items():
-        self._add(step, summary=self._scalar(key, value))
-      self._writer.flush()
-
-  def close(self) -> None:
-    with contextlib.suppress(OSError):  # `write` has raised it already.
-      self._writer.close()
-
-  def _add(self, step: int, **content: Any) -> None:
-    event = self._proto.Event(wall_time=time.time(), step=step, **content)
-    self._writer.write_event(event)
-
-  @contextlib.contextmanager
-  def _errors(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      raise files.cannot_write(self._folder, error) from error

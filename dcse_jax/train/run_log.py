@@ -13,6 +13,7 @@ import numpy as np
 from dcse_jax.runtime import processes
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.train import flops
+from dcse_jax.train.loggers import Place
 from dcse_jax.train.metrics import JsonLines
 from dcse_jax.train.metrics import Metrics
 
@@ -23,10 +24,10 @@ class RunLog:
   """The log of one run's steps, and of those that were skipped.
 
   Args:
-    folder: the run's.
+    place: the run's.
     name: the run's, for the terminal.
     sentences: returns the sentences of example ids, for people to read.
-    step: where the run starts or resumes.
+    loggers: as `Metrics` takes them.
     num_steps: how many the whole run has.
     max_skipped_steps: more skipped steps than this stop the run.
     position: the line of its bar on the terminal.
@@ -34,22 +35,22 @@ class RunLog:
 
   def __init__(
     self,
-    folder: pathlib.Path,
+    place: Place,
     *,
     name: str,
     sentences: Callable[[np.ndarray], list[str]],
-    step: int,
+    loggers: Sequence[str],
     num_steps: int,
     max_skipped_steps: int,
     position: int,
   ):
     self._name, self._sentences = name, sentences
     self._max_skipped = max_skipped_steps
-    self._step, self._values = step, {}
-    self._path = folder / "skipped.jsonl"
-    self._skipped = JsonLines(self._path, step)
+    self._step, self._values = place.step, {}
+    self._path = place.folder / "skipped.jsonl"
+    self._skipped = JsonLines(self._path, place.step)
     self.metrics = Metrics(
-      folder, name=name, num_steps=num_steps, step=step, position=position
+      place, name=name, num_steps=num_steps, loggers=loggers, position=position
     )
 
   def read(self, step: int, example_ids: np.ndarray, values: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class Trainer:
     packings: the packings to choose from, the tightest first; a batch that fits none
       keeps its padding. The step is compiled for each that occurs.
     profile_steps: the first step to trace, and the first not to; none if empty.
+    loggers: where metrics go besides metrics.jsonl, names among `loggers.LOGGERS`.
   """
 
   step_fn: Callable[..., Any]
@@ -58,6 +59,7 @@ class Trainer:
   num_models: int = 1
   packings: tuple[Packing, ...] = ()
   profile_steps: tuple[int, ...] = ()
+  loggers: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,6 +181,11 @@ READ = {
   "mean_sqrt_len": pooling("mean_sqrt_len"),
   "list of 6.x": new_pooling(["lasttoken", "cls"]),
   "prompt not pooled, without one": pooling("mean", include_prompt=False),
+  "prompt not pooled": lambda path: (
+    edit(path / CARD, **PROMPTS, default_prompt_name="query"),
+    new_pooling(["mean", "cls", "weightedmean", "lasttoken", "max"])(path),
+    edit(path / "1_Pooling/config.json", include_prompt=False),
+  ),
   "two dense, one without tanh": TWO_DENSE,
   "0_Transformer": in_a_subfolder,
   "shards of PyTorch, with a buffer": sharded_bin,
@@ -194,10 +199,7 @@ REFUSED = {
   "similarity_fn_name is 'maxsim'": settings(CARD, similarity_fn_name="maxsim"),
   "truncate_dim is 99": settings(CARD, truncate_dim=99),
   "card_key is 1": settings(CARD, card_key=1),
-  "include_prompt is false": lambda path: (
-    edit(path / CARD, **PROMPTS),
-    edit(path / "1_Pooling/config.json", include_prompt=False),
-  ),
+  "include_prompt is 'no'": pooling("mean", include_prompt="no"),
   "pooling_key is True": pooling("mean", pooling_key=True),
   "tokenizer_args is": settings(LENGTH, tokenizer_args={"do_lower_case": False}),
   "processing_kwargs is": settings(LENGTH, processing_kwargs={"text": {"padding": 1}}),

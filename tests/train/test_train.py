@@ -68,6 +68,7 @@ def make_trainer(
     log_every=2,
     eval_every=2,
     max_skipped_steps=max_skipped_steps,
+    loggers=("tensorboard",),
     work=flops.Work(tokens=80, flops=1e9, dtype="float32"),
   )
 

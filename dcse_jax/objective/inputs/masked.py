@@ -49,7 +49,8 @@ def mask_views(
 def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   choice_rng, kind_rng, token_rng = jax.random.split(rng, 3)
   special = jnp.isin(input_ids, jnp.asarray(objective.special_token_ids))
-  is_word = attention_mask & ~special
+  # A prompt that the pooling leaves out is marked by another number.
+  is_word = (attention_mask == 1) & ~special
   slots = max(1, round(share * input_ids.shape[1]))
   score = jnp.where(is_word, jax.random.uniform(choice_rng, input_ids.shape), -1)
   _, position = jax.lax.top_k(score, slots)
@@ -66,7 +67,7 @@ def _mask_tokens(objective, input_ids, attention_mask, rng, share, shown_as):
   shown = jnp.where(is_masked, shown, labels)
   return {
     "masked_ids": input_ids.at[row, position].set(shown),
-    "masked_mask": attention_mask,
+    "masked_mask": attention_mask.astype(bool),
     "position": position,
     "masked_labels": labels,
     "is_masked": is_masked,

@@ -9,7 +9,8 @@ class Tokens(Provider):
   offers = ("input_ids", "attention_mask")
 
   def join(self, objective, params, inputs, offered):
-    return {name: inputs.batch[name][:, 0] for name in self.offers}
+    ids, mask = (inputs.batch[name][:, 0] for name in self.offers)
+    return {"input_ids": ids, "attention_mask": mask.astype(bool)}
 
 
 class Step(Provider):

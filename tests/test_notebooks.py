@@ -1,0 +1,30 @@
+"""The notebooks, run as a reader runs them, with fewer steps."""
+
+import pytest
+
+from tests.processes import ROOT
+
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
+
+
+@pytest.mark.slow  # `.ci/run` runs it by itself.
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(path, tmp_path, monkeypatch):
+  nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+  pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+  import nbformat
+
+  notebook = nbformat.read(path, as_version=4)
+  assert not any(cell.get("outputs") for cell in notebook.cells)
+  monkeypatch.setenv("STEPS", "20")
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  client = nbclient.NotebookClient(
+    notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}
+  )
+  client.execute()
+  last = "".join(out.get("text", "") for out in notebook.cells[-1].outputs)
+  if path.stem == "distil":
+    before, after = (float(word) for word in last.replace(",", "").split()[1::2])
+    assert after > before
+  else:
+    assert (tmp_path / "runs/own_text/report/index.html").exists()
