@@ -22,7 +22,7 @@ rate and a length that it needs. Without any option teacher and model are MiniLM
 Learning rate 1e-3 at batch 64, twenty times that of contrastive training, and no dropout,
 since a teacher's embedding is not noise that could be learnt by heart. Three layers of
 MiniLM, taught by the whole on Wikipedia, had on STS-B dev after 600 steps 80.0, 82.2, 83.2
-and 82.7 at 2e-4, 5e-4, 1e-3 and 2e-3 with dropout, and 83.8 and 83.1 at 1e-3 and 2e-3
+and 82.7 at 2e-4, 5e-4, 1e-3 and 2e-3 with dropout, and 83.6 and 83.1 at 1e-3 and 2e-3
 without. 3,000 steps, the default, take such a model to 84.8 (with dropout); more was not
 measured (docs/results.md).
 """
