@@ -68,7 +68,7 @@ def read_shapes(layers: Sequence[tuple[pathlib.Path, str]]) -> Head | None:
   """
   head = None
   for path, activation in reversed(layers):
-    settings = read_settings(path)
+    settings = read_settings(path / "config.json")
     sizes = [settings.get(name) for name in ("in_features", "out_features")]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
       raise UserError(f"{path}: in_features and out_features must be whole numbers")

@@ -199,8 +199,8 @@ def read(
   asked = dict.fromkeys(map(texts.source_of, rounds.values()))
   if not config.model:
     asked[texts.source_of(config)] = None
-  store = workdir / "cache"
-  read_texts = {source: texts.read(source, store) for source in asked}
+  # A finished recipe reads its text, too, and leaves the folder of caches as it is.
+  read_texts = {source: texts.read(source, workdir) for source in asked}
   if config.model:
     start = start_lib.load(config)
   else:

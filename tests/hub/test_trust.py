@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dcse_jax
-from dcse_jax import search
+from dcse_jax.embed import row_file
 from dcse_jax.hub import folder
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -69,7 +69,10 @@ def test_no_module_unpickles_evaluates_unpacks_or_trusts_remote_code():
       imported = [a.name for a in node.names] if isinstance(node, ast.Import) else []
       if isinstance(node, ast.ImportFrom):
         imported = [node.module]
-      assert not forbidden & {name.partition(".")[0] for name in imported}, path
+      # One bridge traces our own encoder by PyTorch, and loads nothing by it.
+      allowed = {"torch"} if path.name == "onnx_export.py" else set()
+      found = {name.partition(".")[0] for name in imported}
+      assert not (forbidden - allowed) & found, path
     for owner, name, keywords in calls(tree):
       assert owner or name not in ("eval", "exec", "compile", "__import__"), path
       assert name not in ("extract", "extractall", "unsafe_load"), path
@@ -152,4 +155,4 @@ def test_a_pickle_in_place_of_embeddings_is_never_run(tmp_path, marker):
   (tmp_path / "d.npy").write_bytes(b"")
   for path in sorted(tmp_path.glob("*.npy")):
     with pytest.raises(UserError, match=f"cannot read {path} .*dcse_jax.encode"):
-      search.read_embeddings(str(path))
+      row_file.read(str(path))

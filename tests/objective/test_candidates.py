@@ -19,7 +19,9 @@ from dcse_jax.teachers import stacks as stacks_lib
 from tests import models
 from tests import recipes
 
-OBJECTIVE = "info_nce + score_distillation + candidate_distillation + gist"
+OBJECTIVE = (
+  "info_nce + score_distillation + candidate_distillation + gist + cosent + angle"
+)
 BATCH, COLUMNS = 16, 4
 
 

@@ -107,7 +107,7 @@ def test_files_and_models_are_weighed_together(tmp_path, dtype):
     teaching.params, teaching.stacks, batch, dtype=np.float32
   )
   ours = SentenceEncoder.__new__(SentenceEncoder)
-  ours.model, ours._params = model, model.params
+  ours.model, ours._params, ours._mesh = model, model.params, None
   theirs = ours.encode([models.SENTENCES[i] for i in wanted])
   cosines = lambda x: losses.cosine_similarity(x, x)
   expected = 0.75 * cosines(ROWS[::-1][wanted]) + 0.25 * cosines(theirs)

@@ -66,7 +66,7 @@ def cosines(model, sentences):
   """Computes cosines with the public encoder, sentence by sentence, without a stack."""
   encoder = SentenceEncoder.__new__(SentenceEncoder)
   encoder.model = dataclasses.replace(model, max_length=16)
-  encoder._params = model.params
+  encoder._params, encoder._mesh = model.params, None
   embeddings = np.stack([encoder.encode(s) for s in sentences])
   return np.asarray(losses.cosine_similarity(embeddings, embeddings))
 
