@@ -122,6 +122,7 @@ def tiny_run(workdir):
   ]
 
 
+@pytest.mark.slow
 def test_two_processes_told_to_stop_go_on_and_end_as_one_does(tmp_path):
   models.write_tiny_folder(tmp_path / "teacher", num_layers=1)
   ours, theirs = tmp_path / "two", tmp_path / "one"

@@ -234,6 +234,7 @@ def quickstart(workdir):
   ]
 
 
+@pytest.mark.slow
 def test_a_run_on_machines_that_vanish_ends_as_one_that_was_never_interrupted(
   service, tmp_path
 ):
