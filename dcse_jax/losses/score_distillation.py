@@ -62,17 +62,7 @@ def score_distillation(
     ... )
     [4.]
   """
-  if negatives.ndim == 2:
-    negatives = negatives[:, None]
-  candidates = jnp.concatenate([positives[:, None], negatives], axis=1)
-  if similarity == "cosine":
-    anchors, candidates = normalize(anchors), normalize(candidates)
-  student = jnp.einsum(
-    "bd,bkd->bk",
-    anchors.astype(jnp.float32),
-    candidates.astype(jnp.float32),
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  student = _similarity(anchors, positives, negatives, similarity)
   student = student / student_temperature
   teacher = jax.lax.stop_gradient(scores.astype(jnp.float32)) / teacher_temperature
   is_there = jnp.ones(student.shape, bool)
@@ -121,15 +111,7 @@ def candidate_distillation(
   Returns:
     KL divergences, [b], in nats. The teachers get no gradient.
   """
-  if teacher_negatives.ndim == 2:
-    teacher_negatives = teacher_negatives[:, None]
-  candidates = jnp.concatenate([teacher_positives[:, None], teacher_negatives], axis=1)
-  scores = jnp.einsum(
-    "be,bke->bk",
-    normalize(teacher),
-    normalize(candidates),
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  scores = _similarity(teacher, teacher_positives, teacher_negatives, "cosine")
   return score_distillation(
     anchors,
     positives,
@@ -138,4 +120,21 @@ def candidate_distillation(
     has_negative,
     student_temperature=student_temperature,
     teacher_temperature=teacher_temperature,
+  )
+
+
+def _similarity(
+  anchors: jax.Array, positives: jax.Array, negatives: jax.Array, kind: str
+) -> jax.Array:
+  """Computes the cosine or dot product of each anchor with its candidates, [b, 1 + K]."""
+  if negatives.ndim == 2:
+    negatives = negatives[:, None]
+  candidates = jnp.concatenate([positives[:, None], negatives], axis=1)
+  if kind == "cosine":
+    anchors, candidates = normalize(anchors), normalize(candidates)
+  return jnp.einsum(
+    "bd,bkd->bk",
+    anchors.astype(jnp.float32),
+    candidates.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
   )
