@@ -312,10 +312,9 @@ def measure(trainer, contender: str, steps: int, record: Record, options) -> Non
   """Trains what is missing: first what chooses the rate, then the other seeds."""
   scorers = {}
 
-  def train(runs):
+  def train(runs, is_chosen: bool) -> None:
     results = trainer.train(contender, steps, runs) if runs else ()
     for (rate, seed), (score, seconds) in zip(runs, results):
-      scorers[rate, seed] = score
       about = dict(contender=contender, steps=steps, rate=rate, seed=seed)
       dev = score(("STSB-dev",))["STSB-dev"]
       record.add(**about, dev=dev, seconds=seconds)
@@ -324,19 +323,13 @@ def measure(trainer, contender: str, steps: int, record: Record, options) -> Non
         f"{seconds:.0f} s",
         flush=True,
       )
+      if is_chosen:
+        test(rate, seed, score)
+      else:
+        scorers[rate, seed] = score
 
-  done = record.find(contender, steps)
-  screened = [
-    (r, seed) for r in options.rates for seed in options.seeds[: options.screen]
-  ]
-  train([run for run in screened if run not in done])
-  rate = record.best_rate(contender, steps)
-  done = record.find(contender, steps)
-  # One whose test was cut off is trained again: a model is not kept.
-  missing = [seed for seed in options.seeds if "test" not in done.get((rate, seed), {})]
-  train([(rate, seed) for seed in missing if (rate, seed) not in scorers])
-  for seed in missing:
-    sets = scorers[rate, seed](sts_sets.SEVEN_TEST_SETS)
+  def test(rate, seed, score) -> None:
+    sets = score(sts_sets.SEVEN_TEST_SETS)
     run = record.find(contender, steps)[rate, seed]
     record.add(**run, test=statistics.fmean(sets.values()), sets=sets)
     print(
@@ -344,6 +337,26 @@ def measure(trainer, contender: str, steps: int, record: Record, options) -> Non
       f"{statistics.fmean(sets.values()):.2f}",
       flush=True,
     )
+
+  done = record.find(contender, steps)
+  screened = [
+    (r, seed) for r in options.rates for seed in options.seeds[: options.screen]
+  ]
+  missing = [run for run in screened if run not in done]
+  # One rate has nothing to be chosen from, so its seeds are tested as they are trained.
+  train(missing, is_chosen=len({rate for rate, _ in {*screened, *done}}) == 1)
+  rate = record.best_rate(contender, steps)
+  done = record.find(contender, steps)
+  # One whose test was cut off is trained again: a model is not kept.
+  untested = [
+    seed for seed in options.seeds if "test" not in done.get((rate, seed), {})
+  ]
+  for seed in untested:
+    if (rate, seed) in scorers:
+      test(rate, seed, scorers[rate, seed])
+  train(
+    [(rate, seed) for seed in untested if (rate, seed) not in scorers], is_chosen=True
+  )
 
 
 def main(arguments: list[str] | None = None) -> None:
