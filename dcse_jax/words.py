@@ -3,9 +3,9 @@
 `python -m dcse_jax.words --text my.txt --output words --rows words.npy`
 
 A word's vector says which words stand near it (positive pointwise mutual information and
-a singular value decomposition); a sentence's is the weighted mean of its words'. OUTPUT is
-a folder that sentence-transformers loads. With --rows the embedding of each row of the
-text is written too, so that the file may be named as a teacher:
+a singular value decomposition) and how it is spelled; a sentence's is the weighted mean of
+its words'. OUTPUT is a folder that sentence-transformers loads. With --rows the embedding
+of each row of the text is written too, so that the file may be named as a teacher:
 `--config.rounds.student.teachers="('words.npy',)"`.
 """
 
@@ -35,14 +35,14 @@ def define_flags() -> None:
   flags.DEFINE_string("output", None, "The model folder to write.")
   flags.DEFINE_string("rows", None, "A .npy file of the text's embeddings, [rows, D].")
   flags.DEFINE_bool("overwrite", False, "Replace a folder that is not ours.")
-  flags.DEFINE_integer("size", 512, "How many numbers an embedding has.", 2)
+  flags.DEFINE_integer("size", 512, "How many numbers say what stands near a word.", 0)
+  flags.DEFINE_integer("spelling_size", 512, "How many say how it is spelled.", 0)
+  flags.DEFINE_float("spelling_weight", 4.0, "What spelling counts, neighbours 1.", 0.0)
   flags.DEFINE_integer("window", 40, "How far apart words may stand.", 1)
   flags.DEFINE_integer("min_count", 3, "How often a word must be seen.", 1)
   flags.DEFINE_integer("most", 100_000, "How many words there may be.", 3)
   flags.DEFINE_float("context_power", 0.75, "Exponent of contexts' counts.", 0.0)
-  flags.DEFINE_float("singular_power", 0.0, "Exponent of singular values.", 0.0)
-  flags.DEFINE_float("smooth", 1e-3, "The share of a word that weighs a half.", 1e-9)
-  flags.DEFINE_integer("removed", 0, "Common directions that are taken out.", 0)
+  flags.DEFINE_float("smooth", 2e-4, "The share of a word that weighs a half.", 1e-9)
   flags.DEFINE_integer("seed", 0, "Draws the start of the decomposition.", 0)
 
 
@@ -90,13 +90,24 @@ def main() -> None:
     raise UserError("give --text FILE and --output DIR")
   if _FLAGS.rows:
     row_file.output_path(_FLAGS.rows)
+  if not _FLAGS.size and not _FLAGS.spelling_size:
+    raise UserError("--size=0 --spelling_size=0 leave nothing: give one of them")
   folder = files.user_path(_FLAGS.output)
   digests.check_replaceable(folder, overwrite=_FLAGS.overwrite)
   source, columns = _FLAGS.text, tuple(_FLAGS.columns)
   text = text_lib.read_text(source, columns)
   sentences = [cell for column in text.columns for cell in column]
-  settings = ("size", "window", "min_count", "most", "context_power", "singular_power")
-  settings += ("smooth", "removed", "seed")
+  settings = (
+    "size",
+    "spelling_size",
+    "spelling_weight",
+    "window",
+    "min_count",
+    "most",
+    "context_power",
+    "smooth",
+    "seed",
+  )
   try:
     model = static.count_words(sentences, **{n: _FLAGS[n].value for n in settings})
   except ValueError as error:

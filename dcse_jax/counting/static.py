@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import scipy.sparse as sp
 import tokenizers
 
+from dcse_jax.counting import spelling
 from dcse_jax.counting import vectors
 from dcse_jax.counting import words
 
@@ -78,30 +79,31 @@ def count_words(
   sentences: list[str],
   *,
   size: int = 512,
+  spelling_size: int = 512,
+  spelling_weight: float = 4.0,
   window: int = 40,
   min_count: int = 3,
   most: int = 100_000,
   context_power: float = 0.75,
-  singular_power: float = 0.0,
-  smooth: float = 1e-3,
-  removed: int = 0,
+  smooth: float = 2e-4,
   seed: int = 0,
 ) -> StaticModel:
   """Makes a static model of a text by counting.
 
   Args:
     sentences: the text.
-    size: how many numbers an embedding has.
+    size: how many numbers of an embedding say which words stand near its own; 0 leaves
+      them out.
+    spelling_size: how many say how its words are spelled, after the others; 0 likewise.
+    spelling_weight: what two words' cosine of spelling counts, that of neighbours being
+      1.
     window: see `vectors.count_pairs`.
     min_count: how often a word must be seen.
     most: how many words there may be.
     context_power: see `vectors.positive_information`.
-    singular_power: see `vectors.reduce`.
     smooth: a word of relative frequency p weighs smooth / (smooth + p) (Arora et al., A
       Simple but Tough-to-Beat Baseline for Sentence Embeddings, 2017).
-    removed: how many of the directions that most of the sentences' embeddings have in
-      common are taken out, as in the same paper.
-    seed: see `vectors.reduce`.
+    seed: draws what is drawn of both parts.
 
   Raises:
     ValueError: the text has no more known words than an embedding has numbers.
@@ -111,17 +113,18 @@ def count_words(
   total = tokenizer.get_vocab_size()
   if total <= size + 1:
     raise ValueError(f"{total - 1} words seen {min_count} times or more")
-  counts = vectors.count_pairs(numbers, total, window=window)
-  information = vectors.positive_information(counts, context_power=context_power)
-  table = vectors.reduce(information, size, singular_power=singular_power, seed=seed)
+  parts = []
+  if size:
+    counts = vectors.count_pairs(numbers, total, window=window)
+    information = vectors.positive_information(counts, context_power=context_power)
+    parts.append(vectors.reduce(information, size, seed=seed))
+  if spelling_size:
+    by_number = [tokenizer.id_to_token(number) for number in range(total)]
+    spelled = spelling.spell(by_number, spelling_size, seed=seed)
+    parts.append(spelled * np.float32(spelling_weight**0.5))
+  table = np.hstack(parts)
   frequency = np.bincount(np.concatenate(numbers), minlength=total).astype(np.float64)
   frequency /= frequency.sum()
   table *= (smooth / (smooth + frequency))[:, None].astype(np.float32)
   table[0] = 0
-  model = StaticModel(tokenizer, table)
-  if not removed:
-    return model
-  # Taking directions out of a mean is taking them out of what it is the mean of.
-  sample = model.embed(sentences[:: max(1, len(sentences) // 50_000)])
-  common = np.linalg.svd(sample.T @ sample)[0][:, :removed]
-  return StaticModel(tokenizer, table - (table @ common) @ common.T)
+  return StaticModel(tokenizer, table)

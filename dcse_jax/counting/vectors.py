@@ -79,16 +79,14 @@ def positive_information(
   )
 
 
-def reduce(
-  information: sp.csr_matrix, size: int, *, singular_power: float = 0.0, seed: int = 0
-) -> np.ndarray:
+def reduce(information: sp.csr_matrix, size: int, *, seed: int = 0) -> np.ndarray:
   """Reduces rows to a few numbers by their largest singular vectors.
+
+  The singular values are left out, which serves similarity better (Levy et al., 2015).
 
   Args:
     information: [V, V].
     size: how many numbers a vector has, below V.
-    singular_power: the exponent of the singular values that the vectors are scaled by;
-      0 leaves them out (Levy et al., 2015).
     seed: draws the start of the approximation.
 
   Returns:
@@ -96,10 +94,9 @@ def reduce(
   """
   from sklearn.utils.extmath import randomized_svd  # It takes seconds to import.
 
-  left, singular, _ = randomized_svd(
+  vectors, _, _ = randomized_svd(
     information, n_components=size, n_iter=4, random_state=seed
   )
-  vectors = left * singular**singular_power
   norms = np.linalg.norm(vectors, axis=1, keepdims=True)
   is_empty = np.diff(information.indptr)[:, None] == 0
   # A row of zeros has a direction of rounding noise alone.

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from dcse_jax.counting import spelling
 from dcse_jax.counting import static
 from dcse_jax.counting import vectors
 from dcse_jax.counting import words
@@ -66,17 +67,34 @@ def test_reduced_vectors_keep_the_cosines_of_singular_vectors():
   rng = np.random.default_rng(0)
   dense = rng.random((12, 12)) * (rng.random((12, 12)) < 0.7)
   information = vectors.sp.csr_matrix(dense, dtype=np.float32)
-  left, singular, _ = np.linalg.svd(dense)
-  for power in (0.0, 0.5):
-    expected = left[:, :4] * singular[:4] ** power
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = vectors.reduce(information, 4, singular_power=power)
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+  expected = np.linalg.svd(dense)[0][:, :4]
+  expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+  found = vectors.reduce(information, 4)
+  np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+
+
+def test_words_are_alike_in_spelling_as_they_share_rare_pieces():
+  vectors_of = spelling.spell(["ab", "abc", "xyz"], 4096)
+  # The pieces of <ab> are <ab, ab> and <ab>; those of <abc> are <ab, abc, bc>, <abc, abc>
+  # and <abc>; one piece is both words', so it weighs log(1 + 3/2), each other log(1 + 3).
+  shared, own = np.log(1 + 3 / 2) ** 2, np.log(1 + 3) ** 2
+  expected = shared / np.sqrt((shared + 2 * own) * (shared + 5 * own))
+  cosines = vectors_of @ vectors_of.T
+  # Signs are drawn, so cosines are off by about 1 / sqrt(4096).
+  np.testing.assert_allclose(cosines[0], [1, expected, 0], atol=4 / 64)
+  np.testing.assert_array_equal(vectors_of, spelling.spell(["ab", "abc", "xyz"], 4096))
+
+
+def test_either_part_of_a_word_may_be_left_out(model):
+  near = static.count_words(SENTENCES, size=16, spelling_size=0, min_count=2)
+  spelled = static.count_words(SENTENCES, size=0, spelling_size=8, min_count=2)
+  whole = np.hstack([near.vectors, spelled.vectors])
+  np.testing.assert_allclose(model.vectors, whole, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def model():
-  return static.count_words(SENTENCES, size=16, min_count=2)
+  return static.count_words(SENTENCES, size=16, spelling_size=8, min_count=2)
 
 
 def test_frequent_words_weigh_less(model):
@@ -86,21 +104,13 @@ def test_frequent_words_weigh_less(model):
     for each in chunk:
       np.add.at(counts, each, 1)
   share = counts / counts.sum()
-  has_contexts = lengths[1:] > 0
-  expected = 1e-3 / (1e-3 + share)
+  has_contexts = np.linalg.norm(model.vectors[1:, :16], axis=1) > 0
+  # Squares of both parts: 1 and 4.
+  expected = 5**0.5 * 2e-4 / (2e-4 + share)
   np.testing.assert_allclose(
     lengths[1:][has_contexts], expected[1:][has_contexts], rtol=1e-5
   )
   assert lengths[0] == 0 and has_contexts.mean() > 0.9
-
-
-def test_common_directions_are_taken_out_of_every_sentence():
-  model = static.count_words(SENTENCES, size=16, min_count=2, removed=1)
-  whole = static.count_words(SENTENCES, size=16, min_count=2)
-  sample = whole.embed(SENTENCES)
-  common = np.linalg.svd(sample.T @ sample)[0][:, 0]
-  assert np.abs(sample @ common).mean() > 0.1
-  assert np.abs(model.embed(SENTENCES) @ common).max() < 1e-3
 
 
 def test_a_saved_model_is_sentence_transformers_model(model, tmp_path):
@@ -128,7 +138,8 @@ def test_the_command_writes_a_model_and_rows_that_teach(tmp_path):
   text = tmp_path / "t.txt"
   text.write_text("\n".join([*SENTENCES[:300], "", "Wholly unseen"]) + "\n")
   output, rows = tmp_path / "words", tmp_path / "words.npy"
-  flags = (f"--text={text}", f"--output={output}", "--min_count=2", "--size=16")
+  flags = (f"--text={text}", f"--output={output}", "--min_count=2")
+  flags += ("--size=16", "--spelling_size=8")
   found = run(*flags, f"--rows={rows}")
   assert found.returncode == 0, found.stderr
   assert (output / "modules.json").exists()
@@ -136,7 +147,7 @@ def test_the_command_writes_a_model_and_rows_that_teach(tmp_path):
   read = texts.read(source, tmp_path)
   teacher = embeddings.open_embeddings(str(rows))
   matched = texts.match(teacher, read, source)
-  assert teacher.width == 16 and len(matched) == 301
+  assert teacher.width == 24 and len(matched) == 301
   # Once more, into the same folder: the same bytes.
   before = (output / "model.safetensors").read_bytes()
   assert run(*flags).returncode == 0
@@ -153,3 +164,5 @@ def test_a_text_that_is_too_small_is_refused_in_one_line(tmp_path):
   refused = run(f"--text={text}", f"--output={tmp_path / 'words'}", "--min_count=1")
   assert refused.returncode == 2
   assert "3 words seen 1 times or more, too few" in refused.stderr
+  nothing = run(f"--text={text}", "--output=o", "--size=0", "--spelling_size=0")
+  assert nothing.returncode == 2 and "leave nothing" in nothing.stderr
