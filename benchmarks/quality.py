@@ -6,25 +6,25 @@ and steps, and the teacher's embeddings from one file. Each takes the learning r
 is best on STS-B dev, in the mean over the first `--screen` seeds; the table is of the
 last parameters, on the seven sets, over all seeds. Whatever is done already is read from
 WORKDIR/quality.json, which is written anew after every training.
+
+With --quick two contenders are trained for 200 steps of one seed, in a few minutes, and
+compared with what quality_quick.json beside this file says of three: it ends with status 1
+if one is more than two standard deviations below its mean. --record writes that file.
 """
 
 import argparse
 from collections.abc import Iterator
 import dataclasses
-import functools
 import importlib.util
 import json
 import os
 import pathlib
 import statistics
-import time
 
 import jax
 import numpy as np
-import optax
 
-from dcse_jax import losses
-from dcse_jax.data import batches as batches_lib
+from benchmarks import distillers
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
@@ -32,34 +32,10 @@ from dcse_jax.eval import sts
 from dcse_jax.eval import sts_sets
 from dcse_jax.hub import folder as folder_lib
 from dcse_jax.model import model as model_lib
-from dcse_jax.model import packing
-from dcse_jax.model.family import with_dropout
-from dcse_jax.model.inference import encode_tokens
-from dcse_jax.objective.objective import Objective
-from dcse_jax.runtime import mesh as mesh_lib
-from dcse_jax.teachers.cache import TeacherEmbeddings
-from dcse_jax.teachers.stacks import CachedTeachers
-from dcse_jax.train import optimizer
-from dcse_jax.train import runs as runs_lib
-from dcse_jax.train import step as step_lib
 
-_GROUP_P = {"distillation": {"group_probability": 0.1}}
-# The objective, what differs from its defaults, and whether the student's dropout is
-# switched off, as in configs/distil.py; W is --similarity_weight.
-OURS = {
-  "similarity": ("info_nce + distillation", {}, False),
-  "similarity, Group-P": ("info_nce + distillation", _GROUP_P, False),
-  "embedding": ("embedding_distillation", {}, True),
-  "embedding, dropout": ("embedding_distillation", {}, False),
-  "embedding + similarity": ("embedding_distillation + W * distillation", {}, True),
-  "embedding + similarity, Group-P": (
-    "embedding_distillation + W * distillation",
-    _GROUP_P,
-    True,
-  ),
-  "embedding + spread": ("embedding_distillation + 0.1 * spread", {}, True),
-}
-# See `torch_distillers.LOSSES`.
+QUICK = {"embedding": 1e-3, "similarity, Group-P": 5e-4}  # Each at its rate.
+RECORD = pathlib.Path(__file__).with_name("quality_quick.json")
+# sentence-transformers' losses, see `torch_distillers`.
 PEERS = ("MSELoss", "EmbedDistillLoss", "DistillKLDivLoss")
 
 
@@ -119,121 +95,6 @@ def prepare(options) -> Task:
     np.load(embeddings, mmap_mode="r"),
     sts_sets.read_sts(options.sts, names),
     options,
-  )
-
-
-class Ours:
-  """Training by this library: one program for all rates and seeds of a contender."""
-
-  def __init__(self, task: Task):
-    self._task, student = task, task.student
-    options = task.options
-    self._tokens = tokens_lib.build_token_cache(
-      pathlib.Path(options.workdir) / "cache",
-      [task.sentences],
-      tokenize=functools.partial(student.tokenize, max_length=options.max_length),
-      tokenizer_state=model_lib.text_state(student),
-      max_length=options.max_length,
-      pad_token_id=student.config.pad_token_id,
-      vocab_size=student.config.vocab_size,
-    )
-    # Sentences of the same tokens are one, and the teacher's rows follow.
-    rows = np.asarray(task.teacher)[self._tokens.source_rows]
-    self._teacher = TeacherEmbeddings([rows])
-    self._mesh = mesh_lib.make_mesh(jax.devices()[:1])
-    self._steps = {}
-
-  def train(self, contender: str, steps: int, runs: list[tuple[float, int]]):
-    """Trains a model for each (rate, seed).
-
-    Yields for each what scores it, from names of sets, and how long it took, seconds.
-    """
-    together = self._task.options.together or len(runs)
-    for start in range(0, len(runs), together):
-      yield from self._train(contender, steps, runs[start : start + together])
-
-  def _train(self, contender, steps, runs):
-    options, student = self._task.options, self._task.student
-    loss_fn, step_fn, schedule = self._step(contender, steps, len(runs))
-    states, batches = [], []
-    for rate, seed in runs:
-      params_rng, rng = jax.random.split(jax.random.key(seed))
-      params = loss_fn.init_params(student.params, params_rng)
-      tx = _optimizer(schedule, rate)
-      states.append(jax.device_get(step_lib.init_state(params, tx, rng)))
-      batches.append(
-        batches_lib.make_batches(
-          self._tokens, batch_size=options.batch, seed=seed, others=[self._teacher]
-        )
-      )
-    state = mesh_lib.put_params(runs_lib.stack(states), self._mesh)
-    frozen = {"teachers": ((),)}
-    over_batch = runs_lib.batch_sharding(self._mesh, len(runs))
-    packings = () if jax.default_backend() != "cpu" else self._packings(steps)
-    begin = time.perf_counter()
-    for _ in range(steps):
-      batch = runs_lib.stack([next(each) for each in batches])
-      batch, packed = packing.fit(packings, batch)
-      state, _ = step_fn(state, mesh_lib.put_batch(batch, over_batch), frozen, packed)
-    params = jax.device_get(state.params["encoder"])
-    seconds = (time.perf_counter() - begin) / len(runs)
-    for i, _ in enumerate(runs):
-      own = runs_lib.of_model(params, i, len(runs))
-      embed = functools.partial(self._embed, own)
-      yield functools.partial(self._task.score, embed), seconds
-
-  def _embed(self, params, sentences: list[str]) -> np.ndarray:
-    student = self._task.student
-    return encode_tokens(
-      jax.device_put(params),
-      student.config,
-      student.tokenize(sentences, student.max_length),
-      pooling=student.pooling,
-      batch_size=256,
-    )
-
-  def _step(self, contender: str, steps: int, num_models: int):
-    key = contender, steps, num_models
-    if key not in self._steps:
-      options, student = self._task.options, self._task.student
-      objective, settings, is_still = OURS[contender]
-      objective = objective.replace("W", str(options.similarity_weight))
-      stack = CachedTeachers((self._task.teacher.shape[1],), (1.0,))
-      loss_fn = Objective(
-        losses.parse(objective, settings),
-        config=with_dropout(student.config, 0.0) if is_still else student.config,
-        pooling=student.pooling,
-        stacks=(stack,),
-      )
-      schedule = optimizer.make_schedule(
-        learning_rate=1.0, schedule="linear", warmup_steps=0, num_steps=steps
-      )
-      step_fn = runs_lib.make_step(
-        loss_fn,
-        _optimizer(schedule, 1.0),
-        schedule,
-        mesh=self._mesh,
-        num_models=num_models,
-        num_steps=steps,
-      )
-      self._steps = {key: (loss_fn, step_fn, schedule)}
-    return self._steps[key]
-
-  def _packings(self, steps: int):
-    options = self._task.options
-    return packing.make_packings(
-      self._tokens.num_tokens(np.arange(len(self._tokens))),
-      batch_size=options.batch,
-      padded=options.max_length,
-      num_steps=steps,
-    )
-
-
-def _optimizer(schedule, rate: float) -> optax.GradientTransformation:
-  """AdamW at a rate that is a number of its state, and no part of the program."""
-  return optax.chain(
-    optimizer.make_optimizer(schedule, weight_decay=0.0, clip_norm=1.0),
-    optax.inject_hyperparams(optax.scale)(step_size=rate),
   )
 
 
@@ -359,6 +220,42 @@ def measure(trainer, contender: str, steps: int, record: Record, options) -> Non
   )
 
 
+def guard(trainer, task: Task, record: Record, options) -> None:
+  """Trains what is quick, and compares it with the scores on record or writes these."""
+  about = {
+    "sentences": tokens_lib.content_key([task.sentences]),
+    "student": model_lib.identity(task.student),
+  }
+  # What was measured before says nothing about the code as it is now.
+  record.runs = []
+  found = {}
+  for contender, rate in QUICK.items():
+    options.rates = [rate]
+    measure(trainer, contender, 200, record, options)
+    runs = record.find(contender, 200)
+    found[contender] = [runs[rate, seed]["test"] for seed in options.seeds]
+  if options.record:
+    scores = {
+      contender: {"mean": statistics.fmean(all_), "sd": statistics.stdev(all_)}
+      for contender, all_ in found.items()
+    }
+    RECORD.write_text(json.dumps({**about, "scores": scores}, indent=1) + "\n")
+    return
+  before = json.loads(RECORD.read_text())
+  for key, value in about.items():
+    if before[key] != value:
+      raise SystemExit(f"other {key} than on record: give those, or --record anew")
+  is_worse = False
+  for contender, (score,) in found.items():
+    mean, sd = (before["scores"][contender][key] for key in ("mean", "sd"))
+    is_below = score < mean - 2 * sd
+    is_worse |= is_below
+    word = "BELOW" if is_below else "as good as"
+    print(f"{contender}: {score:.2f}, {word} the record's {mean:.2f} ± {sd:.2f}")
+  if is_worse:
+    raise SystemExit("a recipe has become worse: look at what changed since the record")
+
+
 def main(arguments: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="benchmarks quality", description=__doc__)
   parser.add_argument("--teacher", required=True, help="a BERT folder")
@@ -372,19 +269,30 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
   parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
   parser.add_argument("--screen", type=int, default=1, help="seeds that choose a rate")
-  parser.add_argument("--contenders", nargs="+", default=[*OURS, *PEERS])
+  parser.add_argument("--contenders", nargs="+", default=[*distillers.OURS, *PEERS])
+  parser.add_argument("--quick", action="store_true", help="compare with the record")
+  parser.add_argument("--record", action="store_true", help="measure what it compares")
   parser.add_argument("--similarity_weight", type=float, default=0.1)
   parser.add_argument(
     "--together", type=int, help="models in one program; all on a GPU, one on a CPU"
   )
   options = parser.parse_args(arguments)
-  if unknown := set(options.contenders) - {*OURS, *PEERS}:
-    parser.error(f"no contender {unknown.pop()!r}: choose from {[*OURS, *PEERS]}")
+  if unknown := set(options.contenders) - {*distillers.OURS, *PEERS}:
+    parser.error(
+      f"no contender {unknown.pop()!r}: choose from {[*distillers.OURS, *PEERS]}"
+    )
+  is_guard = options.quick or options.record
+  if is_guard:
+    options.steps, options.contenders = [200], list(QUICK)
+    options.seeds = options.seeds if options.record else options.seeds[:1]
   if options.together is None:
     options.together = int(jax.default_backend() == "cpu")
   os.environ["HF_HUB_OFFLINE"] = "1"
   task, record = prepare(options), Record(options)
-  trainers = {"ours": Ours(task)}
+  trainers = {"ours": distillers.Distiller(task)}
+  if is_guard:
+    guard(trainers["ours"], task, record, options)
+    return
   for steps in options.steps:
     for contender in options.contenders:
       kind = "ours"
