@@ -1,22 +1,19 @@
 """Makes a model of words by counting: minutes on any machine, for any language.
 
-`python -m dcse_jax.words --text my.txt --output words --rows words.npy`
+`python -m dcse_jax.words --text my.txt --output words`
 
 A word's vector says which words stand near it (positive pointwise mutual information and
 a singular value decomposition) and how it is spelled; a sentence's is the weighted mean of
-its words'. OUTPUT is a folder that sentence-transformers loads. With --rows the embedding
-of each row of the text is written too, so that the file may be named as a teacher:
-`--config.rounds.student.teachers="('words.npy',)"`.
+its words'. OUTPUT is a model folder as any other, a StaticEmbedding of
+sentence-transformers': to encode and search with, to train further, or to be a teacher,
+`--config.rounds.student.teachers="('words',)"`.
 """
 
-import itertools
-
 from absl import flags
-import numpy as np
 
 from dcse_jax.counting import static
 from dcse_jax.data import text as text_lib
-from dcse_jax.embed import row_file
+from dcse_jax.hub import folder as folder_lib
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import digests
 from dcse_jax.runtime import files
@@ -24,16 +21,12 @@ from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
 
-# How many rows are embedded at a time.
-_CHUNK = 4096
-
 
 def define_flags() -> None:
   """Defines the command's flags: not on import, since commands share names."""
   flags.DEFINE_string("text", None, "Text as config.text takes it.")
   flags.DEFINE_list("columns", [], "The columns of a table that are counted.")
   flags.DEFINE_string("output", None, "The model folder to write.")
-  flags.DEFINE_string("rows", None, "A .npy file of the text's embeddings, [rows, D].")
   flags.DEFINE_bool("overwrite", False, "Replace a folder that is not ours.")
   flags.DEFINE_integer("size", 512, "How many numbers say what stands near a word.", 0)
   flags.DEFINE_integer("spelling_size", 512, "How many say how it is spelled.", 0)
@@ -46,56 +39,14 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Draws the start of the decomposition.", 0)
 
 
-def write_rows(
-  model: static.StaticModel, source: str, columns: tuple[str, ...], output: str
-) -> None:
-  """Writes a model's embedding of each row of a text, [rows, D] float16 in a .npy file.
-
-  A row without any known word, such as a blank one, gets the mean of all words.
-
-  Args:
-    model: the model.
-    source: a text as `config.text` takes it.
-    columns: those of a table; the first is embedded.
-    output: the file to write, .npy.
-  """
-  path = row_file.output_path(output)
-  number, digest = text_lib.measure(source, columns)
-  mean = model.vectors.mean(axis=0)
-
-  def parts(done):
-    cells = itertools.islice(text_lib.first_cells(source, columns), done, None)
-    while chunk := list(itertools.islice(cells, _CHUNK)):
-      rows = model.embed(chunk)
-      rows[~rows.any(axis=1)] = mean / np.linalg.norm(mean)
-      yield rows.astype(np.float16)
-
-  row_file.write_rows(
-    path,
-    parts,
-    shape=(number, model.vectors.shape[1]),
-    origin={"text": digest, "words": model.digest},
-    dtype="float16",
-  )
-  # A round that has this file as a teacher checks its text by the digest.
-  about = {
-    "model": "words",
-    "text": {"source": source, "rows": number, "digest": digest},
-  }
-  files.write_json(path.with_name(f"{path.name}.json"), about)
-
-
 def main() -> None:
   if not _FLAGS.text or not _FLAGS.output:
     raise UserError("give --text FILE and --output DIR")
-  if _FLAGS.rows:
-    row_file.output_path(_FLAGS.rows)
   if not _FLAGS.size and not _FLAGS.spelling_size:
     raise UserError("--size=0 --spelling_size=0 leave nothing: give one of them")
   folder = files.user_path(_FLAGS.output)
   digests.check_replaceable(folder, overwrite=_FLAGS.overwrite)
-  source, columns = _FLAGS.text, tuple(_FLAGS.columns)
-  text = text_lib.read_text(source, columns)
+  text = text_lib.read_text(_FLAGS.text, tuple(_FLAGS.columns))
   sentences = [cell for column in text.columns for cell in column]
   settings = (
     "size",
@@ -115,12 +66,8 @@ def main() -> None:
       f"{_FLAGS.text} has only {error}, too few for vectors of {_FLAGS.size} numbers: "
       "give more text, or lower --size or --min_count"
     ) from error
-  with digests.replacing(folder, overwrite=_FLAGS.overwrite) as new:
-    model.save(new)
-  print(f"{len(model.vectors) - 1} words: written to {_FLAGS.output}")
-  if _FLAGS.rows:
-    write_rows(model, source, columns[:1], _FLAGS.rows)
-    print(f"the text's embeddings: written to {_FLAGS.rows}")
+  folder_lib.save(model, folder, overwrite=_FLAGS.overwrite)
+  print(f"{model.config.vocab_size - 1} words: written to {_FLAGS.output}")
 
 
 if __name__ == "__main__":

@@ -1,78 +1,12 @@
-"""A static model: the embedding of a sentence is the mean of its words' vectors."""
-
-from collections.abc import Iterable
-import dataclasses
-import functools
-import hashlib
-import json
-import pathlib
+"""A static model by counting: a sentence is the mean of its words' vectors."""
 
 import numpy as np
-from safetensors.numpy import save_file
-import scipy.sparse as sp
-import tokenizers
 
 from dcse_jax.counting import spelling
 from dcse_jax.counting import vectors
 from dcse_jax.counting import words
-
-
-@dataclasses.dataclass(frozen=True)
-class StaticModel:
-  """Vectors of words, whose mean stands for a sentence.
-
-  Attributes:
-    tokenizer: knows the words; 0 is every other.
-    vectors: with their weights, [V, D] float32; row 0 is zero.
-  """
-
-  tokenizer: tokenizers.Tokenizer
-  vectors: np.ndarray
-
-  def embed(self, sentences: Iterable[str]) -> np.ndarray:
-    """Computes embeddings [n, D] of unit length; zero without any known word."""
-    parts = []
-    for chunk in words.encode(self.tokenizer, sentences):
-      lengths = [len(each) for each in chunk]
-      column = np.concatenate([*chunk, np.zeros(0, np.int32)])
-      shape = (len(chunk), len(self.vectors))
-      starts = np.cumsum([0, *lengths])
-      counts = sp.csr_matrix((np.ones(len(column), np.float32), column, starts), shape)
-      sums = counts @ self.vectors
-      norms = np.linalg.norm(sums, axis=1, keepdims=True)
-      parts.append(sums / np.maximum(norms, 1e-30))
-    empty = np.zeros((0, self.vectors.shape[1]), np.float32)
-    return np.concatenate([empty, *parts]).astype(np.float32)
-
-  @functools.cached_property
-  def digest(self) -> str:
-    """The digest of words and vectors."""
-    state = hashlib.blake2b(self.tokenizer.to_str().encode(), digest_size=16)
-    state.update(np.ascontiguousarray(self.vectors).data)
-    return state.hexdigest()
-
-  def save(self, folder: pathlib.Path) -> None:
-    """Writes a sentence-transformers model, a StaticEmbedding, into an empty folder."""
-    (folder / "1_Normalize").mkdir()
-    modules = [("", "StaticEmbedding"), ("1_Normalize", "Normalize")]
-    # Old and new releases know these names.
-    listed = [
-      dict(idx=i, name=str(i), path=path, type=f"sentence_transformers.models.{kind}")
-      for i, (path, kind) in enumerate(modules)
-    ]
-    settings = {
-      "similarity_fn_name": "cosine",
-      "prompts": {},
-      "default_prompt_name": None,
-    }
-    for name, value in (
-      ("modules.json", listed),
-      ("config_sentence_transformers.json", settings),
-      ("1_Normalize/config.json", {}),
-    ):
-      (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    self.tokenizer.save(str(folder / "tokenizer.json"))
-    save_file({"embedding.weight": self.vectors}, folder / "model.safetensors")
+from dcse_jax.model import static
+from dcse_jax.model.model import Model
 
 
 def count_words(
@@ -87,7 +21,7 @@ def count_words(
   context_power: float = 0.75,
   smooth: float = 2e-4,
   seed: int = 0,
-) -> StaticModel:
+) -> Model:
   """Makes a static model of a text by counting.
 
   Args:
@@ -108,6 +42,8 @@ def count_words(
   Raises:
     ValueError: the text has no more known words than an embedding has numbers.
   """
+  import transformers  # It takes seconds.
+
   tokenizer = words.train_tokenizer(sentences, min_count=min_count, most=most)
   numbers = [each for chunk in words.encode(tokenizer, sentences) for each in chunk]
   total = tokenizer.get_vocab_size()
@@ -127,4 +63,12 @@ def count_words(
   frequency /= frequency.sum()
   table *= (smooth / (smooth + frequency))[:, None].astype(np.float32)
   table[0] = 0
-  return StaticModel(tokenizer, table)
+  config = static.EncoderConfig(vocab_size=total, hidden_size=table.shape[1])
+  return Model(
+    config=config,
+    params={"embeddings": {"word": {"embedding": table}}},
+    tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+    pooling="mean",
+    normalize=True,
+    max_length=config.max_tokens,
+  )

@@ -16,6 +16,7 @@ import safetensors.numpy
 from dcse_jax.hub import dense
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import modules
+from dcse_jax.hub import static
 from dcse_jax.hub.tensors import read_tensors
 from dcse_jax.hub.tensors import weight_files
 from dcse_jax.hub.tokenizer import check_tokenizer
@@ -25,6 +26,7 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import with_pooler
 from dcse_jax.model.heads import Head
 from dcse_jax.model.model import Model
+from dcse_jax.model.static import MODEL_TYPE
 from dcse_jax.runtime import digests as digests_lib
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
@@ -81,7 +83,7 @@ def locate(name: str, *, weights: bool = True) -> pathlib.Path:
       part
       for kind, part in kinds
       if kind not in ("Pooling", "Normalize", "Dropout")
-      and (weights or kind == "WeightedLayerPooling")
+      and (weights or kind in ("WeightedLayerPooling", "StaticEmbedding"))
     ]
     # The older form of the same weights is only fetched if there is no other.
     for form in ("safetensors", "bin"):
@@ -182,9 +184,16 @@ def load(
   folder = locate(name)
   _check_files(folder)
   encoder, config, about = modules.read(folder)
+  is_static = config.model_type == MODEL_TYPE
+  if is_static and pooling not in (None, "mean"):
+    raise UserError(
+      f"pooling={pooling!r}: {name} is a static model, whose embeddings are means: "
+      "leave it out"
+    )
   params, language_model, tensors = None, None, {}
   if weights:
     tensors = read_tensors(encoder)
+    tensors = static.fold(tensors) if is_static else tensors
     config = with_pooler(config, any(map(_POOLER.search, tensors)))
     if any(key.startswith("classifier.") for key in tensors):
       _log.warning(
@@ -218,7 +227,7 @@ def load(
         f"1 to {config.num_layers}"
       )
     params, config = encoder_lib.keep_layers(params, config, num_layers)
-  tokenizer = load_tokenizer(encoder, lower_case=about.lower_case)
+  tokenizer = load_tokenizer(encoder, lower_case=about.lower_case, is_static=is_static)
   # A folder with modules.json says that it takes texts as they are.
   if tokenizer.chat_template and about.pooling is None:
     raise UserError(

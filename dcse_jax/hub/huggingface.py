@@ -21,6 +21,7 @@ from dcse_jax.hub import modernbert
 from dcse_jax.hub import mpnet
 from dcse_jax.hub import nomic_bert
 from dcse_jax.hub import qwen3
+from dcse_jax.hub import static
 from dcse_jax.hub import tables
 from dcse_jax.hub.settings import MEND
 from dcse_jax.hub.settings import Settings
@@ -28,6 +29,7 @@ from dcse_jax.hub.settings import check_settings
 from dcse_jax.hub.settings import read_settings
 from dcse_jax.hub.tensors import as_float32
 from dcse_jax.model import encoder as encoder_lib
+from dcse_jax.model import static as static_model
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.model.family import Params
 from dcse_jax.model.heads import LanguageModelHead
@@ -43,6 +45,8 @@ _FAMILIES = {
   )
   for name in family.ARCHITECTURES
 }
+# Those of all weights; what has no config.json besides.
+_TABLES = {**_FAMILIES, static_model.MODEL_TYPE: static}
 
 # Keys of config.json that `modules` and `settings` read.
 _READ = {"output_hidden_states", "auto_map"}
@@ -140,7 +144,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> Pa
       f"the weights hold {len(tensors)} tensors, too few for the "
       f"{config.num_layers} layers of their config.json: {MEND}"
     )
-  family = _FAMILIES[config.model_type]
+  family = _TABLES[config.model_type]
   renamed = {family.rename(name): tensor for name, tensor in tensors.items()}
   left = {k: v for k, v in renamed.items() if not family.IGNORED.fullmatch(k)}
   problems, params, used = [], {}, set()
@@ -206,7 +210,7 @@ def _misfit(problems: list[str], unknown: list[str]) -> UserError:
 
 def to_tensors(params: Params, config: EncoderConfig) -> dict[str, np.ndarray]:
   """Inverts `from_tensors`; the Hugging Face names have no prefix."""
-  family, found = _FAMILIES[config.model_type], {}
+  family, found = _TABLES[config.model_type], {}
   for module, parameter, leaf in _places(params):
     keys, (number, _) = tables.find(
       family.TENSORS, module, parameter, config.num_layers

@@ -16,6 +16,7 @@ import numpy as np
 from dcse_jax.hub import dense
 from dcse_jax.hub import huggingface
 from dcse_jax.hub import poolings
+from dcse_jax.hub import static
 from dcse_jax.hub.settings import check_settings
 from dcse_jax.hub.settings import read_settings
 from dcse_jax.hub.settings import wrong_value
@@ -23,12 +24,13 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.model.heads import Head
 from dcse_jax.model.model import SIMILARITIES
+from dcse_jax.model.static import MODEL_TYPE
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
 
 # The kinds of modules in the only order that is read. Dropout does nothing here.
 _ORDER = re.compile(
-  "Transformer (WeightedLayerPooling )?Pooling ((Dense|Dropout) )*"
+  "(StaticEmbedding |Transformer (WeightedLayerPooling )?Pooling )((Dense|Dropout) )*"
   "((Normalize|Dropout) )*"
 )
 # Packages of sentence-transformers for models that are not encoders of sentences.
@@ -138,10 +140,15 @@ def read(
     raise UserError(
       f"{folder / 'modules.json'}: the modules {', '.join(kinds)} are not supported: a "
       "folder may hold a Transformer, perhaps WeightedLayerPooling, then Pooling, any "
-      "number of Dense, and Normalize, in this order"
+      "number of Dense, and Normalize, in this order; a StaticEmbedding may stand in "
+      "place of the first three"
     )
-  config, layers = huggingface.read_config(encoder), None
-  fields["is_tied"] = huggingface.is_tied(encoder)
+  layers = None
+  if first == "StaticEmbedding":
+    config, fields["pooling"] = static.read_config(encoder), "mean"
+  else:
+    config = huggingface.read_config(encoder)
+    fields["is_tied"] = huggingface.is_tied(encoder)
   for kind, path in others:
     if kind == "WeightedLayerPooling":
       layers = poolings.read_layers(path, encoder, config)
@@ -236,7 +243,8 @@ def write_json(
     The tensors of each module that has some, by its folder.
   """
   encoder, parts = _after_encoder(modules, head, config)
-  names = [("Transformer", "")]
+  is_static = config.model_type == MODEL_TYPE
+  names = [("StaticEmbedding" if is_static else "Transformer", "")]
   names += [(kind, f"{i}_{kind}") for i, (kind, *_) in enumerate(parts, start=1)]
   card = {
     "prompts": dict(modules.prompts),
@@ -246,7 +254,6 @@ def write_json(
   if modules.truncate_dim is not None:
     card["truncate_dim"] = modules.truncate_dim
   contents = {
-    "config.json": encoder,
     "modules.json": [
       {
         "idx": i,
@@ -256,12 +263,14 @@ def write_json(
       }
       for i, (kind, path) in enumerate(names)
     ],
-    "sentence_bert_config.json": {
-      "max_seq_length": modules.max_length,
-      "do_lower_case": modules.lower_case,
-    },
     "config_sentence_transformers.json": card,
   }
+  if not is_static:
+    contents["config.json"] = encoder
+    contents["sentence_bert_config.json"] = {
+      "max_seq_length": modules.max_length,
+      "do_lower_case": modules.lower_case,
+    }
   found = {}
   for (_, path), (_, settings, tensors) in zip(names[1:], parts):
     contents[f"{path}/config.json"] = settings
@@ -285,7 +294,8 @@ def _after_encoder(
   # These are the long-standing type names, which old and new releases load.
   parts: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
   pooling, width = modules.pooling, config.hidden_size
-  encoder = huggingface.config_to_json(config)
+  is_static = config.model_type == MODEL_TYPE
+  encoder = {} if is_static else huggingface.config_to_json(config)
   if not modules.is_tied:
     encoder["tie_word_embeddings"] = False
   if pooling_lib.get(pooling).beside is not None:
@@ -298,10 +308,11 @@ def _after_encoder(
     weights = {"layer_weights": poolings.layer_weights(pooling, config.num_layers)}
     parts.append(("WeightedLayerPooling", settings, weights))
     pooling = "mean"
-  settings = poolings.pooling_settings(pooling, width)
-  if not modules.include_prompt:
-    settings["include_prompt"] = False
-  parts.append(("Pooling", settings, {}))
+  if not is_static:
+    settings = poolings.pooling_settings(pooling, width)
+    if not modules.include_prompt:
+      settings["include_prompt"] = False
+    parts.append(("Pooling", settings, {}))
   for layer in head.layers() if head else ():
     parts.append(("Dense", *dense.describe(layer)))
   if modules.normalize:

@@ -37,12 +37,16 @@ def _one_line(folder: pathlib.Path) -> Iterator[None]:
     raise _error(folder, error) from error
 
 
-def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
+def load_tokenizer(
+  folder: pathlib.Path, *, lower_case: bool = False, is_static: bool = False
+) -> Any:
   """Loads a folder's tokenizer.
 
   Args:
     folder: holds the tokenizer's files.
     lower_case: whether to make it lower-case text if it does not.
+    is_static: whether the model is static, which sees no special tokens, and whose
+      folder has no more than tokenizer.json.
 
   Raises:
     UserError: there is no tokenizer, or it is not understood.
@@ -55,6 +59,13 @@ def load_tokenizer(folder: pathlib.Path, *, lower_case: bool = False) -> Any:
     raise UserError(
       f"{folder} has no tokenizer ({', '.join(names)}): copy the files there"
     )
+  if is_static:
+    with _one_line(folder):
+      tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json")
+      )
+      tokenizer.backend_tokenizer.post_processor = None
+      return tokenizer
   if (folder / "tokenizer_config.json").exists():
     read_settings(folder / "tokenizer_config.json")
   # tokenizer_config.json needs no table of settings: transformers reads all of it, for

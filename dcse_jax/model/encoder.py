@@ -23,6 +23,7 @@ from dcse_jax.model import mpnet
 from dcse_jax.model import nomic_bert
 from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model import qwen3
+from dcse_jax.model import static
 from dcse_jax.model.family import Encoder
 from dcse_jax.model.family import EncoderConfig
 from dcse_jax.model.family import Params
@@ -43,6 +44,7 @@ _ENCODERS: dict[type[EncoderConfig], type[Encoder]] = {
   nomic_bert.EncoderConfig: nomic_bert.Encoder,
   qwen3.EncoderConfig: qwen3.Encoder,
   gemma3.EncoderConfig: gemma3.Encoder,
+  static.EncoderConfig: static.Encoder,
 }
 # What makes the shape of a new encoder, by its family.
 NEW: dict[str, Callable[..., EncoderConfig]] = {

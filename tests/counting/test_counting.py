@@ -11,8 +11,8 @@ from dcse_jax.counting import static
 from dcse_jax.counting import vectors
 from dcse_jax.counting import words
 from dcse_jax.data import synthetic
-from dcse_jax.recipe import texts
-from dcse_jax.teachers import embeddings
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
+from dcse_jax.hub import folder
 from tests import processes
 
 SENTENCES = synthetic.sentences(600, seed=0)
@@ -88,8 +88,12 @@ def test_words_are_alike_in_spelling_as_they_share_rare_pieces():
 def test_either_part_of_a_word_may_be_left_out(model):
   near = static.count_words(SENTENCES, size=16, spelling_size=0, min_count=2)
   spelled = static.count_words(SENTENCES, size=0, spelling_size=8, min_count=2)
-  whole = np.hstack([near.vectors, spelled.vectors])
-  np.testing.assert_allclose(model.vectors, whole, atol=1e-6)
+  whole = np.hstack([table_of(near), table_of(spelled)])
+  np.testing.assert_allclose(table_of(model), whole, atol=1e-6)
+
+
+def table_of(model):
+  return model.params["embeddings"]["word"]["embedding"]
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +102,13 @@ def model():
 
 
 def test_frequent_words_weigh_less(model):
-  lengths = np.linalg.norm(model.vectors, axis=1)
+  lengths = np.linalg.norm(table_of(model), axis=1)
   counts = np.zeros(len(lengths))
-  for chunk in words.encode(model.tokenizer, SENTENCES):
+  for chunk in words.encode(model.tokenizer.backend_tokenizer, SENTENCES):
     for each in chunk:
       np.add.at(counts, each, 1)
   share = counts / counts.sum()
-  has_contexts = np.linalg.norm(model.vectors[1:, :16], axis=1) > 0
+  has_contexts = np.linalg.norm(table_of(model)[1:, :16], axis=1) > 0
   # Squares of both parts: 1 and 4.
   expected = 5**0.5 * 2e-4 / (2e-4 + share)
   np.testing.assert_allclose(
@@ -113,13 +117,17 @@ def test_frequent_words_weigh_less(model):
   assert lengths[0] == 0 and has_contexts.mean() > 0.9
 
 
-def test_a_saved_model_is_sentence_transformers_model(model, tmp_path):
-  sentence_transformers = pytest.importorskip("sentence_transformers")
-  model.save(tmp_path)
-  theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
-  texts_of = [*SENTENCES[:20], "Wholly unseen", ""]
-  expected = theirs.encode(texts_of, show_progress_bar=False)
-  np.testing.assert_allclose(model.embed(texts_of), expected, atol=1e-6)
+def test_the_embedding_of_a_sentence_is_the_mean_of_its_words_at_unit_length(
+  model, tmp_path
+):
+  folder.save(model, tmp_path / "words")
+  encoder = SentenceEncoder(tmp_path / "words")
+  known = [model.tokenizer.convert_ids_to_tokens(i) for i in (3, 5)]
+  mean = table_of(model)[[3, 5]].mean(axis=0)
+  found = encoder.encode([" ".join(known), "Wholly unseen", ""])
+  np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+  # Without any known word there is nothing to go by.
+  np.testing.assert_array_equal(found[1:], 0)
 
 
 def test_too_few_words_are_refused():
@@ -134,20 +142,15 @@ def run(*arguments):
   )
 
 
-def test_the_command_writes_a_model_and_rows_that_teach(tmp_path):
+def test_the_command_writes_a_folder_and_the_same_one_again(tmp_path):
   text = tmp_path / "t.txt"
-  text.write_text("\n".join([*SENTENCES[:300], "", "Wholly unseen"]) + "\n")
-  output, rows = tmp_path / "words", tmp_path / "words.npy"
+  text.write_text("\n".join(SENTENCES[:300]) + "\n")
+  output = tmp_path / "words"
   flags = (f"--text={text}", f"--output={output}", "--min_count=2")
   flags += ("--size=16", "--spelling_size=8")
-  found = run(*flags, f"--rows={rows}")
+  found = run(*flags)
   assert found.returncode == 0, found.stderr
-  assert (output / "modules.json").exists()
-  source = texts.Source(str(text))
-  read = texts.read(source, tmp_path)
-  teacher = embeddings.open_embeddings(str(rows))
-  matched = texts.match(teacher, read, source)
-  assert teacher.width == 24 and len(matched) == 301
+  assert SentenceEncoder(str(output)).encode(SENTENCES[:2]).shape == (2, 24)
   # Once more, into the same folder: the same bytes.
   before = (output / "model.safetensors").read_bytes()
   assert run(*flags).returncode == 0
