@@ -212,6 +212,7 @@ def test_every_paper_config_trains_on_a_users_text(name, files):
   assert embeddings.shape == (1, 16) and embeddings.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_from_scratch_a_users_text_is_all_it_takes(files):
   config = from_files(files, "scratch", model="", sts="", test=())
   config.recipe = ("pretrained", "simcse", "plain", "student")
