@@ -99,10 +99,12 @@ def prepare(options) -> Task:
 
 
 class Record:
-  """The trainings that are done, in WORKDIR/quality.json."""
+  """The trainings that are done, in a file of WORKDIR."""
 
-  def __init__(self, options):
-    self._path = pathlib.Path(options.workdir) / "quality.json"
+  def __init__(self, options, name: str = "quality.json", is_new: bool = False):
+    self._path = pathlib.Path(options.workdir) / name
+    if is_new:
+      self._path.unlink(missing_ok=True)
     self._facts = {
       "teacher": options.teacher,
       "layers": options.layers,
@@ -226,8 +228,6 @@ def guard(trainer, task: Task, record: Record, options) -> None:
     "sentences": tokens_lib.content_key([task.sentences]),
     "student": model_lib.identity(task.student),
   }
-  # What was measured before says nothing about the code as it is now.
-  record.runs = []
   found = {}
   for contender, rate in QUICK.items():
     options.rates = [rate]
@@ -288,7 +288,9 @@ def main(arguments: list[str] | None = None) -> None:
   if options.together is None:
     options.together = int(jax.default_backend() == "cpu")
   os.environ["HF_HUB_OFFLINE"] = "1"
-  task, record = prepare(options), Record(options)
+  task = prepare(options)
+  # What was measured before says nothing about the code as it is now.
+  record = Record(options, "quick.json", is_new=True) if is_guard else Record(options)
   trainers = {"ours": distillers.Distiller(task)}
   if is_guard:
     guard(trainers["ours"], task, record, options)
