@@ -197,7 +197,22 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-  q, k, v, q_bias, k_bias, v_bias, mask, rows, places, key, g, out, *, rate, is_packed
+  q,
+  k,
+  v,
+  q_bias,
+  k_bias,
+  v_bias,
+  mask,
+  rows,
+  places,
+  key,
+  g,
+  out,
+  sums,
+  *,
+  rate,
+  is_packed,
 ):
   mask, key = mask[...], (key[0], key[1])
   sentence = _sentence(mask, places, q.shape[0], is_packed)
@@ -209,15 +224,21 @@ def _backward_kernel(
   kept = weights
   if keep is not None:
     kept = jnp.where(keep, weights / (1.0 - rate), 0.0)
-  sentence.write(out, _dot(kept.astype(g.dtype), g, 0, 0), 2)
+
+  def write(part, values):
+    sentence.write(out, values, part)
+    # The sum over all tokens, of a bias's gradient, need not read them again.
+    sums[part, :] = jnp.sum(values, axis=0)
+
+  write(2, _dot(kept.astype(g.dtype), g, 0, 0))
   d_weights = _dot(g, values, 1, 1)
   if keep is not None:
     d_weights = jnp.where(keep, d_weights / (1.0 - rate), 0.0)
   aligned = jnp.sum(d_weights * weights, axis=-1, keepdims=True)
   d_scores = weights * (d_weights - aligned) * (1.0 / query.shape[-1] ** 0.5)
   d_scores = d_scores.astype(query.dtype)
-  sentence.write(out, _dot(d_scores, keys, 1, 0), 0)
-  sentence.write(out, _dot(d_scores, query, 0, 0), 1)
+  write(0, _dot(d_scores, keys, 1, 0))
+  write(1, _dot(d_scores, query, 0, 0))
 
 
 def _specs(qkv, mask):
@@ -241,16 +262,17 @@ def _specs(qkv, mask):
   d_qkv = pl.BlockSpec(
     (None, tokens, 3, None, width), lambda n, h: (group(n), 0, 0, h, 0)
   )
-  return arguments, out, d_qkv
+  sums = pl.BlockSpec((None, 3, None, width), lambda n, h: (n, 0, h, 0))
+  return arguments, out, (d_qkv, sums)
 
 
-def _call(kernel, qkv, mask, out_shape, in_specs, out_spec, rate, interpret):
+def _call(kernel, qkv, mask, out_shape, in_specs, out_specs, rate, interpret):
   return pl.pallas_call(
     functools.partial(kernel, rate=rate, is_packed=qkv.shape[:2] != mask.shape),
-    out_shape=jax.ShapeDtypeStruct(out_shape, qkv.dtype),
+    out_shape=out_shape,
     grid=(len(mask), qkv.shape[3]),
     in_specs=in_specs,
-    out_specs=out_spec,
+    out_specs=out_specs,
     compiler_params=None
     if interpret
     else pl_triton.CompilerParams(num_warps=2, num_stages=1),
@@ -261,7 +283,7 @@ def _call(kernel, qkv, mask, out_shape, in_specs, out_spec, rate, interpret):
 def _forward(qkv, bias, mask, rows, places, key, rate, interpret):
   groups, tokens, _, heads, width = qkv.shape
   specs, out_spec, _ = _specs(qkv, mask)
-  shape = (groups, tokens, heads, width)
+  shape = jax.ShapeDtypeStruct((groups, tokens, heads, width), qkv.dtype)
   run = _call(_forward_kernel, qkv, mask, shape, specs, out_spec, rate, interpret)
   return run(*[qkv] * 3, *[bias.astype(jnp.float32)] * 3, mask, rows, places, key)
 
@@ -273,14 +295,16 @@ def _attend_fwd(qkv, bias, mask, rows, places, key, rate, interpret):
 
 def _attend_bwd(rate, interpret, residuals, g):
   qkv, bias, *rest = residuals
-  specs, g_spec, out_spec = _specs(qkv, rest[0])
-  specs = (*specs, g_spec)
-  run = _call(
-    _backward_kernel, qkv, rest[0], qkv.shape, specs, out_spec, rate, interpret
+  mask = rest[0]
+  specs, g_spec, out_specs = _specs(qkv, mask)
+  shapes = (
+    jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+    jax.ShapeDtypeStruct((len(mask), *bias.shape), jnp.float32),
   )
-  d_qkv = run(*[qkv] * 3, *[bias.astype(jnp.float32)] * 3, *rest, g)
-  d_bias = d_qkv.astype(jnp.float32).sum(axis=(0, 1)).astype(bias.dtype)
-  return d_qkv, d_bias, None, None, None, None
+  specs = (*specs, g_spec)
+  run = _call(_backward_kernel, qkv, mask, shapes, specs, out_specs, rate, interpret)
+  d_qkv, sums = run(*[qkv] * 3, *[bias.astype(jnp.float32)] * 3, *rest, g)
+  return d_qkv, sums.sum(axis=0).astype(bias.dtype), None, None, None, None
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
