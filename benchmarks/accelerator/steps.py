@@ -104,7 +104,7 @@ class Steps:
     projection = {"dense": dict(np.load(path / "projection.npz"))}
     params = {"encoder": self.student.params, "projection": projection}
     state = step_lib.init_state(params, self._tx, jax.random.key(0))
-    # By the number of models that train together.
+    # One for each number of models that train together.
     self._states = {1: mesh_lib.put_params(jax.device_get(state), self.mesh)}
     self._next = 0
     # While one is traced the form of its layers is set for all.
