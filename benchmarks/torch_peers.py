@@ -91,7 +91,21 @@ class _FirstToken(torch.nn.Module):
     return states.last_hidden_state[:, 0]
 
 
-class Peer:
+class _OnDevice:
+  """What a contender that trains on a device tells of that device's memory."""
+
+  _device: torch.device
+
+  def free(self) -> None:
+    """Gives a GPU's memory back until the next step."""
+    torch.cuda.empty_cache()
+
+  def peak(self) -> int:
+    """The most bytes of a GPU's memory that were in use at once."""
+    return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
+
+
+class Peer(_OnDevice):
   """A contender: `loss` without dropout or shuffle, `steps` of training."""
 
   def __init__(self, path: pathlib.Path, options):
@@ -194,16 +208,11 @@ class Peer:
     return [loss.item() for loss in losses]
 
   def free(self) -> None:
-    """Gives a GPU's memory back until the next step."""
     self._optimizer.zero_grad()
-    torch.cuda.empty_cache()
-
-  def peak(self) -> int:
-    """The most bytes of a GPU's memory that were in use at once."""
-    return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
+    super().free()
 
 
-class TrainerPeer:
+class TrainerPeer(_OnDevice):
   """sentence-transformers' trainer; its steps come one at a time from a thread."""
 
   def __init__(self, path: pathlib.Path, options):
@@ -216,7 +225,10 @@ class TrainerPeer:
 
     text = path.joinpath("text.txt").read_text().splitlines()
     data = datasets.Dataset.from_dict({"anchor": text, "positive": text})
-    model = sentence_transformers.SentenceTransformer(str(path / "model"), device="cpu")
+    self._device = torch.device(options.device)
+    model = sentence_transformers.SentenceTransformer(
+      str(path / "model"), device=options.device
+    )
     self._turns, self._done = queue.Queue(), queue.Queue()
     peer = self
 
@@ -232,7 +244,8 @@ class TrainerPeer:
       per_device_train_batch_size=options.batch,
       max_steps=10_000,
       learning_rate=_LEARNING_RATE,
-      use_cpu=True,
+      use_cpu=options.device == "cpu",
+      bf16=options.bfloat16,
       save_strategy="no",
       logging_strategy="no",
       report_to=[],
@@ -245,7 +258,14 @@ class TrainerPeer:
       loss=losses.MultipleNegativesRankingLoss(model),
       callbacks=[Turns()],
     )
-    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def train():
+      try:
+        trainer.train()
+      except Exception as error:  # Whoever waits for a step gets it.
+        self._done.put(error)
+
+    threading.Thread(target=train, daemon=True).start()
 
   def loss(self) -> float:
     return float("nan")  # It has no projection: another loss by design.
@@ -253,7 +273,10 @@ class TrainerPeer:
   def steps(self, first: int, count: int) -> list[float]:
     for _ in range(count):
       self._turns.put(None)
-      self._done.get()
+      if error := self._done.get():
+        raise error
+    if self._device.type == "cuda":
+      torch.cuda.synchronize()
     return [float("nan")] * count
 
 

@@ -70,9 +70,10 @@ def compile_step(
 
   Returns:
     JSON: what was compiled, and for each chip and step `memory` in bytes, model
-    `flops`, `collectives` with their count and bytes, `moved` bytes in as many
-    `kernels`, the largest `movers` of them, and `estimate`, seconds by published rates.
-    One half of a TPU7x chip counts as a chip, as it does for JAX.
+    `flops`, `collectives` with their count, bytes and how many of them run beside other
+    work, `moved` bytes in as many `kernels`, the largest `movers` of them, and
+    `estimate`, seconds by published rates. One half of a TPU7x chip counts as a chip,
+    as it does for JAX.
 
   Raises:
     UserError: what compiles for it is not installed, there is no such topology, the
@@ -158,7 +159,7 @@ def _cost(compiled, step, config, devices) -> dict[str, Any]:
   return {
     "flops": model_flops,
     "collectives": {
-      kind: {"count": total.count, "bytes": total.bytes}
+      kind: {"count": total.count, "bytes": total.bytes, "beside": total.beside}
       for kind, total in collectives.items()
     },
     "moved": program.memory_bytes(),
@@ -188,7 +189,8 @@ def _format(report: dict[str, Any]) -> str:
     f"model FLOPs of a chip and step: {report['flops'] / 1e12:.3f} T",
     "collectives of a step:" + ("" if report["collectives"] else " none"),
     *(
-      f"  {kind:<18} {total['count']:>5} x, {total['bytes'] / 1e6:>10.2f} MB in all"
+      f"  {kind:<18} {total['count']:>5} x, {total['bytes'] / 1e6:>10.2f} MB in all, "
+      f"{total['beside']} x beside other work"
       for kind, total in report["collectives"].items()
     ),
     f"bytes moved: {report['moved'] / 1e9:.2f} GB in {report['kernels']} kernels; most by",

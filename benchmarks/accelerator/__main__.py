@@ -50,7 +50,7 @@ class Scale:
     small, large, huge: batches; the last by `microbatches`.
     sentences: how many the text has.
     matmul, copy: sides of a matrix, megabytes.
-    run: flags of the real run.
+    run_steps: those of the real run, of the large batch.
   """
 
   small: int
@@ -60,37 +60,35 @@ class Scale:
   sentences: int
   matmul: int
   copy: int
-  run: tuple[str, ...] = ()
+  run_steps: int
 
 
-_QUICK = (
-  "--config.rounds.pretrained.num_train_steps=60",
-  "--config.rounds.pretrained.warmup_steps=10",
-  "--config.rounds.pretrained.log_every=20",
-  "--config.rounds.base.num_train_steps=20",
-  "--config.rounds.distilled.num_train_steps=20",
-  "--config.synthetic_sentences=2000",
-  "--config.synthetic_pairs=300",
-)
 _SCALES = {
-  "tiny": Scale(8, 32, 128, 4, 1_000, 512, 16, _QUICK),
-  "base": Scale(64, 512, 4096, 8, 16_384, 8192, 4096),
+  "tiny": Scale(8, 32, 128, 4, 1_000, 512, 16, 60),
+  "base": Scale(64, 512, 4096, 8, 16_384, 8192, 4096, 300),
 }
 
 
-def _run_flags(options, scale: Scale) -> list[str]:
-  flags = ["--config=configs/quickstart.py", *scale.run]
-  if options.text:
-    flags += [
-      f"--config.text={os.path.abspath(options.text)}",
-      "--config.synthetic_sentences=0",
-      "--config.synthetic_pairs=0",
-    ]
-  return flags
+def _run_flags(path: pathlib.Path, scale: Scale) -> list[str]:
+  """Returns the flags of a run on the same model and text, without a dev set."""
+  fields = {
+    "model": path / "model",
+    "text": path / "text.txt",
+    "batch_size": scale.large,
+    "num_train_steps": scale.run_steps,
+    "log_every": scale.run_steps // 15,
+    "eval_every": scale.run_steps,
+    "dtype": "bfloat16",
+  }
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  return ["--config=configs/simcse.py:bert-base", *flags]
 
 
-def _measure_steps(record, steps, specs) -> dict[Spec, steps_lib.Program]:
-  """Compiles programs side by side, then times each alone."""
+def _measure_steps(
+  record, steps, specs, needs: float = 0.0
+) -> dict[Spec, steps_lib.Program]:
+  """Compiles programs side by side, then times each alone, if `needs` seconds are left."""
+  specs = [spec for spec in specs if record.has_time(f"step: {spec.name}", needs)]
   programs = {program.spec: program for program in steps.compile(specs, record)}
   for spec, program in programs.items():
     record.measure(f"step: {spec.name}", lambda p=program: steps.measure(p))
@@ -172,27 +170,26 @@ def _measure(options, record: Record, path: pathlib.Path, stack) -> None:
   if jax.default_backend() == "gpu":
     record.measure("kernels", lambda: kernels.measure(2 * scale.large), needs=20)
   small = [make(scale.small), make(scale.small, packed=True)]
-  found = _measure_steps(record, steps, small) if record.left() > 60 else {}
+  found = _measure_steps(record, steps, small, needs=60)
   _measure_peers(record, steps, peers, list(found.values())[::-1])
-  record.measure(
-    "real run",
-    lambda: checks.real_run(
-      path / "run", _run_flags(options, scale), record.left() - 35
-    ),
-    needs=60,
-  )
+  huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
+  taught = [make(scale.large, teachers=count) for count in (4, 1)]
+  taught.append(make(scale.small, teachers=4))
+  _measure_steps(record, steps, [huge, *taught], needs=90)
   record.measure(
     "encode", lambda: checks.encode(path, scale.large, peers.encode), needs=30
   )
   record.measure("parity", reference.compare, needs=60)
-  if record.left() > 90:
-    huge = make(scale.huge, packed=True, microbatches=scale.microbatches)
-    taught = [make(size, teachers=4) for size in (scale.large, scale.small)]
-    taught.append(make(scale.large, teachers=1))
-    scanned = dataclasses.replace(large, layers="scan")
-    _measure_steps(record, steps, [huge, *taught, scanned])
   record.measure(
     "forms of a stack", lambda: checks.stack_forms(path, scale.large, 4), needs=30
+  )
+  seeds = [make(scale.small, models=count) for count in (2, 4)]
+  scanned = dataclasses.replace(large, layers="scan")
+  _measure_steps(record, steps, [*seeds, scanned], needs=90)
+  record.measure(
+    "real run",
+    lambda: checks.real_run(path / "run", _run_flags(path, scale), record.left() - 35),
+    needs=60,
   )
 
 

@@ -10,10 +10,16 @@ from benchmarks.accelerator import steps as steps_lib
 from benchmarks.contender import Contender
 
 _ROUNDS = 5
+# A contender of `benchmarks.worker` and its flags, by what the report calls it.
+_CONTENDERS = {
+  "tuned": ("tuned",),
+  "tuned, compiled": ("tuned", "--compile"),
+  "sentence-transformers": ("sentence-transformers",),
+}
 
 
 class Peers:
-  """PyTorch's tuned step in processes of their own, which start meanwhile.
+  """PyTorch's steps in processes of their own, which start meanwhile.
 
   Args:
     path: as `prepare.prepare` fills it.
@@ -25,15 +31,14 @@ class Peers:
     flags = ["--device", device, "--bfloat16"]
     self._waiting: dict[tuple[int, str], threading.Thread] = {}
     self._unfit: dict[tuple[int, str], str] = {}
-    self.labels = ("tuned", "tuned, compiled") if batches else ()
+    self.labels = tuple(_CONTENDERS) if batches else ()
     name = "encode sentence-transformers"
     size = batches[0] if batches else 64
     self.encode = Contender(name, name, str(path), size, *flags[:2])
-    self._all, self._tuned = [self.encode], {}
+    self._all, self._steps = [self.encode], {}
     for batch in batches:
-      for label in self.labels:
-        extra = ["--compile"] if "compiled" in label else []
-        peer = Contender(label, "tuned", str(path), batch, *flags, *extra)
+      for label, (name, *extra) in _CONTENDERS.items():
+        peer = Contender(label, name, str(path), batch, *flags, *extra)
         if extra:
           # It compiles and gives back what memory it took, while we compile too.
           peer.send("steps", 0, 2)
@@ -41,7 +46,7 @@ class Peers:
           thread = threading.Thread(target=self._wait, args=(batch, label), daemon=True)
           self._waiting[batch, label] = thread
         self._all.append(peer)
-        self._tuned[batch, label] = peer
+        self._steps[batch, label] = peer
     for thread in self._waiting.values():
       thread.start()
 
@@ -56,7 +61,7 @@ class Peers:
   def _wait(self, batch: int, label: str) -> None:
     try:
       for _ in range(2):
-        self._tuned[batch, label].receive()
+        self._steps[batch, label].receive()
     except SystemExit as error:
       self._unfit[batch, label] = str(error)
 
@@ -67,10 +72,11 @@ class Peers:
     its own affair.
     """
     batch = program.spec.batch
-    peer, waiting = self._tuned[batch, label], self._waiting.get((batch, label))
+    peer, waiting = self._steps[batch, label], self._waiting.get((batch, label))
     if (batch, label) in self._unfit or (waiting and waiting.is_alive()):
       raise ValueError(self._unfit.get((batch, label), "still compiling"))
     count = steps.warm(program)
+    peer.ask("steps", 0, 1)
     once = peer.ask("steps", 0, 3)["seconds"] / 3
     theirs = max(1, round(0.25 / once))
     ours, other, losses = [], [], []

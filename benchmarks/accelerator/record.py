@@ -45,6 +45,14 @@ class Record:
     """Returns the seconds that are left."""
     return self._end - time.monotonic()
 
+  def has_time(self, name: str, needs: float) -> bool:
+    """Says whether as many seconds are left; if not, that is a measurement's error."""
+    if self.left() >= needs:
+      return True
+    self.errors[name] = f"not begun: {self.left():.0f} s left, it may take {needs:.0f}"
+    self._say(name, self.errors[name])
+    return False
+
   def measure(self, name: str, fn: Callable[[], Any], *, needs: float = 0.0) -> Any:
     """Returns what a measurement gives, or None if it fails or has no time left.
 
@@ -53,11 +61,7 @@ class Record:
       fn: gives something JSON.
       needs: seconds that it may take; with fewer left it does not begin.
     """
-    if self.left() < needs:
-      self.errors[name] = (
-        f"not begun: {self.left():.0f} s left, it may take {needs:.0f}"
-      )
-      self._say(name, self.errors[name])
+    if not self.has_time(name, needs):
       return None
     start = time.monotonic()
     value = None

@@ -47,6 +47,7 @@ class Spec:
     teachers: how many of the student's shape run at every step.
     packed: leaves padding out.
     microbatches: parts of a batch that are encoded one after the other.
+    models: how many train as one program, each on a batch of its own.
     layers: "" for the backend's own form, else "scan" or "unrolled".
     kernels: "" for the backend's own, else "none", "attention" or "all".
     graphs: whether a GPU launches many kernels at once, as it does by default; a
@@ -57,6 +58,7 @@ class Spec:
   teachers: int = 0
   packed: bool = False
   microbatches: int = 1
+  models: int = 1
   layers: str = ""
   kernels: str = ""
   graphs: bool = True
@@ -66,6 +68,7 @@ class Spec:
     parts = [f"B {self.batch}", "packed" if self.packed else "padded"]
     parts += [f"{self.teachers} teachers"] * bool(self.teachers)
     parts += [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
+    parts += [f"{self.models} models"] * (self.models > 1)
     parts += [f"layers {self.layers}"] * bool(self.layers)
     parts += [f"kernels {self.kernels}"] * bool(self.kernels)
     parts += ["no graphs"] * (not self.graphs)
@@ -101,7 +104,8 @@ class Steps:
     projection = {"dense": dict(np.load(path / "projection.npz"))}
     params = {"encoder": self.student.params, "projection": projection}
     state = step_lib.init_state(params, self._tx, jax.random.key(0))
-    self._state = mesh_lib.put_params(jax.device_get(state), self.mesh)
+    # One for each number of models that train together.
+    self._states = {1: mesh_lib.put_params(jax.device_get(state), self.mesh)}
     self._next = 0
     # While one is traced the form of its layers is set for all.
     self._tracing = threading.Lock()
@@ -117,6 +121,13 @@ class Steps:
     models = [self.student] * count
     stacks, params = stacks_lib.stack_teachers(models, [1] * count, dtype=jnp.bfloat16)
     return stacks, mesh_lib.put_params({"teachers": params}, self.mesh)
+
+  def _state(self, models: int):
+    """Returns the state of one model, or of several that begin as that one is."""
+    if models not in self._states:
+      state = runs_lib.stack([jax.device_get(self._states[1])] * models)
+      self._states[models] = mesh_lib.put_params(state, self.mesh)
+    return self._states[models]
 
   def _packing(self, spec: Spec):
     if not spec.packed:
@@ -147,7 +158,12 @@ class Steps:
       microbatches=Chunks(spec.microbatches, self.mesh.size),
     )
     step_fn = runs_lib.make_step(
-      objective, self._tx, self._schedule, mesh=self.mesh, num_steps=1000
+      objective,
+      self._tx,
+      self._schedule,
+      mesh=self.mesh,
+      num_models=spec.models,
+      num_steps=1000,
     )
     start = time.perf_counter()
     with contextlib.ExitStack() as patches:
@@ -160,7 +176,7 @@ class Steps:
         set_to(attention_kernel, "is_for", lambda *_: spec.kernels != "none")
         set_to(norm_kernel, "is_for", lambda *_: spec.kernels == "all")
       lowered = step_fn.lower(
-        self._state, self._batch(spec.batch), frozen, self._packing(spec)
+        self._state(spec.models), self._batch(spec), frozen, self._packing(spec)
       )
     lengths = self.lengths.astype(np.float64)
     size = Size(
@@ -171,12 +187,12 @@ class Steps:
       max_length=prepare.MAX_LENGTH,
     )
     facts = {"lower_seconds": time.perf_counter() - start}
-    return Program(spec, lowered, frozen, objective.flops(size), facts)
+    return Program(spec, lowered, frozen, spec.models * objective.flops(size), facts)
 
   def compile(self, specs: Sequence[Spec], record) -> list[Program]:
     """Compiles programs side by side; one that fails is left out, and said."""
     programs = []
-    with concurrent.futures.ThreadPoolExecutor(len(specs)) as pool:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
       waiting = [pool.submit(self._make, spec) for spec in specs]
       for spec, future in zip(specs, waiting):
         facts = lambda future=future: future.result().facts
@@ -199,19 +215,23 @@ class Steps:
       program.facts["temporary_bytes"] = stats.temp_size_in_bytes
     return program
 
-  def _batch(self, size: int):
-    rows = (self._next + np.arange(size)) % len(self._cache)
-    self._next = (self._next + size) % len(self._cache)
-    batch = self._cache.gather(rows)
-    return mesh_lib.put_batch(batch, mesh_lib.over_batch(self.mesh))
+  def _batch(self, spec: Spec):
+    parts = []
+    for _ in range(spec.models):
+      rows = (self._next + np.arange(spec.batch)) % len(self._cache)
+      self._next = (self._next + spec.batch) % len(self._cache)
+      parts.append(self._cache.gather(rows))
+    sharding = runs_lib.batch_sharding(self.mesh, spec.models)
+    return mesh_lib.put_batch(runs_lib.stack(parts), sharding)
 
   def run(self, program: Program, count: int) -> float:
     """Runs steps from batches on the host, and returns the seconds they took."""
+    models = program.spec.models
     start = time.perf_counter()
     for _ in range(count):
-      batch = self._batch(program.spec.batch)
-      self._state, metrics = program.run(self._state, batch, program.frozen)
-    loss = float(metrics["loss"])
+      state, batch = self._state(models), self._batch(program.spec)
+      self._states[models], metrics = program.run(state, batch, program.frozen)
+    loss = float(metrics["loss"].mean())
     took = time.perf_counter() - start
     if not np.isfinite(loss):
       raise ValueError(f"the loss is {loss}")
@@ -238,17 +258,20 @@ class Steps:
 
   def rates(self, program: Program, times: Sequence[float]) -> dict[str, Any]:
     """What seconds a step mean, with the quartiles of the rounds."""
-    return rates(times, program.spec.batch, self.lengths.mean(), program.flops)
+    sentences = program.spec.models * program.spec.batch
+    return rates(times, sentences, self.lengths.mean(), program.flops)
 
 
-def rates(times, batch: int, mean_tokens: float, model_flops: float) -> dict[str, Any]:
+def rates(
+  times, sentences: int, mean_tokens: float, model_flops: float
+) -> dict[str, Any]:
   """Speeds from seconds a step; the utilisation is that of real tokens."""
   low, middle, high = statistics.quantiles(times, n=4)
   found = {
     "ms": 1e3 * middle,
     "ms_quartiles": [1e3 * low, 1e3 * high],
-    "sentences_per_second": batch / middle,
-    "tokens_per_second": batch * mean_tokens / middle,
+    "sentences_per_second": sentences / middle,
+    "tokens_per_second": sentences * mean_tokens / middle,
     "model_tflops_per_second": model_flops / middle / 1e12,
   }
   known = flops.DEVICES.get(jax.devices()[0].device_kind)

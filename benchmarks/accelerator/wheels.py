@@ -2,8 +2,8 @@
 
 `python -m benchmarks.accelerator.wheels` fills .whl/, some 5 MB that git ignores, for
 Linux on x86-64 with Python 3.12. Such a machine has jax with its plugin, flax, optax,
-orbax-checkpoint, torch, transformers and sentence-transformers, and no way to a registry;
-these are what our imports ask for beside.
+orbax-checkpoint, torch, transformers, sentence-transformers and accelerate, and no way to
+a registry; these are what our imports ask for beside, and sentence-transformers' trainer.
 """
 
 import pathlib
@@ -12,8 +12,11 @@ import sys
 
 WHEELS = (
   "array_record==0.8.6",
+  "datasets==5.2.0",
+  "dill==0.4.1",
   "grain==0.2.18",
   "ml-collections==1.1.0",
+  "multiprocess==0.70.19",
   "portpicker==1.6.0",
   "tensorboardX==2.6.5",
 )

@@ -37,6 +37,8 @@ _FREE = {
   "tuple",
   "while",
 }
+# These run other computations.
+_CALLS = ("call", "conditional", "while")
 # A custom call with this is a GPU's kernel, a library's or one of ours.
 _KERNEL = 'custom_call_target="__'
 # These read as much of their first operand as they return.
@@ -62,11 +64,13 @@ class Collective:
     bytes: the bytes of the arrays in a run, each counted where it is whole: before a
       reduce-scatter, after an all-gather.
     sent: bytes that each device sends at least, in a ring.
+    beside: how many of the calls begin before other work and end after it.
   """
 
   count: int = 0
   bytes: int = 0
   sent: float = 0.0
+  beside: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Program:
   def collectives(self) -> dict[str, Collective]:
     """Counts the collectives of a run, by kind; sizes are those of one device."""
     totals = dict.fromkeys(COLLECTIVES, Collective())
-    seen = set()
+    seen, beside = set(), set(self._beside())
     for place in self._places:
       for instruction in self._computations[place.name].values():
         kind = instruction.op.removesuffix("-start")
@@ -115,13 +119,35 @@ class Program:
         if place.name.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"  # TPUs' form of it: only a part is kept.
         size, sent = self._traffic(kind, place, instruction)
+        is_beside = place.is_fused or not beside.isdisjoint(
+          (place.name, instruction.name)
+        )
         old = totals[kind]
         totals[kind] = Collective(
           old.count + place.times,
           old.bytes + place.times * size,
           old.sent + place.times * sent,
+          old.beside + place.times * is_beside,
         )
     return {kind: total for kind, total in totals.items() if total.count}
+
+  def _beside(self) -> Iterator[str]:
+    """Yields what begins before other work and ends after it.
+
+    It is an instruction, or a computation that one starts.
+    """
+    for computation, instructions in self._computations.items():
+      begun: dict[str, bool] = {}
+      for instruction in instructions.values():
+        if instruction.op.endswith("-start"):
+          begun[instruction.name] = False
+        elif instruction.op.endswith("-done"):
+          start = instruction.operands[0]
+          if begun.pop(start, False):
+            yield start
+            yield from instructions[start].called("calls")
+        elif instruction.op in _CALLS or self._moved(computation, instruction):
+          begun = dict.fromkeys(begun, True)
 
   def memory_bytes(self) -> int:
     """Counts the bytes that a run reads from the device's memory and writes to it.

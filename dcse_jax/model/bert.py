@@ -199,10 +199,11 @@ class Layer(nnx.Module):
     if bias is None and attention_kernel.is_for(*mask.shape, width, linears[0].dtype):
       qkv, qkv_bias = layers_lib.fused_product(linears, x)
       attended = attention_kernel.self_attend(
-        layout.grid(qkv),
+        mesh_lib.by_row(qkv),
         qkv_bias,
         mask,
         rows,
+        places=layout.places,
         heads=config.num_heads,
         rate=config.attention_dropout,
         key=keys[0],
@@ -211,7 +212,8 @@ class Layer(nnx.Module):
       qkv = layout.grid(mesh_lib.by_row(layers_lib.fused(linears, x)))
       query, key, value = jnp.split(qkv, 3, axis=-1)
       attended = self._attend(query, key, value, mask, rows, keys[0], bias)
-    return self._rest(x, layout.flat(attended), layout.rows, keys)
+      attended = layout.flat(attended)
+    return self._rest(x, attended, layout.rows, keys)
 
   def at(self, x, positions, layout, keys, bias=None):
     """Computes the next states of the tokens at positions [N, K] alone, [N, K, D]."""

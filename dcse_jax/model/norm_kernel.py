@@ -66,8 +66,13 @@ def add_and_norm(
   Returns:
     [T, D] bfloat16.
   """
-  arrays = (x, branch, branch_bias, weight, bias, rows, key)
+  arrays = (x, branch, _vectors(branch_bias, weight, bias), rows, key)
   return _run_forward(arrays, rate, eps, interpret, number=1)[0]
+
+
+def _vectors(branch_bias, weight, bias):
+  """Puts vectors into one array, [3, D]: XLA copies each from its stack of layers."""
+  return jnp.stack((branch_bias, weight, bias))
 
 
 def _parts(width: int):
@@ -90,9 +95,7 @@ def _normalize(parts, eps, width):
   return [p * scale for p in parts], scale
 
 
-def _forward_kernel(
-  x, branch, branch_bias, weight, bias, rows, key, out, *totals, rate, eps
-):
+def _forward_kernel(x, branch, vectors, rows, key, out, *totals, rate, eps):
   width = x.shape[-1]
   key = (key[0], key[1])
 
@@ -101,7 +104,7 @@ def _forward_kernel(
     sums = []
     for part in _parts(width):
       # Rounded wherever the plain form is, for the backward pass sees it so.
-      added = branch[at, part].astype(jnp.float32) + branch_bias[part][None]
+      added = branch[at, part].astype(jnp.float32) + vectors[0, part][None]
       added = added.astype(x.dtype).astype(jnp.float32)
       if rate:
         kept = _keep(rows[at], key, rate, part)
@@ -113,14 +116,16 @@ def _forward_kernel(
       sums.append(summed.astype(jnp.float32))
     normal, _ = _normalize(sums, eps, width)
     for part, values in zip(_parts(width), normal):
-      values = values * weight[part][None] + bias[part][None]
+      values = values * vectors[1, part][None] + vectors[2, part][None]
       out[at, part] = values.astype(out.dtype)
     return 0
 
   jax.lax.fori_loop(0, x.shape[0] // _AT_ONCE, turn, 0)
 
 
-def _backward_kernel(total, weight, rows, key, g, d_x, d_branch, *d_vectors, rate, eps):
+def _backward_kernel(
+  total, vectors, rows, key, g, d_x, d_branch, d_vectors, *, rate, eps
+):
   width = total.shape[-1]
   key = (key[0], key[1])
   parts = _parts(width)
@@ -130,7 +135,7 @@ def _backward_kernel(total, weight, rows, key, g, d_x, d_branch, *d_vectors, rat
     values = [total[at, part].astype(jnp.float32) for part in parts]
     normal, scale = _normalize(values, eps, width)
     gs = [g[at, part].astype(jnp.float32) for part in parts]
-    scaled = [each * weight[part][None] for part, each in zip(parts, gs)]
+    scaled = [each * vectors[1, part][None] for part, each in zip(parts, gs)]
     mean = _mean(scaled, width)
     aligned = _mean([s * n for s, n in zip(scaled, normal)], width)
     sums = list(sums)
@@ -143,15 +148,15 @@ def _backward_kernel(total, weight, rows, key, g, d_x, d_branch, *d_vectors, rat
         d = jnp.where(kept, d.astype(jnp.float32) / (1.0 - rate), 0.0)
       d = d.astype(d_branch.dtype)
       d_branch[at, part] = d
-      for i, terms in enumerate((gs[j] * normal[j], gs[j], d.astype(jnp.float32))):
+      for i, terms in enumerate((d.astype(jnp.float32), gs[j] * normal[j], gs[j])):
         sums[3 * j + i] += jnp.sum(terms, axis=0)
     return tuple(sums)
 
   zeros = tuple(jnp.zeros(part.size, jnp.float32) for part in parts for _ in range(3))
   sums = jax.lax.fori_loop(0, total.shape[0] // _AT_ONCE, turn, zeros)
   for j, part in enumerate(parts):
-    for i, d_vector in enumerate(d_vectors):
-      d_vector[part] = sums[3 * j + i]
+    for i in range(3):
+      d_vectors[i, part] = sums[3 * j + i]
 
 
 def _call(kernel, num_rows, in_specs, out_shape, out_specs, interpret):
@@ -170,21 +175,21 @@ def _call(kernel, num_rows, in_specs, out_shape, out_specs, interpret):
 
 def _specs(width):
   states = pl.BlockSpec((_ROWS, width), lambda i: (i, 0))
-  feature = pl.BlockSpec((width,), lambda i: (0,))
+  vectors = pl.BlockSpec((3, width), lambda i: (0, 0))
   row = pl.BlockSpec((_ROWS,), lambda i: (i,))
   key = pl.BlockSpec((2,), lambda i: (0,))
-  partial = pl.BlockSpec((None, width), lambda i: (i, 0))
-  return states, feature, row, key, partial
+  partial = pl.BlockSpec((None, 3, width), lambda i: (i, 0, 0))
+  return states, vectors, row, key, partial
 
 
 def _run_forward(arrays, rate, eps, interpret, number):
   x = arrays[0]
-  states, feature, row, key_spec, _ = _specs(x.shape[1])
+  states, vectors, row, key_spec, _ = _specs(x.shape[1])
   shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
   return _call(
     functools.partial(_forward_kernel, rate=rate, eps=eps),
     x.shape[0],
-    (states, states, feature, feature, feature, row, key_spec),
+    (states, states, vectors, row, key_spec),
     (shape,) * number,
     (states,) * number,
     interpret,
@@ -192,27 +197,28 @@ def _run_forward(arrays, rate, eps, interpret, number):
 
 
 def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
-  arrays = (x, branch, branch_bias, weight, bias, rows, key)
+  vectors = _vectors(branch_bias, weight, bias)
+  arrays = (x, branch, vectors, rows, key)
   out, total = _run_forward(arrays, rate, eps, interpret, number=2)
-  return out, (total, weight, rows, key)
+  return out, (total, vectors, rows, key)
 
 
 def _bwd(rate, eps, interpret, residuals, g):
-  total, weight, rows, key = residuals
+  total, vectors, rows, key = residuals
   num_rows, width = total.shape
-  states, feature, row, key_spec, partial = _specs(width)
+  states, vectors_spec, row, key_spec, partial = _specs(width)
   shape = jax.ShapeDtypeStruct(total.shape, total.dtype)
-  sums = jax.ShapeDtypeStruct((num_rows // _ROWS, width), jnp.float32)
+  sums = jax.ShapeDtypeStruct((num_rows // _ROWS, 3, width), jnp.float32)
   run = _call(
     functools.partial(_backward_kernel, rate=rate, eps=eps),
     num_rows,
-    (states, feature, row, key_spec, states),
-    (shape, shape, sums, sums, sums),
-    (states, states, partial, partial, partial),
+    (states, vectors_spec, row, key_spec, states),
+    (shape, shape, sums),
+    (states, states, partial),
     interpret,
   )
-  d_x, d_branch, *partials = run(total, weight, rows, key, g)
-  d_weight, d_bias, d_branch_bias = (each.sum(axis=0) for each in partials)
+  d_x, d_branch, sums = run(total, vectors, rows, key, g)
+  d_branch_bias, d_weight, d_bias = sums.sum(axis=0)
   return d_x, d_branch, d_branch_bias, d_weight, d_bias, None, None
 
 

@@ -233,6 +233,9 @@ class Layout:
     mask: as given.
     rows: for each token of the layout, its number in the whole batch's grid.
     grid_rows: the same for each token of the grid.
+    places: for each sentence where its tokens begin in its group, and where S rows begin
+      that are its part of those beyond the group's last token, [N, 2] int32; None
+      without packing.
   """
 
   def __init__(
@@ -250,7 +253,7 @@ class Layout:
       row_ids = np.arange(len(mask), dtype=np.int32)
     self._first_rows = row_ids * length
     self.grid_rows = self._first_rows[:, None] + np.arange(length, dtype=np.int32)
-    self.rows = self.grid_rows
+    self.rows, self.places = self.grid_rows, None
     if packing is None:
       return
     groups, size = packing.groups, mask.size // packing.groups
@@ -265,6 +268,10 @@ class Layout:
     self._to_flat, self._to_grid = jax.lax.optimization_barrier(
       (self._to_flat, self._to_grid)
     )
+    start = self._to_grid[:, ::length]
+    parts = length * np.arange(start.shape[1], dtype=np.int32)
+    spare = mask.sum(axis=1, keepdims=True, dtype=jnp.int32) + parts
+    self.places = jnp.stack([start, spare], axis=-1).reshape(-1, 2)
     if is_whole:
       self.rows = self._to_flat + size * np.arange(groups, dtype=np.int32)[:, None]
     else:

@@ -25,6 +25,8 @@ from dcse_jax.hub.model_card import make_card
 from dcse_jax.recipe import finished
 from dcse_jax.recipe import inputs as inputs_lib
 from dcse_jax.recipe import origin
+from dcse_jax.recipe import preparing
+from dcse_jax.recipe import reading
 from dcse_jax.recipe import round as round_lib
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import time_left
@@ -134,7 +136,7 @@ def read(
     if processes.is_first():
       loggers.check(round_config.logger)
   as_given = json.loads(config.to_json_best_effort())
-  inputs = inputs_lib.read(config, rounds, place.folder)
+  inputs = reading.read(config, rounds, place.folder)
   origin.add_content(origins, rounds, inputs)
   origin.check(place.folder, origins, "content", accept_changes)
   recipe = Recipe(config, place, rounds, origins, inputs, mesh)
@@ -206,7 +208,7 @@ def _run_round(recipe: Recipe, name: str, seeds: Sequence[int]) -> None:
     )
     start = dataclasses.replace(start, head=None)
     start = start_lib.with_prompts(start, recipe.config.prompts, config.start)
-  round_lib.prepare(
+  preparing.prepare(
     name,
     config,
     workdir=recipe.place,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from dcse_jax.objective.inputs import StepInputs
+from dcse_jax.runtime import backend
 
 Metrics = dict[str, jax.Array]
 # (params, inputs) -> loss, parts.
@@ -83,6 +84,9 @@ def make_train_step(
         progress=state.step / num_steps,
       ),
     )
+    if backend.current() == "gpu":
+      # Otherwise every pass that reads a stack's gradients joins those of its layers anew.
+      grads = jax.lax.optimization_barrier(grads)
     carry = parts.pop("carry", state.carry)
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -92,6 +92,32 @@ ENTRY %main (x: f32[10]) -> f32[10] {{
   assert found.sent == pytest.approx(2 * 40 * (size - 1) / size)
 
 
+def test_a_collective_runs_beside_what_stands_between_its_start_and_its_end():
+  """Nothing stands between those of the first; a sum between those of the others."""
+  text = """HloModule m
+
+%scattered (a: f32[64]) -> f32[8] {
+  %a = f32[64]{0} parameter(0)
+  ROOT %part = f32[8]{0} reduce-scatter(%a), channel_id=3, dimensions={0}
+}
+
+ENTRY %main (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  %start.1 = f32[64]{0} all-reduce-start(%x), channel_id=1
+  %done.1 = f32[64]{0} all-reduce-done(%start.1)
+  %start.2 = f32[64]{0} all-reduce-start(%done.1), channel_id=2
+  %start.3 = ((f32[64]{0}), f32[8]{0}) async-start(%x), calls=%scattered
+  %sum = f32[64]{0} add(%x, %x)
+  %done.3 = f32[8]{0} async-done(%start.3)
+  ROOT %done.2 = f32[64]{0} all-reduce-done(%start.2)
+}
+"""
+  found = hlo.Program(text, 8).collectives()
+  # 64 floats each; a ring sends seven eighths of them, all-reduce twice.
+  assert found["all-reduce"] == hlo.Collective(2, 2 * 256, 2 * 2 * 224, beside=1)
+  assert found["reduce-scatter"] == hlo.Collective(1, 256, 224, beside=1)
+
+
 def test_memory_traffic_is_what_is_read_and_written_slices_as_slices():
   def fn(mesh, x):
     return jax.lax.scan(lambda total, row: (total + row, None), jnp.zeros(1000), x)[0]

@@ -18,7 +18,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import decoding
 from dcse_jax.data import lines
 from dcse_jax.data import text
-from dcse_jax.recipe import inputs
+from dcse_jax.recipe import reading
 from dcse_jax.runtime.errors import UserError
 from tests import models
 from tests import recipes
@@ -201,7 +201,7 @@ def test_what_is_left_out_or_cut_is_logged(files, caplog):
   write(files, "text.txt", "\n".join(rows))
   config = recipes.from_files(files)
   rounds = {"base": config_lib.of_round(config, "base")}
-  inputs.read(config, rounds, files / "run")
+  reading.read(config, rounds, files / "run")
   messages = [r.getMessage() for r in caplog.records if "text.txt" in r.getMessage()]
   assert messages[:2] == [
     f"{config.text}: 22 rows, 1 empty left out, 1 cut at 100000 characters",

@@ -21,7 +21,7 @@ from dcse_jax.hub import wordpiece
 from dcse_jax.model import encoder as encoder_lib
 from dcse_jax.model import model as model_lib
 from dcse_jax.model.family import has_dropout
-from dcse_jax.recipe import inputs
+from dcse_jax.recipe import reading
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.runtime.errors import UserError
@@ -246,7 +246,7 @@ def test_views_without_dropout_are_warned_of(files, tmp_path, caplog):
   config = from_files(files, model=model)
   rounds = {"base": config_lib.of_round(config, "base")}
   with caplog.at_level(logging.WARNING):
-    inputs.read(config, rounds, tmp_path / "run")
+    reading.read(config, rounds, tmp_path / "run")
   assert "has no dropout, so that both views of a sentence are the same" in caplog.text
 
 

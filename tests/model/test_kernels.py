@@ -1,5 +1,7 @@
 """Kernels for GPUs, run step by step on the CPU, against the plain forms."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from dcse_jax.model import bert
 from dcse_jax.model import layers
 from dcse_jax.model import norm_kernel
 from dcse_jax.model import ops
+from dcse_jax.model import packing
 from dcse_jax.model import splash
 from dcse_jax.model.dropout import dropout
 from dcse_jax.runtime import mesh as mesh_lib
@@ -44,8 +47,10 @@ def test_attention_in_one_pass_is_attention_with_the_same_dropout(rate):
   rows = jnp.arange(sentences * length, dtype=jnp.int32).reshape(mask.shape)
   of_heads = rows[:, None] * heads + np.arange(heads)[:, None]
 
+  places = jnp.zeros((sentences, 2), jnp.int32)
+
   def kernel(qkv, bias):
-    return attention_kernel.attend(qkv, bias, mask, of_heads, KEY, rate, True)
+    return attention_kernel.attend(qkv, bias, mask, of_heads, places, KEY, rate, True)
 
   def plain(qkv, bias):
     query, key, value = (qkv + bias.astype(qkv.dtype)).swapaxes(0, 2).swapaxes(1, 2)
@@ -54,6 +59,40 @@ def test_attention_in_one_pass_is_attention_with_the_same_dropout(rate):
 
   g = normal(rng, sentences, length, heads, width)
   assert_same(kernel, plain, (qkv, bias), g)
+
+
+def test_attention_reads_packed_sentences_where_they_lie():
+  """With room for the tokens, zeros follow the last; without, the last are lost."""
+  lengths, length, heads, width = [9, 0, 16, 3, 1, 12], 16, 2, 16
+  rng = np.random.default_rng(0)
+  mask = jnp.asarray(np.arange(length) < np.asarray(lengths)[:, None])
+  bias = jnp.asarray(rng.standard_normal(3 * heads * width), jnp.float32)
+  run = functools.partial(
+    attention_kernel.self_attend, heads=heads, rate=0.25, key=KEY, interpret=True
+  )
+  for tokens, lost in ((32, 0), (20, 5)):
+    # Three sentences a group: 25 tokens, and 16.
+    layout = packing.Layout(mask, packing.Packing(tokens, groups=2))
+    rows = layout.grid_rows
+
+    def kernel(qkv, bias, layout=layout, rows=rows):
+      return run(qkv, bias, mask, rows, places=layout.places)
+
+    def plain(qkv, bias, layout=layout, rows=rows):
+      attended = run(layout.grid(qkv), bias, mask, rows)
+      flat = layout.flat(attended)
+      return jnp.where(jnp.arange(tokens)[:, None] < real[:, None, None], flat, 0)
+
+    real = jnp.minimum(mask.reshape(2, -1).sum(axis=1), tokens)
+    assert int(mask.sum() - real.sum()) == lost
+    arguments = normal(rng, 2, tokens, 3 * heads * width), bias
+    if lost:
+      # What is lost is read as another token's here, and as nothing there.
+      found = kernel(*arguments)
+      np.testing.assert_array_equal(found[1], plain(*arguments)[1])
+      assert np.isfinite(np.asarray(found[0], np.float32)).all()
+    else:
+      assert_same(kernel, plain, arguments, normal(rng, 2, tokens, heads * width))
 
 
 @pytest.mark.slow

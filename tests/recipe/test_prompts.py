@@ -11,7 +11,7 @@ from dcse_jax import SentenceEncoder
 from dcse_jax import config as config_lib
 from dcse_jax.hub import folder
 from dcse_jax.model import encoder as encoder_lib
-from dcse_jax.recipe import inputs as inputs_lib
+from dcse_jax.recipe import reading
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -40,7 +40,7 @@ def pairs(files, rows=None, **fields):
 
 def read(config, files):
   rounds = {name: config_lib.of_round(config, name) for name in config.recipe}
-  inputs = inputs_lib.read(config, rounds, files / "run")
+  inputs = reading.read(config, rounds, files / "run")
   return inputs, rounds[config.recipe[-1]]
 
 
