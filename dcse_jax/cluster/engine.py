@@ -244,7 +244,7 @@ def _connect(address: str | None) -> Any:
   except ImportError as error:
     raise UserError("--engine=ray needs Ray: pip install 'dcse_jax[ray]'") from error
   address = address or os.environ.get("RAY_ADDRESS")
-  settings = {"log_to_driver": False, "logging_level": logging.ERROR}
+  settings = {"log_to_driver": False, "logging_level": logging.CRITICAL}
   handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
   if address:
     _check_address(address)
