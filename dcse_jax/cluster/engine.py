@@ -25,8 +25,6 @@ _TRIES = 4
 # Seconds without a worker before that is said.
 _PATIENCE = 60
 _CONNECT_SECONDS = 10
-# Ray gives a machine half a minute to start, which a busy one may need more than.
-_STARTS = 3
 # What Ray keeps for large objects; there are none.
 _STORE_BYTES = 128 << 20
 
@@ -248,18 +246,12 @@ def _connect(address: str | None) -> Any:
   handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
   if address:
     _check_address(address)
-    attempts = 1
   else:
     settings |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    attempts = _STARTS
-  for attempt in range(1, attempts + 1):
-    try:
-      ray.init(address, **settings)
-      break
-    except Exception as error:  # It raises many kinds.
-      ray.shutdown()
-      if attempt == attempts:
-        raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
+  try:
+    ray.init(address, **settings)
+  except Exception as error:  # It raises many kinds.
+    raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
   # Ray puts its own in their place.
   with contextlib.suppress(ValueError):  # Threads have none.
     for number, handler in handlers.items():
