@@ -249,7 +249,8 @@ def _connect(address: str | None) -> Any:
   else:
     settings |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
   try:
-    ray.init(address, **settings)
+    # Without an address Ray would join whatever cluster was last begun on this machine.
+    ray.init(address or "local", **settings)
   except Exception as error:  # It raises many kinds.
     raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
   # Ray puts its own in their place.
