@@ -176,7 +176,7 @@ def _check_columns(
 
 def _split_rows(reader, source, columns, splitter) -> Iterator[_Row]:
   for row in reader.rows(source, columns):
-    sentences = list(map(_clean, splitter(row[0]))) if row else []
+    sentences = list(map(clean, splitter(row[0]))) if row else []
     # A document without a sentence counts as one blank row.
     for cells in [[sentence] for sentence in sentences] or [[]]:
       yield _Row(cells, [], bool(cells))
@@ -193,8 +193,8 @@ def _read_rows(reader, source, columns, score_columns) -> Iterator[_Row]:
       continue
     text, scores = row[: len(columns)], row[len(columns) :]
     blank = {name for name, cell in zip(columns, text) if name in blank and not cell}
-    cells = list(map(_clean, text[:2]))
-    negatives = list(map(_clean, candidates.negatives(source, number, text[2:])))
+    cells = list(map(clean, text[:2]))
+    negatives = list(map(clean, candidates.negatives(source, number, text[2:])))
     is_whole = all(cells) and (len(columns) < 3 or any(negatives))
     if scores and is_whole:
       matched = [cells[1], *negatives]
@@ -280,7 +280,8 @@ def _padded(values: Sequence[float], widths: Sequence[int], width: int) -> np.nd
   return padded
 
 
-def _clean(cell: str) -> str:
+def clean(cell: str) -> str:
+  """Makes each run of white space and NUL one space, and none at the ends."""
   # This many words with spaces between are longer than what is kept. The rest of a
   # huge line is never split, which would take many times its size.
   words = cell.replace("\0", " ").split(maxsplit=MAX_CHARACTERS)
