@@ -12,6 +12,24 @@ from dcse_jax.runtime.errors import UserError
 BATCH_ROWS = 4096
 
 
+def load(source: str) -> Any:
+  """Imports pyarrow, which is an extra and slow to load.
+
+  Args:
+    source: what it is to read, for the error.
+
+  Raises:
+    UserError: it is missing.
+  """
+  try:
+    import pyarrow
+  except ImportError as error:
+    raise UserError(
+      f"{source}: tables of Parquet and Arrow need pyarrow: pip install 'dcse_jax[data]'"
+    ) from error
+  return pyarrow
+
+
 def rows(
   source: str, columns: Sequence[str], types: Sequence[tuple[type, ...]] = ()
 ) -> Iterator[Sequence[Any]]:
@@ -26,15 +44,9 @@ def rows(
   Raises:
     UserError: the file cannot be read, or a column is missing or has another type.
   """
+  pa = load(source)
   try:
-    import pyarrow as pa  # It is an extra, and slow to load.
-  except ImportError as error:
-    raise UserError(
-      f"{source}: tables of Parquet and Arrow need pyarrow: pip install 'dcse_jax[data]'"
-    ) from error
-
-  try:
-    with _opened(source, columns) as (schema, batches):
+    with opened(source, columns) as (schema, batches):
       yield from cells(source, columns, schema, batches, types)
   except (pa.ArrowException, OSError) as error:
     raise decoding.user_error(
@@ -75,8 +87,8 @@ def cells(
 
 
 @contextlib.contextmanager
-def _opened(source: str, columns: Sequence[str]) -> Iterator[tuple[Any, Iterator[Any]]]:
-  """Opens a file, and gives its schema and its batches of some columns."""
+def opened(source: str, columns: Sequence[str]) -> Iterator[tuple[Any, Iterator[Any]]]:
+  """Opens a file, and yields its schema and its batches of some columns."""
   import pyarrow as pa
   import pyarrow.parquet as pq
 

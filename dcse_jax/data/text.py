@@ -74,7 +74,8 @@ def read_text(
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz, or in
-      .parquet or .arrow; a folder that `datasets` saved; or
+      .parquet or .arrow; a folder that `datasets` saved, or one of Parquet parts, whose
+      column is "text" if none is named; or
       `hf:NAME:SPLIT:COLUMN[,COLUMN...]` or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
       Or several of these, patterns, and shares: see `sources.expand`.
     columns: those to read from tables, in the order anchor, positive, hard negatives;
@@ -129,7 +130,7 @@ def _open(
   some_tables = any(not reader.columns for _, reader in every)
   opened, widths = [], {}
   for each, reader in every:
-    named, scores = columns, score_columns
+    named, scores = columns or reader.default, score_columns
     if reader.columns:
       # Beside tables, a plain text has no part in the names of their columns.
       if (columns and not some_tables) or score_columns:
@@ -176,7 +177,7 @@ def _check_columns(
 
 def _split_rows(reader, source, columns, splitter) -> Iterator[_Row]:
   for row in reader.rows(source, columns):
-    sentences = list(map(_clean, splitter(row[0]))) if row else []
+    sentences = list(map(clean, splitter(row[0]))) if row else []
     # A document without a sentence counts as one blank row.
     for cells in [[sentence] for sentence in sentences] or [[]]:
       yield _Row(cells, [], bool(cells))
@@ -193,8 +194,8 @@ def _read_rows(reader, source, columns, score_columns) -> Iterator[_Row]:
       continue
     text, scores = row[: len(columns)], row[len(columns) :]
     blank = {name for name, cell in zip(columns, text) if name in blank and not cell}
-    cells = list(map(_clean, text[:2]))
-    negatives = list(map(_clean, candidates.negatives(source, number, text[2:])))
+    cells = list(map(clean, text[:2]))
+    negatives = list(map(clean, candidates.negatives(source, number, text[2:])))
     is_whole = all(cells) and (len(columns) < 3 or any(negatives))
     if scores and is_whole:
       matched = [cells[1], *negatives]
@@ -280,7 +281,8 @@ def _padded(values: Sequence[float], widths: Sequence[int], width: int) -> np.nd
   return padded
 
 
-def _clean(cell: str) -> str:
+def clean(cell: str) -> str:
+  """Makes each run of white space and NUL one space, and none at the ends."""
   # This many words with spaces between are longer than what is kept. The rest of a
   # huge line is never split, which would take many times its size.
   words = cell.replace("\0", " ").split(maxsplit=MAX_CHARACTERS)
@@ -313,8 +315,8 @@ def measure(source: sources.Names, columns: Sequence[str] = ()) -> tuple[int, st
   return number, digest.hexdigest()
 
 
-def read_ids(source: sources.Names, column: str) -> list[str]:
-  """Reads the id of each row of a text, blank rows included.
+def read_ids(source: sources.Names, column: str) -> Iterator[str]:
+  """Yields the id of each row of a text, blank rows included.
 
   Args:
     source: see `read_text`.
@@ -324,13 +326,12 @@ def read_ids(source: sources.Names, column: str) -> list[str]:
   Raises:
     UserError: a source cannot be read, or has no such column.
   """
-  ids: list[str] = []
+  numbers = itertools.count()
   for each in sources.expand(source):
     reader = readers.find(each.name)
     if reader.columns:
       rows = reader.rows(each.name, reader.columns(each.name))
-      ids += [str(number) for number, _ in enumerate(rows, start=len(ids))]
+      yield from (str(number) for _, number in zip(rows, numbers))
     else:
       rows = reader.rows(each.name, (column,), [(str, int)])  # An id may be a number.
-      ids += [str(row[0]).strip() if row else "" for row in rows]
-  return ids
+      yield from (str(row[0]).strip() if row else "" for row, _ in zip(rows, numbers))
