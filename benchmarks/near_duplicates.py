@@ -90,6 +90,10 @@ def _best(sentences: list[str], row: int, signatures: np.ndarray) -> float:
   return max(_jaccard(sentences[row], sentences[i]) for i in nearest)
 
 
+def _of_children() -> resource.struct_rusage:
+  return resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--text", required=True)
@@ -111,30 +115,34 @@ def main() -> None:
     ids = range(len(every))
     pq.write_table(pa.table({"id": ids, "text": every}), folder / "text.parquet")
     print(f"{len(sentences)} sentences, and as many edited")
+    size = len(sentences)
+    like = np.asarray([_jaccard(one, two) for one, two in zip(every, every[size:])])
+    signatures = near_duplicates.signatures(sentences)
     for threshold in options.thresholds:
       output, start = folder / f"clean-{threshold}", time.perf_counter()
       command = [sys.executable, "-m", "dcse_jax.prepare", "--id_column=id"]
       command += [f"--input={folder}/text.parquet", f"--output={output}"]
       command += [f"--near_duplicates={threshold}", f"--workers={options.workers}"]
+      before = _of_children()
       subprocess.run(command, check=True)
-      seconds = time.perf_counter() - start
-      peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+      used, seconds = _of_children(), time.perf_counter() - start
+      cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
       print(
-        f"threshold {threshold}: {len(every) / seconds:.0f} sentences/s, peak of a "
-        f"process {peak:.0f} MiB",
+        f"threshold {threshold}: {len(every) / seconds:.0f} sentences/s, "
+        f"{len(every) / cpu:.0f} of one core, peak of a process "
+        f"{used.ru_maxrss / 1024:.0f} MiB",
         flush=True,
       )
-      _tell(every, copies, output, threshold)
+      _tell(every, copies, like, signatures, output, threshold)
 
 
-def _tell(every, copies, output: pathlib.Path, threshold: float) -> None:
+def _tell(every, copies, like, signatures, output: pathlib.Path, threshold) -> None:
   """Prints what was found among the copies, and what else was left out."""
   stays = np.zeros(len(every), bool)
   for path in parts.paths(output):
     stays[pq.read_table(path, columns=["id"])["id"].to_numpy().astype(int)] = True
   size = len(copies)
   kinds = np.asarray([kind for kind, _ in copies])
-  like = np.asarray([_jaccard(one, two) for one, two in zip(every, every[size:])])
   for kind in _EDITS:
     of_kind = kinds == kind
     share = 1 - stays[size:][of_kind].mean()
@@ -146,7 +154,6 @@ def _tell(every, copies, output: pathlib.Path, threshold: float) -> None:
   print(f"  of copies that are less like: {1 - stays[size:][~are_like].mean():.2%}")
   lost = np.flatnonzero(~stays[:size])
   shown = np.random.default_rng(0).permutation(lost)[:500]
-  signatures = near_duplicates.signatures(every[:size])
   truly = [_best(every, row, signatures) >= threshold for row in shown]
   wrong = 1 - np.mean(truly) if len(shown) else 0.0
   print(

@@ -20,6 +20,8 @@ MANIFEST = "manifest.json"
 # A folder with one of these holds a model, whatever else is there.
 OF_MODELS = ("config.json", "modules.json")
 _SUFFIX = ".parquet"
+# What `encode` keeps in a folder until it is whole.
+_PROGRESS = ".progress"
 _PART_ROWS, _GROUP_ROWS = 1 << 18, 1 << 16
 
 
@@ -47,13 +49,18 @@ def paths(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
   """Lists the parts of a folder in their order, each with the rows that it should have.
 
   Raises:
-    UserError: one that the manifest lists is missing, or has other rows.
+    UserError: one that the manifest lists is missing, or has other rows; or the folder
+      is not finished.
   """
   pa = arrow.load(str(folder))
   import pyarrow.parquet as pq
 
   folder = pathlib.Path(folder)
   listed = _listed(folder)
+  if listed is None and (folder / _PROGRESS).exists():
+    raise decoding.user_error(
+      f"{folder}: is not finished; run the command that makes it again"
+    )
   if listed is None:
     hidden = lambda path: path.name[0] in "._"
     return [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if not hidden(path)]

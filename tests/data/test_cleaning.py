@@ -61,7 +61,7 @@ odd = st.sampled_from(
 )
 
 
-@hypothesis.settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@hypothesis.settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @hypothesis.given(st.text(odd | st.characters(exclude_categories=["Cs"]), max_size=15))
 def test_to_clean_again_or_to_read_for_training_changes_nothing(sentence):
   cleaned = cleaning.clean(sentence)

@@ -7,7 +7,6 @@ import pytest
 from dcse_jax.data import parts
 from dcse_jax.data import text
 from dcse_jax.runtime.errors import UserError
-from tests import models
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -70,9 +69,16 @@ def test_what_does_not_fit_the_manifest_or_has_no_such_column_is_refused(tmp_pat
   assert "manifest.json: not as it was written" in refusal(source)
 
 
+def test_a_folder_that_is_still_written_is_refused(tmp_path):
+  source = write(tmp_path / "vectors", ["a"], manifest=False)
+  (tmp_path / "vectors/.progress").mkdir()
+  assert "vectors: is not finished; run the command that makes it" in refusal(source)
+
+
 def test_a_model_and_an_empty_folder_are_no_parts(tmp_path):
-  path = models.write_tiny_folder(tmp_path / "model", num_layers=1)
-  pq.write_table(pa.table({"text": ["a"]}), tmp_path / "model/rows.parquet")
+  model = write(tmp_path / "model", ["a"])
+  assert parts.is_parts(model)
+  (tmp_path / "model/config.json").write_text("{}")
   (tmp_path / "empty").mkdir()
-  assert not parts.is_parts(path) and not parts.is_parts(tmp_path / "empty")
+  assert not parts.is_parts(model) and not parts.is_parts(tmp_path / "empty")
   assert "is a directory; name one file in it" in refusal(str(tmp_path / "empty"))

@@ -204,6 +204,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_neither_processes_nor_pythons_hashes_change_a_byte(tmp_path):
   near_text(tmp_path / "a.txt")
   (tmp_path / "program.py").write_text(PROGRAM)
