@@ -4,18 +4,25 @@
 
 Neither file need fit into memory. After an interruption the same command continues.
 
+`python -m dcse_jax.encode --model DIR --input 'text/*.parquet' --output emb --engine ray`
+
+An --output without a suffix is a folder of Parquet parts (id, --columns, embedding) with a
+manifest, of files, patterns and folders of .txt, .txt.gz, .parquet or .arrow, here or at
+gs:// and s3://. --engine ray divides them among the devices of a cluster: docs/scale.md.
+
 With --precision int8 or uint8 the range of each dimension is measured on a sample of
 the lines and kept in emb.ranges.npy, [2, D]; --calibration names another text, or such
 a file, so that more text may be encoded with the same ranges.
 """
 
 from collections.abc import Iterator
-import dataclasses
 import functools
 
 from absl import flags
 import numpy as np
 
+from dcse_jax.cluster import command as cluster
+from dcse_jax.cluster import embedders
 from dcse_jax.data import decoding
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed import calibration as calibration_lib
@@ -23,7 +30,6 @@ from dcse_jax.embed import devices
 from dcse_jax.embed import precision as precision_lib
 from dcse_jax.embed import row_file
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
-from dcse_jax.model import model as model_lib
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
@@ -75,12 +81,7 @@ def encode_file(
     normalize_embeddings=normalize,
     **prompts,
   )
-  origin = {
-    "model": model_lib.identity(model),
-    "text": lines.digest,
-    "normalize": model.normalize or normalize,
-    **{name: text for name, text in prompts.items() if text is not None},
-  }
+  origin = {"text": lines.digest, **embedders.origin_of(model, normalize, prompts)}
   ranges = None
   if precision != "float32":
     origin["precision"] = precision
@@ -118,8 +119,18 @@ def _check_precision(precision: str, calibration: str | None) -> None:
 def define_flags() -> None:
   """Defines the command's flags: not on import, since commands share names."""
   flags.DEFINE_string("model", None, "Model folder or hub id.")
-  flags.DEFINE_string("input", None, "A sentence a line, UTF-8; also .gz.")
-  flags.DEFINE_string("output", None, "The .npy file to write, [lines, D].")
+  flags.DEFINE_string(
+    "input",
+    None,
+    "A sentence a line, UTF-8; also .gz. For a folder of parts, any text.",
+  )
+  flags.DEFINE_string(
+    "output", None, "The .npy file to write, [lines, D], or a folder of parts."
+  )
+  flags.DEFINE_string(
+    "text_column", None, 'A table\'s column of sentences; "text" by default.'
+  )
+  cluster.define_flags()
   flags.DEFINE_integer("batch_size", 64, "Sentences in a device's batch.", 1)
   devices.define_flag()
   flags.DEFINE_bool(
@@ -138,7 +149,7 @@ def define_flags() -> None:
     "precision",
     "float32",
     precision_lib.PRECISIONS,
-    "int8 and uint8 take a quarter of the bytes, binary and ubinary a 32nd.",
+    "float16 takes half of the bytes, int8 and uint8 take a quarter of the bytes, binary and ubinary a 32nd.",
   )
   flags.DEFINE_string(
     "calibration",
@@ -150,33 +161,48 @@ def define_flags() -> None:
 
 def main() -> None:
   if not _FLAGS.model or not _FLAGS.input or not _FLAGS.output:
-    raise UserError("give --model DIR_or_id, --input FILE.txt and --output FILE.npy")
-  # Check the paths before a model is fetched and loaded.
-  row_file.output_path(_FLAGS.output)
-  decoding.check_file(str(files.user_path(_FLAGS.input)))
+    raise UserError(
+      "give --model DIR_or_id, --input FILE.txt and --output FILE.npy, or a folder for "
+      "parts"
+    )
   _check_precision(_FLAGS.precision, _FLAGS.calibration)
   if _FLAGS.calibration:
     calibration_lib.check_source(_FLAGS.calibration)
-  encoder = SentenceEncoder(
+  embedder = embedders.Encoder(
     _FLAGS.model,
     pooling=_FLAGS.pooling,
     max_length=_FLAGS.max_length,
     truncate_dim=_FLAGS.truncate_dim,
-    devices=_FLAGS.devices,
-  )
-  if _FLAGS.normalize is False:
-    encoder.model = dataclasses.replace(encoder.model, normalize=False)
-  encode_file(
-    encoder,
-    _FLAGS.input,
-    _FLAGS.output,
-    batch_size=_FLAGS.batch_size,
-    normalize=bool(_FLAGS.normalize),
+    normalize=_FLAGS.normalize,
     prompt_name=_FLAGS.prompt_name,
     prompt=_FLAGS.prompt,
-    precision=_FLAGS.precision,
-    calibration=_FLAGS.calibration,
+    batch_size=_FLAGS.batch_size,
+    devices=_FLAGS.devices,
   )
+  if cluster.is_folder(_FLAGS.output):
+    cluster.embed(
+      embedder,
+      _FLAGS.input,
+      _FLAGS.output,
+      text_column=_FLAGS.text_column,
+      precision=_FLAGS.precision,
+      calibration=_FLAGS.calibration,
+    )
+  else:
+    # Check the paths before a model is fetched and loaded.
+    row_file.output_path(_FLAGS.output)
+    decoding.check_file(str(files.user_path(_FLAGS.input)))
+    encode_file(
+      embedder.make(),
+      _FLAGS.input,
+      _FLAGS.output,
+      batch_size=_FLAGS.batch_size,
+      normalize=bool(_FLAGS.normalize),
+      prompt_name=_FLAGS.prompt_name,
+      prompt=_FLAGS.prompt,
+      precision=_FLAGS.precision,
+      calibration=_FLAGS.calibration,
+    )
   print(f"written to {_FLAGS.output}")
 
 

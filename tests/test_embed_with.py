@@ -5,12 +5,16 @@ import json
 import pathlib
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import sentence_transformers
 from sentence_transformers import models as modules_lib
 import transformers
 
 from dcse_jax import embed_with
+from dcse_jax.cluster import driver
+from dcse_jax.cluster import embedders
+from dcse_jax.embed import bridge
 from dcse_jax.embed import row_file
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -80,7 +84,7 @@ def test_rows_are_those_of_the_text_by_the_models_own_prompt(tmp_path, kind):
 def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
   model = make(tmp_path)
   source, rows = write_text(tmp_path / "text.txt")
-  monkeypatch.setattr(embed_with, "_CHUNK", 16)
+  monkeypatch.setattr(bridge, "CHUNK", 16)
   embed_with.embed_file(model, source, str(tmp_path / "whole.npy"))
   embedded = []
   write_json = row_file.files.write_json
@@ -120,6 +124,34 @@ def test_a_column_of_a_packed_table_is_read_as_training_reads_it(tmp_path):
   (tmp_path / "plain.txt").write_text("\n".join(SENTENCES[:9]))
   embed_with.embed_file(model, str(tmp_path / "plain.txt"), str(tmp_path / "b.npy"))
   np.testing.assert_array_equal(np.load(output), np.load(tmp_path / "b.npy"))
+
+
+def test_a_folder_of_parts_has_the_teachers_rows(tmp_path):
+  model = make(tmp_path)
+  source, rows = write_text(tmp_path / "text.txt")
+  driver.embed_parts(
+    embedders.Teacher(model), source, str(tmp_path / "parts"), part_rows=20
+  )
+  parts = [
+    pq.read_table(path) for path in sorted((tmp_path / "parts").glob("*.parquet"))
+  ]
+  assert [part.num_rows for part in parts] == [20, 20, 12]
+  theirs = sentence_transformers.SentenceTransformer(model, device="cpu").encode(rows)
+  found = [e for part in parts for e in part.column("embedding").to_pylist()]
+  np.testing.assert_allclose(found, theirs, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_several_devices_give_the_bytes_of_one(tmp_path, monkeypatch):
+  # Two processes on a CPU, each with its copy of the model.
+  model = make(tmp_path)
+  source, _ = write_text(tmp_path / "text.txt")
+  monkeypatch.setattr(bridge, "CHUNK", 16)
+  for number in (1, 2):
+    output = str(tmp_path / f"{number}.npy")
+    embed_with.embed_file(model, source, output, devices=number, dtype="float32")
+  one, two = (tmp_path / f"{number}.npy" for number in (1, 2))
+  assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_prompt_that_a_model_has_not_is_refused(tmp_path):

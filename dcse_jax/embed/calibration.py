@@ -20,7 +20,7 @@ from dcse_jax.runtime.errors import UserError
 _log = logging.getLogger(__name__)
 
 # A text is calibrated by as many of its lines, or fewer, evenly spread.
-_SAMPLE = 10_000
+SAMPLE = 10_000
 # Fewer say little about the ends of a range.
 _FEW = 100
 # Rows of a file that are read at a time.
@@ -73,7 +73,7 @@ def calibrate(
     UserError: there are fewer than two embeddings, or one is not finite.
   """
   if source is None:
-    step = -(-len(lines) // _SAMPLE)
+    step = -(-len(lines) // SAMPLE)
     blocks = stream(itertools.islice(lines.iterate(), 0, None, step))
   elif source.endswith(".npy"):
     rows = row_file.read(source)

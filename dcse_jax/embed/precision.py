@@ -7,7 +7,7 @@ import numpy as np
 from dcse_jax.model.vectors import is_finite
 from dcse_jax.runtime.errors import UserError
 
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 
 def check_precision(precision: str) -> None:
@@ -85,7 +85,7 @@ def quantize(
 
   Args:
     embeddings: [n, D] float32.
-    precision: "float32" leaves them as they are; "int8" and "uint8" divide the range of
+    precision: "float32" leaves them as they are; "float16" rounds each; "int8" and "uint8" divide the range of
       each dimension into 256 steps; "binary" and "ubinary" keep the signs, eight in a
       byte.
     ranges: see `ranges_of`; None takes those of the embeddings. What is beyond them is
@@ -101,12 +101,18 @@ def quantize(
   check_precision(precision)
   if precision == "float32":
     return embeddings
-  finite = is_finite(embeddings)
+  rounded = embeddings
+  if precision == "float16":
+    with np.errstate(over="ignore"):  # What is too large becomes infinity.
+      rounded = embeddings.astype(np.float16)
+  finite = is_finite(rounded)
   if not finite.all():
     raise UserError(
       f"the embedding of sentence {first_row + int(np.argmin(finite))} (from 0) holds "
       f"NaN or infinity, which {precision} cannot: check the model"
     )
+  if precision == "float16":
+    return rounded
   signed = not precision.startswith("u")
   if not has_ranges(precision):
     packed = np.packbits(embeddings > 0, axis=-1)
