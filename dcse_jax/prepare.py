@@ -6,10 +6,15 @@ clean/ has Parquet parts with the columns id and text, and a manifest.json with 
 left out; it is a text as it is: `--config.text=clean`. An --output that ends in .txt is a
 sentence a line. Sentences that repeat an earlier one, or nearly do (MinHash), are left out.
 Interrupted, the same command goes on, to the same bytes. Text need not fit into memory.
+--engine ray cleans on all cores of a cluster.
 """
+
+import contextlib
 
 from absl import flags
 
+from dcse_jax.cluster import chunks
+from dcse_jax.cluster import engine as engine_lib
 from dcse_jax.data import cleaning
 from dcse_jax.data import preparing
 from dcse_jax.data import text as text_lib
@@ -51,6 +56,13 @@ def define_flags() -> None:
     "runs of five characters; 0 leaves out equal ones alone.",
   )
   flags.DEFINE_integer("workers", None, "Processes; by default one for each core.", 1)
+  flags.DEFINE_enum(
+    "engine",
+    "local",
+    engine_lib.ENGINES,
+    "Processes of this machine, or actors of Ray.",
+  )
+  flags.DEFINE_string("address", None, "Ray's cluster, as encode has it.")
 
 
 def main() -> None:
@@ -63,8 +75,15 @@ def main() -> None:
     rules=cleaning.Rules(_FLAGS.min_characters, _FLAGS.max_characters),
     near_duplicates=_FLAGS.near_duplicates,
   )
-  with pool.mapping(_FLAGS.workers or pool.num_cores()) as run:
-    manifest = preparing.prepare(_FLAGS.input, _FLAGS.output, settings, run)
+  by_ray = _FLAGS.engine == "ray"
+  if _FLAGS.address and not by_ray:
+    raise UserError("--address is for --engine=ray: add it")
+  with contextlib.ExitStack() as stack:
+    workers = None if by_ray else _FLAGS.workers
+    here = run = stack.enter_context(pool.mapping(workers or pool.num_cores()))
+    if by_ray:
+      run = stack.enter_context(chunks.mapping(_FLAGS.address, _FLAGS.workers))
+    manifest = preparing.prepare(_FLAGS.input, _FLAGS.output, settings, run, here)
   print(preparing.describe(manifest))
   print(f"{manifest['rows']:,} sentences: written to {_FLAGS.output}")
 

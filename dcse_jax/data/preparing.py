@@ -117,7 +117,11 @@ def _splitter(split: str):
 
 
 def prepare(
-  names: Sequence[str], output: str, settings: Settings, run: pool.Map
+  names: Sequence[str],
+  output: str,
+  settings: Settings,
+  run: pool.Map,
+  here: pool.Map | None = None,
 ) -> dict[str, Any]:
   """Prepares text; what is there already of the same text and settings is kept.
 
@@ -126,6 +130,7 @@ def prepare(
     output: the folder of parts to write, or a .txt file.
     settings: what is done.
     run: maps chunks of work, in order.
+    here: the same on this machine, for work on files beside the output; None for `run`.
 
   Returns:
     What the manifest says: `rows` that are in the output, `read` rows and `sentences`,
@@ -150,7 +155,9 @@ def prepare(
       manifest = _finished(path, origin)
     else:
       try:
-        manifest = _prepare(Unfinished(work, origin), found, path, settings, run)
+        manifest = _prepare(
+          Unfinished(work, origin), found, path, settings, run, here or run
+        )
       except OSError as error:
         raise files.cannot_write(path, error) from error
     files.remove(work)
@@ -178,13 +185,14 @@ def _prepare(
   path: pathlib.Path,
   settings: Settings,
   run: pool.Map,
+  here: pool.Map,
 ) -> dict[str, Any]:
   """Does what is left of the three passes, and returns the manifest."""
   if not work.about["is_read"]:
     chunks = _chunks(work, found, settings)
     chunks = itertools.islice(chunks, work.about["chunks"], None)
     work.grow(run(functools.partial(_clean, settings), chunks))
-  reasons = _find_repeats(work, settings, run)
+  reasons = _find_repeats(work, settings, here)
   counts = collections.Counter(work.about["counts"])
   for code, why in _REPEATS.items():
     counts[why] = int(np.count_nonzero(reasons == code))
