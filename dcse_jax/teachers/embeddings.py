@@ -56,7 +56,7 @@ class Embeddings:
 
   Attributes:
     name: as the user wrote it.
-    shapes: of arrays, each [n, D], that follow each other.
+    shapes: the shapes of arrays, each [n, D], that follow each other.
     dtype: the dtype of what `take` returns.
     load: maps these arrays, once they are asked for.
     ids: yields a string for each row of all arrays together; None if the order says it.
