@@ -6,7 +6,8 @@ The table has the columns anchor, positive and negative_1 to negative_4 (negativ
 one is asked for) and trains as it is. Flags have the names of sentence-transformers'
 `mine_hard_negatives`, and for the same settings the negatives are the same.
 OUTPUT.mining keeps embeddings and neighbours: an interrupted command goes on, and one
-with other guards begins there; remove it when nothing is left to try.
+with other guards begins there; remove it when nothing is left to try. --engine ray embeds
+on the devices of a cluster: docs/scale.md.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 from absl import flags
 
+from dcse_jax.cluster import command as cluster
 from dcse_jax.data import table_writer
 from dcse_jax.data import text as text_lib
 from dcse_jax.embed import bridge
@@ -24,7 +26,6 @@ from dcse_jax.embed import candidates
 from dcse_jax.embed import mined_file
 from dcse_jax.embed import mining
 from dcse_jax.embed import score_file
-from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
@@ -87,6 +88,7 @@ def define_flags() -> None:
     flags.DEFINE_string(f"{role}_prompt_name", None, about)
     flags.DEFINE_string(f"{role}_prompt", None, "A text to put there instead.")
   flags.DEFINE_integer("batch_size", 64, "Sentences in a batch.", 1)
+  cluster.define_engine_flags()
 
 
 def _read_pairs() -> mining.Pairs:
@@ -132,7 +134,7 @@ def _prompts() -> dict[str, dict[str, str | None]]:
 
 
 def _scorer(
-  pairs: mining.Pairs, guards: mining.Guards
+  pairs: mining.Pairs, guards: mining.Guards, work: pathlib.Path
 ) -> Callable[[pathlib.Path], candidates.Scorer] | None:
   """Returns what makes the scores that guards look at; None for the model's own."""
   given = [name for name in _SCORERS if _FLAGS[name].value]
@@ -158,7 +160,7 @@ def _scorer(
   prompts: dict[str, Any] = {r: {"prompt_name": r} for r in ("query", "document")}
   return functools.partial(
     candidates.BiEncoder,
-    encoder=SentenceEncoder(_FLAGS.second_model),
+    encoder=cluster.make_encoder(_FLAGS.second_model, work),
     pairs=pairs,
     prompts=prompts,
     batch_size=batch_size,
@@ -177,9 +179,10 @@ def main() -> None:
     **{name: _FLAGS[name].value for name in _BOUNDS},
   )
   prompts, pairs = _prompts(), _read_pairs()
-  make_scorer = _scorer(pairs, guards)
+  work = mined_file.kept_in(output)
+  make_scorer = _scorer(pairs, guards, work)
   report = mined_file.mine_file(
-    SentenceEncoder(_FLAGS.model),
+    cluster.make_encoder(_FLAGS.model, work),
     pairs,
     output,
     table=table,

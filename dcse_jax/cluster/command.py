@@ -1,5 +1,7 @@
 """The flags that commands share which write folders of parts."""
 
+import pathlib
+
 from absl import flags
 
 from dcse_jax.cluster import driver
@@ -7,13 +9,15 @@ from dcse_jax.cluster import engine as engine_lib
 from dcse_jax.cluster import parts as parts_lib
 from dcse_jax.cluster import tables
 from dcse_jax.cluster.embedders import Embedder
+from dcse_jax.cluster.spread import SpreadEncoder
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.runtime.errors import UserError
 
 _FLAGS = flags.FLAGS
 
 
-def define_flags() -> None:
-  """Defines the flags of folders: not on import, since commands share names."""
+def define_engine_flags() -> None:
+  """Defines the flags of engines: not on import, since commands share names."""
   flags.DEFINE_enum(
     "engine", "local", engine_lib.ENGINES, "This process, or actors of Ray."
   )
@@ -26,6 +30,11 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "workers", None, "Actors of Ray; one for each device by default.", 1
   )
+
+
+def define_flags() -> None:
+  """Defines the flags of engines and of folders."""
+  define_engine_flags()
   flags.DEFINE_string(
     "id_column",
     None,
@@ -79,8 +88,7 @@ def embed(
   calibration: str | None = None,
 ) -> None:
   """Writes a folder as the flags say: see `driver.embed_parts`."""
-  if _FLAGS.engine == "local" and (_FLAGS.address or _FLAGS.workers):
-    raise UserError("--address and --workers are for --engine=ray: add it")
+  _check_engine()
   columns = tables.Columns(text_column, _FLAGS.id_column, tuple(_FLAGS.columns))
   driver.embed_parts(
     embedder,
@@ -95,3 +103,27 @@ def embed(
     address=_FLAGS.address,
     workers=_FLAGS.workers,
   )
+
+
+def make_encoder(model: str, work: pathlib.Path) -> SentenceEncoder | SpreadEncoder:
+  """Returns what embeds streams as the flags of engines say.
+
+  Args:
+    model: a model folder or hub id.
+    work: a folder for what waits for a cluster, and for what it made.
+  """
+  _check_engine()
+  if _FLAGS.engine == "local":
+    return SentenceEncoder(model)
+  return SpreadEncoder(
+    model,
+    work,
+    engine=_FLAGS.engine,
+    address=_FLAGS.address,
+    workers=_FLAGS.workers,
+  )
+
+
+def _check_engine() -> None:
+  if _FLAGS.engine == "local" and (_FLAGS.address or _FLAGS.workers):
+    raise UserError("--address and --workers are for --engine=ray: add it")

@@ -23,6 +23,8 @@ ENGINES = ("local", "ray")
 # What was begun as many times killed whoever did it.
 _TRIES = 4
 _CONNECT_SECONDS = 10
+# Ray gives a machine half a minute to start, which a busy one may need more than.
+_STARTS = 3
 # What Ray keeps for large objects; there are none.
 _STORE_BYTES = 128 << 20
 
@@ -238,28 +240,39 @@ def _connect(address: str | None) -> Any:
   except ImportError as error:
     raise UserError("--engine=ray needs Ray: pip install 'dcse_jax[ray]'") from error
   address = address or os.environ.get("RAY_ADDRESS")
-  _check_address(address)
+  settings = {"log_to_driver": False, "logging_level": logging.ERROR}
   handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-  start = {} if address else {"object_store_memory": _STORE_BYTES}
-  try:
-    ray.init(
-      address,
-      log_to_driver=False,
-      logging_level=logging.ERROR,
-      include_dashboard=None if address else False,
-      **start,
-    )
-  except Exception as error:  # It raises many kinds.
-    reason = " ".join(str(error).split())[:200]
-    raise UserError(
-      f"no Ray cluster at {address or 'this machine'} ({reason}): start one by `ray "
-      "start --head`, or mend --address"
-    ) from error
+  if address:
+    _check_address(address)
+    attempts = 1
+  else:
+    settings |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    attempts = _STARTS
+  for attempt in range(1, attempts + 1):
+    try:
+      ray.init(address, **settings)
+      break
+    except Exception as error:  # It raises many kinds.
+      ray.shutdown()
+      if attempt == attempts:
+        raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
   # Ray puts its own in their place.
   with contextlib.suppress(ValueError):  # Threads have none.
     for number, handler in handlers.items():
       signal.signal(number, handler)
   return ray
+
+
+def _no_cluster(address: str | None, reason: object) -> UserError:
+  if not address:
+    return UserError(
+      f"Ray cannot start on this machine ({reason}): see /tmp/ray/session_latest/logs, "
+      "or name a cluster by --address"
+    )
+  return UserError(
+    f"no Ray cluster at {address} ({reason}): start one by `ray start --head`, or mend "
+    "--address"
+  )
 
 
 def _check_address(address: str | None) -> None:
@@ -270,10 +283,7 @@ def _check_address(address: str | None) -> None:
   try:
     socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
   except (OSError, ValueError) as error:
-    raise UserError(
-      f"no Ray cluster at {address} ({error}): start one by `ray start --head`, or mend "
-      "--address"
-    ) from error
+    raise _no_cluster(address, error) from error
 
 
 def _resources(

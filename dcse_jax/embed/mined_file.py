@@ -128,6 +128,11 @@ class Report:
     return said
 
 
+def kept_in(path: pathlib.Path) -> pathlib.Path:
+  """Returns the folder that keeps what a table was made from."""
+  return path.with_name(f"{path.name}.mining")
+
+
 def mine_file(
   encoder: SentenceEncoder,
   pairs: Pairs,
@@ -176,7 +181,7 @@ def mine_file(
   if prompts is None:
     prompts = {role: {"prompt_name": role} for role in ("query", "document")}
   with locks.output_locked(path):
-    folder = path.with_name(f"{path.name}.mining")
+    folder = kept_in(path)
     encoded = candidates_lib.BiEncoder(
       folder, encoder, pairs, prompts, batch_size=batch_size
     )

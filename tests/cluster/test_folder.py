@@ -15,6 +15,7 @@ from dcse_jax.cluster import driver
 from dcse_jax.cluster import embedders
 from dcse_jax.cluster import tables
 from dcse_jax.cluster import work
+from dcse_jax.cluster.spread import SpreadEncoder
 from dcse_jax.embed import precision as precision_lib
 from dcse_jax.runtime import locks
 from dcse_jax.runtime.errors import UserError
@@ -202,6 +203,20 @@ def test_a_worker_with_another_model_and_a_second_driver_are_refused(
       embed(model, text, tmp_path / "parts")
 
 
+def test_embeddings_that_a_cluster_makes_come_back_as_those_of_this_process(
+  model, tmp_path
+):
+  spread = SpreadEncoder(model, tmp_path / "work", engine="local")
+  for prompt in ({}, {"prompt": "a b "}):
+    found = list(spread.encode_stream(SENTENCES, normalize_embeddings=True, **prompt))
+    plain = SentenceEncoder(model).encode(
+      SENTENCES, normalize_embeddings=True, **prompt
+    )
+    np.testing.assert_allclose(np.concatenate(found), plain, atol=1e-6)
+  # What waited there is gone.
+  assert not list((tmp_path / "work").iterdir())
+
+
 def test_a_bucket_holds_what_a_folder_holds(model, text, tmp_path):
   embed(model, text, tmp_path / "parts")
   bucket = fsspec.filesystem("memory")
@@ -233,7 +248,6 @@ def test_commands_write_folders_and_refuse_what_does_not_fit_files(
   assert contents(tmp_path / "parts") == contents(tmp_path / "same")
   for arguments, message in [
     ([file, "--engine", "ray"], "--engine is for folders of parts, and .* is a file"),
-    ([file, "--columns", "a"], "--columns is for folders of parts"),
     ([folder, "--workers", "2"], "--address and --workers are for --engine=ray"),
   ]:
     refused = processes.run(*command, *arguments)

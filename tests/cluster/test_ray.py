@@ -23,7 +23,11 @@ from tests.cluster import held
 from tests.cluster import test_folder
 
 pytest.importorskip("ray", reason="the engine needs Ray: pip install '.[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [
+  pytest.mark.slow,
+  # Ray forks where JAX has begun here, as it has in no command's driver.
+  pytest.mark.filterwarnings("ignore:os.fork"),
+]
 
 SENTENCES = [*models.SENTENCES[:70], held.STOP, *models.SENTENCES[70:150]]
 
