@@ -196,23 +196,26 @@ def test_ids_find_the_rows_in_whatever_order_they_are(tmp_path, kind):
   np.testing.assert_array_equal(found.take(rows), ROWS[:6])
 
 
-def test_a_folder_of_text_and_one_of_embeddings_train_as_plain_files_do(files):
-  sentences = models.SENTENCES[:60]
-  np.save(files / "rows.npy", ROWS)
-  expected = losses_of(files, "plain", files / "rows.npy")
-  ids = [f"a.txt:{i}" for i in range(60)]
-  (files / "clean").mkdir()
-  for i, part in enumerate((slice(0, 25), slice(25, 60))):
+def test_a_folder_of_text_and_one_of_embeddings_are_matched_by_ids(tmp_path):
+  sentences = [*models.SENTENCES[:30], " ", *models.SENTENCES[30:60]]
+  ids = [f"a.txt:{i}" for i in range(61)]
+  (tmp_path / "clean").mkdir()
+  for i, part in enumerate((slice(0, 25), slice(25, 61))):
     table = pa.table({"id": ids[part], "text": sentences[part]})
-    pq.write_table(table, files / f"clean/part-{i:06}.parquet")
-  order = np.random.default_rng(3).permutation(60)
+    pq.write_table(table, tmp_path / f"clean/part-{i:06}.parquet")
+  # The blank row has no embedding, and a sentence that is not read has one.
+  kept = [each for i, each in enumerate(ids) if i != 30] + ["b.txt:0"]
+  vectors = np.concatenate([ROWS, ROWS[:1]])
+  order = np.random.default_rng(3).permutation(61)
   parts = [
-    (ROWS[rows], {"id": [ids[i] for i in rows]}) for rows in np.split(order, [9])
+    (vectors[rows], {"id": [kept[i] for i in rows]}) for rows in np.split(order, [9])
   ]
-  write_parts(files / "teacher", *parts)
-  teacher = f"{files / 'teacher'}:id:vector"
-  text = {"text": str(files / "clean")}
-  assert losses_of(files, "parts", teacher, **text) == expected
+  write_parts(tmp_path / "teacher", *parts)
+  source = texts.Source(str(tmp_path / "clean"))
+  text = texts.read(source, tmp_path)
+  name = f"{tmp_path / 'teacher'}:id:vector"
+  found = embeddings_lib.open_embeddings(name, tmp_path / "cache")
+  np.testing.assert_array_equal(found.take(texts.match(found, text, source)), ROWS)
 
 
 # --- What is refused ------------------------------------------------------------------
