@@ -1,10 +1,10 @@
 """Near duplicates: how many planted ones `prepare` finds, what else it takes, how fast.
 
 `python -m benchmarks.near_duplicates --text wikipedia.txt` writes each sentence once, and
-once more with small edits that a seeded generator makes, and prepares this text with each
-threshold. It prints sentences a second and the peak of memory; the share of edited copies that
-were left out, by kind of edit; and the share of sentences that were left out though nobody
-edited them, with how many of these are truly that like an earlier sentence.
+once more with small edits that a seeded generator makes. It prepares this text, and prints
+sentences a second and the peak of memory. Then it prints for each threshold the share of edited
+copies that are left out, by kind of edit; and the share of sentences that are left out though
+nobody edited them, with how many of these are truly that like an earlier sentence.
 """
 
 import argparse
@@ -17,12 +17,10 @@ import tempfile
 import time
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dcse_jax.data import cleaning
+from dcse_jax.data import duplicates
 from dcse_jax.data import near_duplicates
-from dcse_jax.data import parts
 from dcse_jax.data import text as text_lib
 
 
@@ -78,20 +76,35 @@ def _plant(sentences: list[str], seed: int) -> list[tuple[str, str]]:
   return copies
 
 
-def _jaccard(one: str, other: str) -> float:
-  first, second = (set(each) for each in near_duplicates.runs([one, other]))
-  return len(first & second) / len(first | second)
-
-
 def _best(sentences: list[str], row: int, signatures: np.ndarray) -> float:
   """Finds how like the likest of all earlier sentences is."""
   similar = (signatures[:row] == signatures[row]).mean(axis=1)
   nearest = np.argsort(-similar)[:3]
-  return max(_jaccard(sentences[row], sentences[i]) for i in nearest)
+  return max(near_duplicates.jaccard(sentences[row], sentences[i]) for i in nearest)
 
 
 def _of_children() -> resource.struct_rusage:
   return resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _time(every: list[str], workers: int) -> None:
+  """Prepares sentences by the command, and prints how fast, and in how much memory."""
+  with tempfile.TemporaryDirectory() as folder:
+    text = pathlib.Path(folder) / "text.txt"
+    text.write_text("".join(f"{each}\n" for each in every), encoding="utf-8")
+    command = [sys.executable, "-m", "dcse_jax.prepare", f"--input={text}"]
+    command += [f"--output={folder}/clean", f"--workers={workers}"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds, used = time.perf_counter() - start, _of_children()
+    size = sum(path.stat().st_size for path in pathlib.Path(folder, "clean").iterdir())
+    print(
+      f"{len(every) / seconds:.0f} sentences/s, "
+      f"{len(every) / (used.ru_utime + used.ru_stime):.0f} for each second of a core, "
+      f"peak of a process {used.ru_maxrss / 1024:.0f} MiB, {size / 1e6:.1f} MB of "
+      f"{text.stat().st_size / 1e6:.1f} MB written",
+      flush=True,
+    )
 
 
 def main() -> None:
@@ -99,9 +112,9 @@ def main() -> None:
   parser.add_argument("--text", required=True)
   parser.add_argument("--rows", type=int, default=200_000)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--workers", type=int, nargs="*", default=[2])
   parser.add_argument(
-    "--thresholds", type=float, nargs="+", default=[0.6, 0.7, 0.8, 0.9]
+    "--thresholds", type=float, nargs="*", default=[0.6, 0.7, 0.8, 0.9]
   )
   options = parser.parse_args()
   rules = cleaning.Rules()
@@ -109,51 +122,45 @@ def main() -> None:
   kept = (each for each in cleaned if not cleaning.fault(each, rules))
   sentences = list(dict.fromkeys(kept))[: options.rows]
   copies = _plant(sentences, options.seed)
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    every = [*sentences, *(copy for _, copy in copies)]
-    ids = range(len(every))
-    pq.write_table(pa.table({"id": ids, "text": every}), folder / "text.parquet")
-    print(f"{len(sentences)} sentences, and as many edited")
-    size = len(sentences)
-    like = np.asarray([_jaccard(one, two) for one, two in zip(every, every[size:])])
-    signatures = near_duplicates.signatures(sentences)
-    for threshold in options.thresholds:
-      output, start = folder / f"clean-{threshold}", time.perf_counter()
-      command = [sys.executable, "-m", "dcse_jax.prepare", "--id_column=id"]
-      command += [f"--input={folder}/text.parquet", f"--output={output}"]
-      command += [f"--near_duplicates={threshold}", f"--workers={options.workers}"]
-      before = _of_children()
-      subprocess.run(command, check=True)
-      used, seconds = _of_children(), time.perf_counter() - start
-      cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-      print(
-        f"threshold {threshold}: {len(every) / seconds:.0f} sentences/s, "
-        f"{len(every) / cpu:.0f} of one core, peak of a process "
-        f"{used.ru_maxrss / 1024:.0f} MiB",
-        flush=True,
-      )
-      _tell(every, copies, like, signatures, output, threshold)
-
-
-def _tell(every, copies, like, signatures, output: pathlib.Path, threshold) -> None:
-  """Prints what was found among the copies, and what else was left out."""
-  stays = np.zeros(len(every), bool)
-  for path in parts.paths(output):
-    stays[pq.read_table(path, columns=["id"])["id"].to_numpy().astype(int)] = True
-  size = len(copies)
+  every = [*sentences, *(cleaning.clean(copy) for _, copy in copies)]
+  print(f"{len(sentences)} sentences, and as many edited", flush=True)
+  for workers in options.workers:
+    _time(every, workers)
+  if not options.thresholds:
+    return
   kinds = np.asarray([kind for kind, _ in copies])
+  like = np.asarray(
+    [near_duplicates.jaccard(one, two) for one, two in zip(every, every[len(kinds) :])]
+  )
+  signatures = near_duplicates.signatures(every)
+  digests = [duplicates.digest(each.encode()) for each in every]
+  is_equal = duplicates.repeats(np.asarray(digests, np.uint64))
+  for threshold in options.thresholds:
+    start, left_out = time.process_time(), is_equal.copy()
+    is_like = lambda row, other: (
+      near_duplicates.jaccard(every[row], every[other]) >= threshold
+    )
+    for band in range(near_duplicates.num_bands(threshold)):
+      left_out |= near_duplicates.find_in_band(
+        signatures, ~is_equal, threshold, band, is_like
+      )
+    print(f"threshold {threshold}: {time.process_time() - start:.1f} s of a core")
+    _tell(threshold, every, left_out, kinds, like, signatures)
+
+
+def _tell(threshold, every, left_out, kinds, like, signatures) -> None:
+  """Prints what was found among the copies, and what else was left out."""
+  size = len(kinds)
+  found = left_out[size:]
   for kind in _EDITS:
     of_kind = kinds == kind
-    share = 1 - stays[size:][of_kind].mean()
+    share = found[of_kind].mean()
     print(f"  {kind:22s} Jaccard {like[of_kind].mean():.2f}: {share:.2%} found")
   are_like = like >= threshold
-  print(
-    f"  of copies that are at least as like: {1 - stays[size:][are_like].mean():.2%}"
-  )
-  print(f"  of copies that are less like: {1 - stays[size:][~are_like].mean():.2%}")
-  lost = np.flatnonzero(~stays[:size])
-  shown = np.random.default_rng(0).permutation(lost)[:500]
+  print(f"  copies that are at least as like: {found[are_like].mean():.2%} found")
+  print(f"  copies that are less like: {found[~are_like].mean():.2%} found")
+  lost = np.flatnonzero(left_out[:size])
+  shown = np.random.default_rng(0).permutation(lost)[:200]
   truly = [_best(every, row, signatures) >= threshold for row in shown]
   wrong = 1 - np.mean(truly) if len(shown) else 0.0
   print(

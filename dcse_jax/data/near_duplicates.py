@@ -11,7 +11,7 @@ References:
   Li and König, b-Bit Minwise Hashing, 2010 (arXiv:0910.3349).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import unicodedata
 
 import numpy as np
@@ -27,6 +27,8 @@ _FOUND, _WIDEST = 0.95, 8
 # With how many of those before it in its band a sentence is compared, the first aside.
 _NEAREST = 8
 _AT_ONCE = 1 << 16
+# Sentences whose estimate is less by as much are compared themselves: two deviations.
+_MARGIN = 0.08
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -86,6 +88,12 @@ def runs(sentences: Sequence[str]) -> Iterator[list[int]]:
     start += len(each)
 
 
+def jaccard(one: str, other: str) -> float:
+  """Computes the share of all runs of two sentences that both have, in [0, 1]."""
+  first, second = map(set, runs([one, other]))
+  return len(first & second) / len(first | second)
+
+
 def similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
   """Estimates Jaccard similarities from signatures, [m, PLACES] each to [m].
 
@@ -111,7 +119,11 @@ def num_bands(threshold: float) -> int:
 
 
 def find_in_band(
-  signatures: np.ndarray, is_asked: np.ndarray, threshold: float, band: int
+  signatures: np.ndarray,
+  is_asked: np.ndarray,
+  threshold: float,
+  band: int,
+  is_like: Callable[[int, int], bool],
 ) -> np.ndarray:
   """Finds sentences that are like an earlier one that meets them in a band.
 
@@ -120,6 +132,8 @@ def find_in_band(
     is_asked: which sentences count, [n].
     threshold: the smallest similarity of sentences that are alike.
     band: the band's number.
+    is_like: says of a sentence and an earlier one, whose signatures are hardly less alike
+      than that, whether they are.
 
   Returns:
     Whether each is like an earlier one, [n]. Memory holds some 12 bytes for each.
@@ -142,8 +156,10 @@ def find_in_band(
       for start in range(0, len(ours), _AT_ONCE):
         rows = places[ours[start : start + _AT_ONCE]]
         others = places[theirs[start : start + _AT_ONCE]]
-        is_like = similarity(signatures[rows], signatures[others]) >= threshold
-        found[rows[is_like]] = True
+        estimates = similarity(signatures[rows], signatures[others])
+        is_near = estimates >= threshold - _MARGIN
+        for row, other in zip(rows[is_near].tolist(), others[is_near].tolist()):
+          found[row] = is_like(row, other)
   return found
 
 

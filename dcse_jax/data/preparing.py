@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from typing import Any
 
@@ -101,13 +102,14 @@ def _clean(settings: Settings, rows: Sequence[tuple[str, str] | None]) -> Chunk:
   digests = lambda texts: np.asarray(
     [duplicates.digest(each.encode()) for each in texts], np.uint64
   )
+  lines = {"ids": ids, "sentences": sentences}
+  joined = {k: "".join(f"{each}\n" for each in v).encode() for k, v in lines.items()}
   arrays = {"digests": digests(sentences)}
   if settings.id_column:
     arrays["id_digests"] = digests(ids)
   if settings.near_duplicates:
     arrays["signatures"] = near_duplicates.signatures(sentences)
-  lines = {"ids": ids, "sentences": sentences}
-  joined = {k: "".join(f"{each}\n" for each in v).encode() for k, v in lines.items()}
+    arrays["sizes"] = np.asarray([len(s.encode()) + 1 for s in sentences], np.uint32)
   return Chunk({**joined, **arrays}, counts)
 
 
@@ -243,6 +245,9 @@ def _find_repeats(work: Unfinished, settings: Settings, run: pool.Map) -> np.nda
   reasons = duplicates.repeats(work.array("digests", np.uint64)).astype(np.uint8)
   if settings.near_duplicates and len(reasons):
     np.save(work.folder / "is_asked.npy", reasons == 0)
+    np.save(
+      work.folder / "ends.npy", np.cumsum(work.array("sizes", np.uint32), dtype=int)
+    )
     search = functools.partial(_search, work, settings.near_duplicates)
     bands = range(near_duplicates.num_bands(settings.near_duplicates))
     is_near = np.zeros(len(reasons), bool)
@@ -257,10 +262,24 @@ def _find_repeats(work: Unfinished, settings: Settings, run: pool.Map) -> np.nda
 def _search(work: Unfinished, threshold: float, band: int) -> np.ndarray:
   """Finds near duplicates in a band; a bit for each sentence."""
   signatures = work.array("signatures", np.uint8, near_duplicates.PLACES)
-  is_asked = np.load(work.folder / "is_asked.npy", mmap_mode="r")
-  return np.packbits(
-    near_duplicates.find_in_band(signatures, is_asked, threshold, band)
+  is_asked, ends = (
+    np.load(work.folder / name, mmap_mode="r") for name in ("is_asked.npy", "ends.npy")
   )
+  sizes = work.array("sizes", np.uint32)
+  with (work.folder / "sentences").open("rb") as file:
+
+    def read(row: int) -> str:
+      size = int(sizes[row])
+      return os.pread(file.fileno(), size - 1, int(ends[row]) - size).decode()
+
+    found = near_duplicates.find_in_band(
+      signatures,
+      is_asked,
+      threshold,
+      band,
+      lambda row, other: near_duplicates.jaccard(read(row), read(other)) >= threshold,
+    )
+  return np.packbits(found)
 
 
 def _check_ids(work: Unfinished, column: str) -> None:

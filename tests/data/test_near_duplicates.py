@@ -19,7 +19,18 @@ def runs(sentence):
 
 
 def jaccard(one, other):
-  return len(runs(one) & runs(other)) / len(runs(one) | runs(other))
+  expected = len(runs(one) & runs(other)) / len(runs(one) | runs(other))
+  assert near_duplicates.jaccard(one, other) == expected
+  return expected
+
+
+def find(rows, is_asked, threshold, band):
+  """Finds rows by signatures alone."""
+  is_like = lambda row, other: (
+    near_duplicates.similarity(rows[row : row + 1], rows[other : other + 1])[0]
+    >= threshold
+  )
+  return near_duplicates.find_in_band(rows, is_asked, threshold, band, is_like)
 
 
 def test_signatures_estimate_the_share_of_common_runs():
@@ -87,7 +98,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds(threshold, monkeypat
     expected[row] = (meets & (similar >= threshold)).any()
   found = np.zeros(len(children), bool)
   for band in range(bands):
-    found |= near_duplicates.find_in_band(children, is_asked, threshold, band)
+    found |= find(children, is_asked, threshold, band)
   np.testing.assert_array_equal(found, expected)
   assert 5 <= expected.sum() < len(children) - 25
 
@@ -99,5 +110,5 @@ def test_in_a_band_that_many_share_the_first_and_the_nearest_are_compared():
   rows[20] = rows[0]  # Like the first, 20 before it.
   rows[30] = rows[23]  # Like the seventh before it.
   everything = np.ones(40, bool)
-  found = near_duplicates.find_in_band(rows, everything, 0.8, 0)
+  found = find(rows, everything, 0.8, 0)
   assert np.flatnonzero(found).tolist() == [20, 30]
