@@ -8,6 +8,7 @@ nobody edited them, with how many of these are truly that like an earlier senten
 """
 
 import argparse
+import contextlib
 import pathlib
 import random
 import resource
@@ -87,6 +88,20 @@ def _of_children() -> resource.struct_rusage:
   return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
+def _peak_mib(pid: int) -> float:
+  """Adds up the most that a process and its children have held until now.
+
+  What getrusage says of a child begins with what its parent held.
+  """
+  total = 0.0
+  with contextlib.suppress(OSError, IndexError):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    total = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    total += sum(map(_peak_mib, map(int, children.split())))
+  return total
+
+
 def _time(every: list[str], workers: int) -> None:
   """Prepares sentences by the command, and prints how fast, and in how much memory."""
   with tempfile.TemporaryDirectory() as folder:
@@ -94,14 +109,18 @@ def _time(every: list[str], workers: int) -> None:
     text.write_text("".join(f"{each}\n" for each in every), encoding="utf-8")
     command = [sys.executable, "-m", "dcse_jax.prepare", f"--input={text}"]
     command += [f"--output={folder}/clean", f"--workers={workers}"]
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
-    seconds, used = time.perf_counter() - start, _of_children()
+    before, start, peak = _of_children(), time.perf_counter(), 0.0
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+      peak = max(peak, _peak_mib(process.pid))
+      time.sleep(0.1)
+    seconds, after = time.perf_counter() - start, _of_children()
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     size = sum(path.stat().st_size for path in pathlib.Path(folder, "clean").iterdir())
     print(
       f"{len(every) / seconds:.0f} sentences/s, "
-      f"{len(every) / (used.ru_utime + used.ru_stime):.0f} for each second of a core, "
-      f"peak of a process {used.ru_maxrss / 1024:.0f} MiB, {size / 1e6:.1f} MB of "
+      f"{len(every) / cpu:.0f} for each second of a core, peak of "
+      f"{workers} workers and their parent {peak:.0f} MiB, {size / 1e6:.1f} MB of "
       f"{text.stat().st_size / 1e6:.1f} MB written",
       flush=True,
     )

@@ -43,7 +43,7 @@ def check_library() -> None:
     ) from error
 
 
-class _Plain(dict):
+class _Kept(dict):
   """A table for str.translate: letters, marks and digits stay, all else is a space."""
 
   def __missing__(self, code: int) -> int:
@@ -52,7 +52,7 @@ class _Plain(dict):
     return self[code]
 
 
-_PLAIN = _Plain()
+_KEPT = _Kept()
 
 
 def signatures(sentences: Sequence[str]) -> np.ndarray:
@@ -61,7 +61,7 @@ def signatures(sentences: Sequence[str]) -> np.ndarray:
 
   found = np.empty((len(sentences), PLACES), np.uint8)
   made = datasketch.MinHash.generator(
-    runs(sentences), num_perm=PLACES, seed=1, hashfunc=_same, scheme="affine32"
+    _runs(sentences), num_perm=PLACES, seed=1, hashfunc=_same, scheme="affine32"
   )
   for row, minhash in enumerate(made):
     found[row] = minhash.hashvalues  # The lowest bits remain.
@@ -72,10 +72,14 @@ def _same(value: int) -> int:
   return value
 
 
-def runs(sentences: Sequence[str]) -> Iterator[list[int]]:
+def _plain(sentence: str) -> str:
+  """Returns what of a sentence counts, at least as long as a run."""
+  return " ".join(sentence.casefold().translate(_KEPT).split()).ljust(_RUN)
+
+
+def _runs(sentences: Sequence[str]) -> Iterator[list[int]]:
   """Yields a number of 32 bits for each run of each sentence."""
-  plain = [" ".join(s.casefold().translate(_PLAIN).split()) for s in sentences]
-  plain = [each.ljust(_RUN) for each in plain]
+  plain = list(map(_plain, sentences))
   codes = np.frombuffer("".join(plain).encode("utf-32-le"), np.uint32)
   numbers = np.zeros(max(len(codes) - _RUN + 1, 0), np.uint64)
   for place in range(_RUN):
@@ -90,7 +94,11 @@ def runs(sentences: Sequence[str]) -> Iterator[list[int]]:
 
 def jaccard(one: str, other: str) -> float:
   """Computes the share of all runs of two sentences that both have, in [0, 1]."""
-  first, second = map(set, runs([one, other]))
+  # For two alone this is faster than arrays are.
+  first, second = (
+    {plain[i : i + _RUN] for i in range(len(plain) - _RUN + 1)}
+    for plain in map(_plain, (one, other))
+  )
   return len(first & second) / len(first | second)
 
 
