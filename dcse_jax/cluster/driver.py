@@ -82,12 +82,10 @@ def embed_parts(
     if precision_lib.has_ranges(precision):
       ranges = _kept_ranges(folder, pool, text, calibration)
     _embed_all(pool, text, entries, folder, (model, ranges))
+    numbers = precision_lib.row_size(precision, width)
     about = {
       "columns": [tables.ID, *layout.kept, tables.EMBEDDING],
-      "embedding": {
-        "numbers": precision_lib.row_size(precision, width),
-        "precision": precision,
-      },
+      "embedding": {"numbers": numbers, "precision": precision},
     }
     if ranges is not None:
       about["embedding"]["ranges"] = manifest.ranges_digest(ranges)

@@ -22,9 +22,9 @@ ENGINES = ("local", "ray")
 
 # What was begun as many times killed whoever did it.
 _TRIES = 4
+# Seconds without a worker before that is said.
+_PATIENCE = 60
 _CONNECT_SECONDS = 10
-# Ray gives a machine half a minute to start, which a busy one may need more than.
-_STARTS = 3
 # What Ray keeps for large objects; there are none.
 _STORE_BYTES = 128 << 20
 
@@ -63,7 +63,11 @@ class Cluster:
   """
 
   def __init__(
-    self, make: Callable[[], Any], ray: Any, workers: int | None, devices: bool
+    self,
+    make: Callable[[], Any],
+    ray: Any,
+    workers: int | None,
+    devices: bool = True,
   ):
     self._ray = ray
     resources, room = _resources(ray, workers, devices)
@@ -95,12 +99,19 @@ class Cluster:
     """
     waiting = collections.deque((call, 1) for call in calls)
     running: dict[Any, tuple[Any, Call, int]] = {}
+    idle_waits = 0
     while waiting or running:
       while waiting and self._idle:
         actor, (call, tries) = self._idle.pop(), waiting.popleft()
         running[actor.call.remote(*call)] = actor, call, tries
       # With a limit, so that signals are heard.
       done, _ = self._ray.wait([*running, *self._joining], timeout=1)
+      idle_waits = 0 if done or running else idle_waits + 1
+      if idle_waits == _PATIENCE:
+        _log.warning(
+          "no worker is ready yet: they load the model, or the cluster has no room for "
+          "any"
+        )
       for ref in done:
         if ref in self._joining:
           self._greet(ref)
@@ -110,7 +121,7 @@ class Cluster:
           result = self._result(ref)
         except _Died as error:
           self._bury(actor, error, _spelled_call(call), tries)
-          self._again += 1
+          self._again += call[0] == "embed"
           waiting.appendleft((call, tries + 1))
           continue
         self._idle.append(actor)
@@ -123,16 +134,16 @@ class Cluster:
       where = self._result(ref)
     except _Died as error:
       self._failed += 1
-      self._bury(actor, error, "its model", self._failed)
+      self._bury(actor, error, "loading the model", self._failed)
       return
     self._joined, self._failed = self._joined + 1, 0
     self._idle.append(actor)
     _log.info("a worker is ready on %s", where)
 
   def _bury(self, actor: Any, error: Exception, what: str, tries: int) -> None:
-    """Says that an actor died over something, and asks for another in its place."""
+    """Says over what an actor died, and asks for another in its place."""
     self._deaths += 1
-    _log.warning("a worker died, and %s is done again: %s", what, error)
+    _log.warning("a worker died; begun again: %s (%s)", what, error)
     if tries >= _TRIES:
       raise UserError(
         f"{what} was begun {tries} times, and each time the worker died ({error}): see "
@@ -212,7 +223,7 @@ def opened(
   Args:
     engine: one of `ENGINES`.
     make: makes a worker; it travels by pickle.
-    address: of a cluster, as `ray.init` takes it; None starts Ray on this machine,
+    address: a cluster, as `ray.init` takes it; None starts Ray on this machine,
       unless the environment has RAY_ADDRESS.
     workers: how many actors; None for one a device.
     devices: whether there is something for devices to do; if not, an actor gets a core.
@@ -240,22 +251,17 @@ def _connect(address: str | None) -> Any:
   except ImportError as error:
     raise UserError("--engine=ray needs Ray: pip install 'dcse_jax[ray]'") from error
   address = address or os.environ.get("RAY_ADDRESS")
-  settings = {"log_to_driver": False, "logging_level": logging.ERROR}
+  settings = {"log_to_driver": False, "logging_level": logging.CRITICAL}
   handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
   if address:
     _check_address(address)
-    attempts = 1
   else:
     settings |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    attempts = _STARTS
-  for attempt in range(1, attempts + 1):
-    try:
-      ray.init(address, **settings)
-      break
-    except Exception as error:  # It raises many kinds.
-      ray.shutdown()
-      if attempt == attempts:
-        raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
+  try:
+    # Without an address Ray would join whatever cluster was last begun on this machine.
+    ray.init(address or "local", **settings)
+  except Exception as error:  # It raises many kinds.
+    raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
   # Ray puts its own in their place.
   with contextlib.suppress(ValueError):  # Threads have none.
     for number, handler in handlers.items():
@@ -308,6 +314,7 @@ def _resources(
 
 
 def _spelled_call(call: Call) -> str:
+  """Names what is asked for: a part, if it is one."""
   name, arguments = call
   return getattr(arguments[0], "name", name) if arguments else name
 

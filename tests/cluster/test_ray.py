@@ -95,7 +95,7 @@ def test_an_actor_that_is_killed_loses_and_repeats_nothing(
   with when_held(mark, kill):
     held.embed(model, text, str(tmp_path / "parts"), str(mark), workers=2)
   assert mark.exists()
-  assert "a worker died, and part-000003 is done again" in caplog.text
+  assert "a worker died; begun again: part-000003 (" in caplog.text
   assert "1 died, 1 parts were done again" in caplog.text
   check_same(model, text, tmp_path)
 
