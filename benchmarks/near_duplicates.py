@@ -160,8 +160,8 @@ def main() -> None:
       near_duplicates.jaccard(every[row], every[other]) >= threshold
     )
     for band in range(near_duplicates.num_bands(threshold)):
-      left_out |= near_duplicates.find_in_band(
-        signatures, ~is_equal, threshold, band, is_like
+      near_duplicates.find_in_band(
+        left_out, signatures, ~is_equal, threshold, band, is_like
       )
     print(f"threshold {threshold}: {time.process_time() - start:.1f} s of a core")
     _tell(threshold, every, left_out, kinds, like, signatures)

@@ -127,26 +127,27 @@ def num_bands(threshold: float) -> int:
 
 
 def find_in_band(
+  found: np.ndarray,
   signatures: np.ndarray,
   is_asked: np.ndarray,
   threshold: float,
   band: int,
   is_like: Callable[[int, int], bool],
-) -> np.ndarray:
+) -> None:
   """Finds sentences that are like an earlier one that meets them in a band.
 
+  Memory holds some 12 bytes for each sentence.
+
   Args:
+    found: which sentences are found, [n]; those that are found here are added. Other
+      processes may add some meanwhile.
     signatures: those of all sentences, [n, PLACES], which may be mapped.
     is_asked: which sentences count, [n].
     threshold: the smallest similarity of sentences that are alike.
     band: the band's number.
     is_like: says of a sentence and an earlier one, whose signatures are hardly less alike
       than that, whether they are.
-
-  Returns:
-    Whether each is like an earlier one, [n]. Memory holds some 12 bytes for each.
   """
-  found = np.zeros(len(signatures), bool)
   keys = _keys(signatures, band_width(threshold), band)
   for places, is_new in duplicates.sorted_parts(keys, is_asked):
     # Most sentences meet nobody: only those are kept that do.
@@ -167,8 +168,8 @@ def find_in_band(
         estimates = similarity(signatures[rows], signatures[others])
         is_near = estimates >= threshold - _MARGIN
         for row, other in zip(rows[is_near].tolist(), others[is_near].tolist()):
-          found[row] = is_like(row, other)
-  return found
+          if is_like(row, other):
+            found[row] = True
 
 
 def _keys(signatures: np.ndarray, width: int, band: int) -> np.ndarray:

@@ -250,17 +250,17 @@ def _find_repeats(work: Unfinished, settings: Settings, run: pool.Map) -> np.nda
     )
     search = functools.partial(_search, work, settings.near_duplicates)
     bands = range(near_duplicates.num_bands(settings.near_duplicates))
-    is_near = np.zeros(len(reasons), bool)
-    for packed in (map if len(reasons) < _FEW else run)(search, bands):
-      is_near |= np.unpackbits(packed, count=len(reasons)).view(bool)
+    # All processes write to one map: what one has found, no other looks for.
+    is_near = np.memmap(work.folder / "is_near", bool, "w+", shape=reasons.shape)
+    collections.deque((map if len(reasons) < _FEW else run)(search, bands), maxlen=0)
     reasons[is_near] = 2
   with files.whole(path) as new, new.open("wb") as file:
     np.save(file, reasons)
   return reasons
 
 
-def _search(work: Unfinished, threshold: float, band: int) -> np.ndarray:
-  """Finds near duplicates in a band; a bit for each sentence."""
+def _search(work: Unfinished, threshold: float, band: int) -> None:
+  """Marks the near duplicates in a band."""
   signatures = work.array("signatures", np.uint8, near_duplicates.PLACES)
   is_asked, ends = (
     np.load(work.folder / name, mmap_mode="r") for name in ("is_asked.npy", "ends.npy")
@@ -272,14 +272,14 @@ def _search(work: Unfinished, threshold: float, band: int) -> np.ndarray:
       size = int(sizes[row])
       return os.pread(file.fileno(), size - 1, int(ends[row]) - size).decode()
 
-    found = near_duplicates.find_in_band(
+    near_duplicates.find_in_band(
+      np.memmap(work.folder / "is_near", bool, "r+"),
       signatures,
       is_asked,
       threshold,
       band,
       lambda row, other: near_duplicates.jaccard(read(row), read(other)) >= threshold,
     )
-  return np.packbits(found)
 
 
 def _check_ids(work: Unfinished, column: str) -> None:

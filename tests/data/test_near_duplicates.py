@@ -26,11 +26,13 @@ def jaccard(one, other):
 
 def find(rows, is_asked, threshold, band):
   """Finds rows by signatures alone."""
+  found = np.zeros(len(rows), bool)
   is_like = lambda row, other: (
     near_duplicates.similarity(rows[row : row + 1], rows[other : other + 1])[0]
     >= threshold
   )
-  return near_duplicates.find_in_band(rows, is_asked, threshold, band, is_like)
+  near_duplicates.find_in_band(found, rows, is_asked, threshold, band, is_like)
+  return found
 
 
 def test_signatures_estimate_the_share_of_common_runs():
