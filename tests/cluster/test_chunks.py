@@ -7,20 +7,31 @@ import signal
 import pytest
 
 from dcse_jax.cluster import chunks
+from dcse_jax.cluster import engine
 from dcse_jax.data import preparing
+from tests.cluster import test_engine
 
-pytest.importorskip("ray", reason="the engine needs Ray: pip install '.[ray]'")
-pytest.importorskip("datasketch")
-pytestmark = pytest.mark.slow
+
+def test_results_come_in_order_on_a_core_each_and_items_as_they_are_needed(monkeypatch):
+  ray = test_engine.Ray(resources=[{"GPU": 2, "CPU": 3}, {"CPU": 2}])
+  ray.shutdown = lambda: None
+  monkeypatch.setattr(engine, "_connect", lambda address: ray)
+  with chunks.mapping(None, None) as run:
+    found = run(lambda item: 2 * item, itertools.count())
+    assert list(itertools.islice(found, 150)) == [2 * item for item in range(150)]
+  assert len(ray.actors) == 5 and "num_gpus" not in ray.options
+  assert ray.options["num_cpus"] == 1
 
 
 @pytest.fixture(scope="module")
 def run():
+  pytest.importorskip("ray", reason="the engine needs Ray: pip install '.[ray]'")
   with chunks.mapping(None, 2) as run:
     yield run
 
 
-def test_results_come_in_order_and_what_a_dead_worker_had_is_done_again(run, tmp_path):
+@pytest.mark.slow
+def test_what_a_dead_worker_had_is_done_again(run, tmp_path):
   mark = tmp_path / "mark"
 
   def double(item):
@@ -34,7 +45,9 @@ def test_results_come_in_order_and_what_a_dead_worker_had_is_done_again(run, tmp
   assert found == [2 * item for item in range(150)] and mark.exists()
 
 
+@pytest.mark.slow
 def test_prepare_writes_the_same_bytes(run, tmp_path, monkeypatch):
+  pytest.importorskip("datasketch")
   monkeypatch.setattr(preparing, "_CHUNK_ROWS", 100)
   rows = [" ".join(f"word{i * j % 997}" for j in range(12)) for i in range(1, 900)]
   (tmp_path / "a.txt").write_text("\n".join([*rows, *(f"{r} end" for r in rows[:99])]))
