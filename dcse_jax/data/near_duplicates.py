@@ -3,8 +3,7 @@
 A sentence is the set of its runs of five letters, digits and single spaces, case and
 punctuation aside. The share of such runs that two have in common, their Jaccard similarity,
 is the share of equal places of their signatures. `datasketch` computes these; its own index
-is one of Python's objects and would take a kilobyte or more for each sentence, so the
-search is done here, on arrays.
+keeps Python's objects in memory for all sentences, so the search is done here, on arrays.
 
 References:
   Broder, On the Resemblance and Containment of Documents, 1997.
