@@ -23,6 +23,7 @@ COMMANDS = {
   "embed-with": "embed_with",
   "words": "words",
   "mine": "mine",
+  "prepare": "prepare",
 }
 
 

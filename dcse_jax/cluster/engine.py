@@ -59,12 +59,19 @@ class Cluster:
     make: makes the worker, in each actor.
     ray: the library, connected.
     workers: how many actors; None for as many as there are devices.
+    devices: whether an actor gets a device, or one core.
   """
 
-  def __init__(self, make: Callable[[], Any], ray: Any, workers: int | None):
+  def __init__(
+    self,
+    make: Callable[[], Any],
+    ray: Any,
+    workers: int | None,
+    devices: bool = True,
+  ):
     self._ray = ray
-    resources, devices = _resources(ray, workers)
-    number = workers or devices
+    resources, room = _resources(ray, workers, devices)
+    number = workers or room
     # A death is for `map` to see, not for Ray to hide.
     actor = ray.remote(max_restarts=0, max_task_retries=0, **resources)(_Actor)
     # Where there are accelerators, the host's threads are nobody's measure.
@@ -209,6 +216,7 @@ def opened(
   *,
   address: str | None = None,
   workers: int | None = None,
+  devices: bool = True,
 ) -> Iterator[Local | Cluster]:
   """Yields who does the work.
 
@@ -218,6 +226,7 @@ def opened(
     address: a cluster, as `ray.init` takes it; None starts Ray on this machine,
       unless the environment has RAY_ADDRESS.
     workers: how many actors; None for one a device.
+    devices: whether there is something for devices to do; if not, an actor gets a core.
 
   Raises:
     UserError: Ray is missing, or there is no cluster at the address.
@@ -227,7 +236,7 @@ def opened(
     return
   ray = _connect(address)
   try:
-    yield Cluster(make, ray, workers)
+    yield Cluster(make, ray, workers, devices)
   finally:
     ray.shutdown()
 
@@ -283,14 +292,18 @@ def _check_address(address: str | None) -> None:
     raise _no_cluster(address, error) from error
 
 
-def _resources(ray: Any, workers: int | None) -> tuple[dict[str, Any], int]:
+def _resources(
+  ray: Any, workers: int | None, devices: bool
+) -> tuple[dict[str, Any], int]:
   """Returns what an actor gets, and how many actors there is room for.
 
-  It is a GPU; or all chips of a host with TPUs, which one process uses; or, where there
-  are neither, a host's CPUs, or an equal share of all.
+  It is a core; or, of devices, a GPU; or all chips of a host with TPUs, which one process
+  uses; or, where there are neither, a host's CPUs, or an equal share of all.
   """
   nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
   count = lambda name: [int(node[name]) for node in nodes if node.get(name, 0) >= 1]
+  if not devices:
+    return {"num_cpus": 1}, sum(count("CPU")) or 1
   if gpus := count("GPU"):
     return {"num_gpus": 1, "num_cpus": 1}, sum(gpus)
   if chips := count("TPU"):

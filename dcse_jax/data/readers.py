@@ -8,6 +8,7 @@ from typing import Any
 from dcse_jax.data import arrow
 from dcse_jax.data import decoding
 from dcse_jax.data import hf
+from dcse_jax.data import parts
 from dcse_jax.data import tables
 from dcse_jax.data import tfds
 
@@ -21,10 +22,12 @@ class Reader:
       types that a cell may have; [] for a blank row.
     columns: returns the columns of a source that has none to choose from; None where
       the user names them.
+    default: the columns of a source where the user may name others.
   """
 
   rows: Callable[..., Iterator[Sequence[Any]]]
   columns: Callable[[str], Sequence[str]] | None = None
+  default: tuple[str, ...] = ()
 
 
 def _plain_rows(
@@ -49,6 +52,7 @@ _FILES = {
   ".arrow": Reader(arrow.rows),
 }
 PREFIXES = tuple(_NAMED)
+SUFFIXES = tuple(_FILES)
 TABLES = [suffix for suffix, reader in _FILES.items() if not reader.columns]
 
 
@@ -66,6 +70,8 @@ def find(source: str) -> Reader:
       return reader
   if hf.is_saved(source):
     return Reader(hf.saved_rows)
+  if parts.is_parts(source):
+    return Reader(parts.rows, default=("text",))
   decoding.check_file(source)
   suffix = os.path.splitext(source.lower().removesuffix(".gz"))[1]
   if suffix not in _FILES:

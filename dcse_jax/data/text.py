@@ -74,7 +74,8 @@ def read_text(
 
   Args:
     source: a path that ends in .txt, .csv, .tsv or .jsonl, optionally with .gz, or in
-      .parquet or .arrow; a folder that `datasets` saved; or
+      .parquet or .arrow; a folder that `datasets` saved, or one of Parquet parts, whose
+      column is "text" if none is named; or
       `hf:NAME:SPLIT:COLUMN[,COLUMN...]` or `tfds:NAME:SPLIT:FEATURE[,FEATURE...]`.
       Or several of these, patterns, and shares: see `sources.expand`.
     columns: those to read from tables, in the order anchor, positive, hard negatives;
@@ -129,7 +130,7 @@ def _open(
   some_tables = any(not reader.columns for _, reader in every)
   opened, widths = [], {}
   for each, reader in every:
-    named, scores = columns, score_columns
+    named, scores = columns or reader.default, score_columns
     if reader.columns:
       # Beside tables, a plain text has no part in the names of their columns.
       if (columns and not some_tables) or score_columns:
@@ -314,8 +315,8 @@ def measure(source: sources.Names, columns: Sequence[str] = ()) -> tuple[int, st
   return number, digest.hexdigest()
 
 
-def read_ids(source: sources.Names, column: str) -> list[str]:
-  """Reads the id of each row of a text, blank rows included.
+def read_ids(source: sources.Names, column: str) -> Iterator[str]:
+  """Yields the id of each row of a text, blank rows included.
 
   Args:
     source: see `read_text`.
@@ -325,13 +326,12 @@ def read_ids(source: sources.Names, column: str) -> list[str]:
   Raises:
     UserError: a source cannot be read, or has no such column.
   """
-  ids: list[str] = []
+  numbers = itertools.count()
   for each in sources.expand(source):
     reader = readers.find(each.name)
     if reader.columns:
       rows = reader.rows(each.name, reader.columns(each.name))
-      ids += [str(number) for number, _ in enumerate(rows, start=len(ids))]
+      yield from (str(number) for _, number in zip(rows, numbers))
     else:
       rows = reader.rows(each.name, (column,), [(str, int)])  # An id may be a number.
-      ids += [str(row[0]).strip() if row else "" for row in rows]
-  return ids
+      yield from (str(row[0]).strip() if row else "" for row, _ in zip(rows, numbers))

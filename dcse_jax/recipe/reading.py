@@ -78,7 +78,7 @@ def read(
         continue
       if is_embeddings(teacher):
         if teacher not in embeddings:
-          embeddings[teacher] = open_embeddings(teacher)
+          embeddings[teacher] = open_embeddings(teacher, workdir / "cache")
         _check_width(teacher, embeddings[teacher].width, round_config, inputs)
         why = "is a file of embeddings of first columns"
         _check_one_column(teacher, why, round_config, inputs)

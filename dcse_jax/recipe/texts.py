@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import pathlib
 from typing import NamedTuple
@@ -134,8 +135,10 @@ def match(embeddings: Embeddings, text: text_lib.Text, source: Source) -> np.nda
     number = len(text.columns[0]) + len(text.left_out)
     rows = embeddings.rows_in_order(number, name)[text.source_rows]
   else:
+    is_kept = np.ones(len(text.columns[0]) + len(text.left_out), bool)
+    is_kept[np.asarray(text.left_out, int)] = False
     ids = text_lib.read_ids(name, embeddings.id_column)
-    rows = embeddings.rows_by_id([ids[i] for i in text.source_rows], name)
+    rows = embeddings.rows_by_id(itertools.compress(ids, is_kept), name)
   embeddings.check(rows)
   return rows
 

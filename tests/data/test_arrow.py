@@ -47,8 +47,8 @@ def test_columns_and_fields_of_structs_are_read_and_rows_with_nulls_left_out(sou
 
 
 def test_ids_are_strings_or_whole_numbers(source):
-  assert text.read_ids(source, "number") == ["10", "11", "12", "13"]
-  assert text.read_ids(source, "answer.id") == ["1", "2", "3", "4"]
+  assert list(text.read_ids(source, "number")) == ["10", "11", "12", "13"]
+  assert list(text.read_ids(source, "answer.id")) == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(

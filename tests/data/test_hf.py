@@ -39,7 +39,7 @@ def test_a_saved_folder_is_read_in_the_order_it_has_though_it_is_in_several_file
   assert found.columns == (["Why?", "What ?", "Who?"], ["d", "c", "a"])
   assert found.source_rows.tolist() == [0, 1, 3]  # The row with a null counts.
   assert found.empty_rows == 1
-  assert text.read_ids(str(tmp_path / "set"), "answer.id") == ["3", "2", "1", "0"]
+  assert list(text.read_ids(str(tmp_path / "set"), "answer.id")) == ["3", "2", "1", "0"]
 
 
 def test_a_split_is_a_folder_in_that_of_all_splits(tmp_path):
@@ -83,7 +83,7 @@ def test_a_set_is_loaded_by_its_name_split_and_columns(folder):
   assert text.read_text(f"hf:{folder}:test:q").columns == (["q 0"],)
   found = text.read_text(f"hf:{folder}:train[1:]:a.text,q")
   assert found.columns == (["a 1", "a 2"], ["q 1", "q 2"])
-  assert text.read_ids(f"hf:{folder}:train:q", "id") == ["0", "1", "2"]
+  assert list(text.read_ids(f"hf:{folder}:train:q", "id")) == ["0", "1", "2"]
   assert text.num_columns("hf:a/b:config:train:q,a", ()) == 2
 
 

@@ -116,7 +116,21 @@ def test_files_and_models_are_weighed_together(tmp_path, dtype):
   )
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "rows.arrow", "parts"])
+def write_parts(folder, *parts, **about):
+  """A folder of Parquet parts with its manifest, as `encode` leaves it."""
+  folder.mkdir()
+  listed = []
+  for i, (rows, columns) in enumerate(parts):
+    name = f"part-{i:06}.parquet"
+    write_table(folder / name, rows, **columns)
+    listed.append({"name": name, "rows": len(rows)})
+  (folder / "manifest.json").write_text(json.dumps({"parts": listed, **about}))
+
+
+NAMES = ["rows.npy", "rows.parquet", "rows.arrow", "parts", "folder"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_form_gives_the_same_rows_and_the_same_digest(tmp_path, name):
   rows = ROWS.astype(np.float16)
   path, spec = tmp_path / name, str(tmp_path / name)
@@ -126,20 +140,29 @@ def test_every_form_gives_the_same_rows_and_the_same_digest(tmp_path, name):
     path.mkdir()
     for i, part in enumerate(np.split(rows, [7, 8, 40])):
       np.save(path / f"{i}.npy", part)
+  elif name == "folder":
+    write_parts(path, *((part, {"other": [0] * len(part)})
+                        for part in np.split(rows, [7, 8, 8, 40])))  # fmt: skip
+    (path / "_SUCCESS").touch()
   else:
     write_table(path, rows, other=list(range(60)))
     spec += ":vector"
   assert embeddings_lib.is_embeddings(spec)
-  found = embeddings_lib.open_embeddings(spec)
+  found = embeddings_lib.open_embeddings(spec, tmp_path / "cache")
   wanted = np.asarray([59, 0, 7, 7, 39, 8])
   assert found.take(wanted).dtype == np.float16
   np.testing.assert_array_equal(found.take(wanted), rows[wanted])
   np.save(tmp_path / "plain.npy", rows)
   plain = embeddings_lib.open_embeddings(str(tmp_path / "plain.npy"))
   assert found.digest == plain.digest
-  # What can be mapped is not in memory.
-  if not name.endswith(".parquet"):
-    assert not any(part.flags.owndata for part in found.parts)
+  # Nothing is in memory, and Parquet is unpacked once.
+  assert not any(part.flags.owndata for part in found.parts)
+  kept = list((tmp_path / "cache").glob("*"))
+  assert len(kept) == (name in ("rows.parquet", "folder"))
+  again = embeddings_lib.open_embeddings(spec, tmp_path / "cache")
+  before = [path.stat().st_mtime_ns for path in kept]
+  np.testing.assert_array_equal(again.take(wanted), rows[wanted])
+  assert [path.stat().st_mtime_ns for path in kept] == before
 
 
 def test_a_folder_of_a_model_and_an_id_are_no_embeddings(tmp_path):
@@ -168,9 +191,31 @@ def test_ids_find_the_rows_in_whatever_order_they_are(tmp_path, kind):
   write_table(tmp_path / "rows.parquet", ROWS[order], id=[ids[i] for i in order])
   found = embeddings_lib.open_embeddings(str(tmp_path / "rows.parquet:id:vector"))
   text = text_lib.read_text(str(path), columns)
-  asked = text_lib.read_ids(str(path), "id")
+  asked = list(text_lib.read_ids(str(path), "id"))
   rows = found.rows_by_id([asked[i] for i in text.source_rows], "text")
   np.testing.assert_array_equal(found.take(rows), ROWS[:6])
+
+
+def test_a_folder_of_text_and_one_of_embeddings_are_matched_by_ids(tmp_path):
+  sentences = [*models.SENTENCES[:30], " ", *models.SENTENCES[30:60]]
+  ids = [f"a.txt:{i}" for i in range(61)]
+  (tmp_path / "clean").mkdir()
+  for i, part in enumerate((slice(0, 25), slice(25, 61))):
+    table = pa.table({"id": ids[part], "text": sentences[part]})
+    pq.write_table(table, tmp_path / f"clean/part-{i:06}.parquet")
+  # The blank row has no embedding, and a sentence that is not read has one.
+  kept = [each for i, each in enumerate(ids) if i != 30] + ["b.txt:0"]
+  vectors = np.concatenate([ROWS, ROWS[:1]])
+  order = np.random.default_rng(3).permutation(61)
+  parts = [
+    (vectors[rows], {"id": [kept[i] for i in rows]}) for rows in np.split(order, [9])
+  ]
+  write_parts(tmp_path / "teacher", *parts)
+  source = texts.Source(str(tmp_path / "clean"))
+  text = texts.read(source, tmp_path)
+  name = f"{tmp_path / 'teacher'}:id:vector"
+  found = embeddings_lib.open_embeddings(name, tmp_path / "cache")
+  np.testing.assert_array_equal(found.take(texts.match(found, text, source)), ROWS)
 
 
 # --- What is refused ------------------------------------------------------------------
@@ -245,6 +290,28 @@ def lists_of_two_widths(files):
   return "rows.parquet"
 
 
+def a_part_missing(files):
+  write_parts(files / "folder", (ROWS[:30], {}), (ROWS[30:], {}))
+  (files / "folder/part-000001.parquet").unlink()
+  return "folder:vector"
+
+
+def a_part_of_another_run(files):
+  write_parts(files / "folder", (ROWS[:30], {}), (ROWS[30:], {}))
+  write_table(files / "folder/part-000001.parquet", ROWS[40:])
+  return "folder:vector"
+
+
+def a_part_of_another_width(files):
+  write_parts(files / "folder", (ROWS[:30], {}), (ROWS[30:, :8], {}))
+  return "folder"
+
+
+def no_such_column_of_parts(files):
+  write_parts(files / "folder", (ROWS, {"key": list(range(60))}))
+  return "folder:id:vector"
+
+
 def no_table(files):
   (files / "rows.parquet").write_text("not a table")
   return "rows.parquet:vector"
@@ -263,6 +330,10 @@ REFUSED = {
   an_id_missing: r"1 of 60 rows of .* have no embedding, the first with the id '59'",
   an_id_twice: r"the id '12' stands in rows 12 and 59",
   lists_of_two_widths: r"row 5 is 3 wide and row 0 16",
+  a_part_missing: r"part-000001\.parquet: is missing; manifest\.json lists it with 30",
+  a_part_of_another_run: r"part-000001\.parquet: has 20 rows; manifest\.json lists it",
+  a_part_of_another_width: r"part 2 is 8 wide and the first 16",
+  no_such_column_of_parts: r"no column 'id'; the columns there are: key, vector",
   no_table: r"rows\.parquet:vector: cannot be read",
 }
 
