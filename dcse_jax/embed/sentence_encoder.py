@@ -16,9 +16,9 @@ import tqdm
 from dcse_jax.data.sentences import checked
 from dcse_jax.embed.devices import ahead
 from dcse_jax.embed.devices import make_mesh
-from dcse_jax.embed.index import ExactIndex
-from dcse_jax.embed.index import FaissIndex
-from dcse_jax.embed.index import make_index
+from dcse_jax.embed.neighbours import ExactIndex
+from dcse_jax.embed.neighbours import FaissIndex
+from dcse_jax.embed.neighbours import make_index
 from dcse_jax.embed.precision import check_precision
 from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
