@@ -4,7 +4,8 @@
 clusters of a space of few dimensions, `--embeddings FILE.npy` on given ones, of which the
 last thousand are the queries. `--multipliers` says instead how many rows of signs must be
 compared with the query itself. Each index is built in a process of its own, and searched
-in another.
+in another. Times are those of the CPU, all threads together: a machine that is shared
+changes them little.
 """
 
 import argparse
@@ -115,11 +116,13 @@ def build(folder: pathlib.Path, kind: str):
 
 def one(folder: pathlib.Path, kind: str, what: str) -> None:
   """Builds an index, or searches it; prints what that took."""
-  start = time.perf_counter()
+  start = time.process_time()
   search, size, probes = build(folder, kind)
-  seconds = time.perf_counter() - start
+  seconds = time.process_time() - start
   if what == "build":
-    print(f"{kind}: built in {seconds:.0f} s, {most():.0f} MiB at most", flush=True)
+    print(
+      f"{kind}: built in {seconds:.0f} s of CPU, {most():.0f} MiB at most", flush=True
+    )
     return
   queries = np.load(folder / "queries.npy")
   for each in dict.fromkeys([probes, *_PROBES]) if probes else (None,):
@@ -140,9 +143,9 @@ def one(folder: pathlib.Path, kind: str, what: str) -> None:
 
 
 def timed(search, queries: np.ndarray, more) -> float:
-  start = time.perf_counter()
+  start = time.process_time()
   search(queries, 10, **more)
-  return time.perf_counter() - start
+  return time.process_time() - start
 
 
 def most() -> float:

@@ -65,6 +65,7 @@ def write(
   index = faiss.index_factory(
     size * _NUMBERS, f"IVF{lists},PQ{size}", faiss.METRIC_INNER_PRODUCT
   )
+  index.cp.spherical = True  # Centres of rows of unit length are of unit length, too.
   # It would complain about small samples, of which it says nothing that is not known.
   index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
   index.train(_padded(sample, size))
@@ -131,9 +132,12 @@ class InvertedLists:
     faiss = import_faiss()
     try:
       self._index = faiss.read_index(
-        str(folder / _LIST_FILE),
-        faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR,
+        str(folder / _LIST_FILE), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_IVF_DATA
       )
+      # The folder was renamed; faiss's own flag for that prints a line.
+      lists = faiss.downcast_InvertedLists(self._index.invlists)
+      lists.filename = str(folder / _DATA_FILE)
+      lists.do_mmap()
     except RuntimeError as error:
       raise UserError(
         f"faiss cannot read {folder / _LIST_FILE}: build the index anew"
