@@ -65,7 +65,6 @@ def write(
   index = faiss.index_factory(
     size * _NUMBERS, f"IVF{lists},PQ{size}", faiss.METRIC_INNER_PRODUCT
   )
-  index.cp.spherical = True  # Centres of rows of unit length are of unit length, too.
   # It would complain about small samples, of which it says nothing that is not known.
   index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
   index.train(_padded(sample, size))
