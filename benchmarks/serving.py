@@ -22,7 +22,7 @@ import time
 import numpy as np
 
 from dcse_jax import SentenceEncoder
-from dcse_jax.embed import index
+from dcse_jax.embed import neighbours
 from dcse_jax.embed import onnx_export
 from dcse_jax.embed import row_file
 from dcse_jax.embed.precision import has_ranges
@@ -86,7 +86,7 @@ def search(options) -> None:
         dtype=str(quantize(queries[:2], precision, ranges).dtype),
       )
       rows = row_file.read(path)
-      indexes[precision] = index.make_index(rows, _WIDTH, ranges=ranges)
+      indexes[precision] = neighbours.make_index(rows, _WIDTH, ranges=ranges)
       print(f"{precision}: {path.stat().st_size / 2**20:.0f} MiB")
     for number in (1, 64):
       print(f"{number} queries at once, the first ten of {options.rows} rows")

@@ -14,6 +14,7 @@ import sys
 COMMANDS = {
   "train": "main",
   "encode": "encode",
+  "index": "index",
   "search": "search",
   "evaluate": "evaluate",
   "report": "report",

@@ -1,6 +1,8 @@
 """Serves a local page to try models: nearest neighbours, and similarities of sentences.
 
 `python -m dcse_jax.demo --model DIR [--model DIR2] [--corpus sentences.txt]`
+
+--index FOLDER, which dcse_jax.index wrote, is searched in place of a corpus.
 """
 
 import base64
@@ -11,17 +13,13 @@ import json
 import pathlib
 import re
 import sys
-import threading
 from typing import Any
 
 from absl import flags
-import numpy as np
 
 from dcse_jax.data import synthetic
 from dcse_jax.data.text import read_text
-from dcse_jax.embed.sentence_encoder import SentenceEncoder
-from dcse_jax.model.vectors import is_finite
-from dcse_jax.model.vectors import unit_length
+from dcse_jax.embed.side_by_side import Models
 from dcse_jax.runtime import command_line
 from dcse_jax.runtime import files
 from dcse_jax.runtime.errors import UserError
@@ -37,18 +35,20 @@ _MAX_COUNT = 50
 
 def make_server(
   models: Sequence[str],
-  corpus: Sequence[str],
+  corpus: Sequence[str] = (),
   *,
   corpus_name: str,
   port: int,
+  index: str | None = None,
 ) -> http.server.ThreadingHTTPServer:
   """Loads models, encodes a corpus and listens on 127.0.0.1.
 
   Args:
     models: folders or hub ids, shown side by side.
-    corpus: distinct sentences, at least one.
+    corpus: distinct sentences, at least one, or none beside an index.
     corpus_name: what the page calls these sentences.
     port: 0 takes a free one, which the server's `server_port` then has.
+    index: a folder that is searched in place of a corpus, of one model.
 
   Returns:
     A server whose `serve_forever` answers; the caller closes it.
@@ -65,77 +65,18 @@ def make_server(
       "give another --port, or 0 for a free one"
     ) from error
   try:
-    server.models = _Models(models, corpus)
+    server.models = Models(models, corpus, index)
     settings = {
       "models": list(models),
       "shown": {name: files.short_name(name) for name in models},
-      "corpus": f"{len(corpus):,} {corpus_name}",
-      "examples": server.models.examples(),
+      "corpus": f"{server.models.num_sentences:,} {corpus_name}",
+      "examples": [each[:_MAX_SENTENCE] for each in server.models.examples()],
     }
     server.page, server.content_security_policy = _render(settings)
   except BaseException:
     server.server_close()
     raise
   return server
-
-
-class _Models:
-  """Models with the embeddings of a corpus; one thread at a time encodes."""
-
-  def __init__(self, names: Sequence[str], corpus: Sequence[str]):
-    self._names = names
-    self._corpus = corpus
-    self._lock = threading.Lock()
-    self._encoders = [SentenceEncoder(name) for name in names]
-    self._embeddings = self._encode(corpus)
-
-  def _encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
-    """Embeds sentences with each model: [n, D] of unit length.
-
-    Raises:
-      UserError: a model yields NaN or infinity.
-    """
-    with self._lock:
-      found = [encoder.encode(sentences) for encoder in self._encoders]
-    for name, embeddings in zip(self._names, found):
-      if not is_finite(embeddings).all():
-        raise UserError(f"{name} yields NaN or infinity: check its weights")
-    return [unit_length(embeddings) for embeddings in found]
-
-  def _nearest(self, scores: np.ndarray, count: int) -> list[dict[str, Any]]:
-    return [
-      {"sentence": self._corpus[i], "score": float(scores[i])}
-      for i in np.argsort(-scores, kind="stable")[:count]
-    ]
-
-  def neighbours(self, sentence: str, count: int) -> list[dict[str, Any]]:
-    return [
-      {"name": name, "neighbours": self._nearest(embeddings @ query[0], count)}
-      for name, embeddings, query in zip(
-        self._names, self._embeddings, self._encode([sentence])
-      )
-    ]
-
-  def similarity(self, sentences: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-      {"name": name, "matrix": (embeddings @ embeddings.T).tolist()}
-      for name, embeddings in zip(self._names, self._encode(sentences))
-    ]
-
-  def examples(self) -> list[str]:
-    """Picks sentences of the corpus that show what likeness is.
-
-    They are the first and the one least like it, each with its two nearest, according
-    to the first model.
-    """
-    embeddings = self._embeddings[0]
-    farthest = int(np.argmin(embeddings @ embeddings[0]))
-    found = [
-      neighbour["sentence"][:_MAX_SENTENCE]
-      for row in (0, farthest)
-      for neighbour in self._nearest(embeddings @ embeddings[row], 3)
-    ]
-    return list(dict.fromkeys(found))
 
 
 def _render(settings: dict[str, Any]) -> tuple[bytes, str]:
@@ -157,7 +98,7 @@ def _render(settings: dict[str, Any]) -> tuple[bytes, str]:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-  models: _Models
+  models: Models
   page: bytes
   content_security_policy: str
 
@@ -308,6 +249,7 @@ def define_flags() -> None:
   # such as that of the tests, may import several.
   flags.DEFINE_multi_string("model", [], "Model folder or hub id; one or two.")
   flags.DEFINE_string("corpus", None, ".txt or .txt.gz with a sentence a line.")
+  flags.DEFINE_string("index", None, "The folder that dcse_jax.index wrote.")
   flags.DEFINE_integer(
     "port", 8000, "Port on 127.0.0.1; 0 takes a free one.", 0, 65_535
   )
@@ -330,10 +272,16 @@ def main() -> None:
   models = flags.FLAGS.model
   if not 1 <= len(models) <= 2:
     raise UserError("give --model DIR_or_id once, or twice to compare two models")
+  index, port = flags.FLAGS.index, flags.FLAGS.port
+  if index and (flags.FLAGS.corpus or len(models) > 1):
+    raise UserError("--index is of one model, and has its corpus: give --model once")
   try:
-    corpus, name = _read_corpus(flags.FLAGS.corpus)
-    port = flags.FLAGS.port
-    with make_server(models, corpus, corpus_name=name, port=port) as server:
+    corpus, name = (), f"sentences of {pathlib.PurePath(index or '').name}"
+    if not index:
+      corpus, name = _read_corpus(flags.FLAGS.corpus)
+    with make_server(
+      models, corpus, corpus_name=name, port=port, index=index
+    ) as server:
       print(f"ready: http://{_ADDRESS}:{server.server_port}", flush=True)
       server.serve_forever()
   except KeyboardInterrupt:

@@ -16,7 +16,9 @@ import threading
 import numpy as np
 import pytest
 
+from dcse_jax.data.lines import Lines
 from dcse_jax.demo import make_server
+from dcse_jax.embed import index_build
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.runtime.errors import UserError
 from tests import models
@@ -40,9 +42,11 @@ def folders(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(folders, corpus):
+def serving(folders, corpus, **kwargs):
   """A server in a thread; its port."""
-  with make_server(folders, corpus, corpus_name="sentences of mine", port=0) as server:
+  with make_server(
+    folders, corpus, corpus_name="sentences of mine", port=0, **kwargs
+  ) as server:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -100,6 +104,23 @@ def test_neighbours_are_the_sentences_of_the_highest_cosines(port, folders):
 def test_there_are_no_more_neighbours_than_sentences(port):
   _, answer = post(port, "/neighbours", {"sentence": "a", "count": 50})
   assert [len(model["neighbours"]) for model in answer["models"]] == [len(CORPUS)] * 2
+
+
+def test_an_index_is_searched_in_place_of_a_corpus(folders, tmp_path):
+  (tmp_path / "a.txt").write_text("".join(f"{each}\n" for each in CORPUS))
+  index = tmp_path / "mine.index"
+  encoder = SentenceEncoder(folders[0])
+  index_build.build(index, encoder, lines=Lines(str(tmp_path / "a.txt")))
+  with serving(folders[:1], (), index=str(index)) as port:
+    _, answer = post(port, "/neighbours", {"sentence": CORPUS[5], "count": 3})
+    _, _, page = ask(port, "GET", "/")
+  (found,) = answer["models"]
+  assert found["neighbours"][0]["sentence"] == CORPUS[5]
+  scores = [item["score"] for item in found["neighbours"]]
+  sentences = [item["sentence"] for item in found["neighbours"]]
+  expected = cosines(folders[0], [CORPUS[5]], sentences)[0]
+  np.testing.assert_allclose(scores, expected, atol=0.02)  # They are of eight bits.
+  assert "31 sentences of mine" in page
 
 
 def test_similarities_are_the_cosines_of_each_with_each(port, folders):
@@ -307,6 +328,7 @@ def test_a_corpus_of_one_sentence_will_do(folders):
     (["--model=a", "--model=b", "--model=c"], "give --model DIR_or_id once, or twice"),
     (["--model=./nowhere"], "nowhere is not a model folder"),
     (["--model=a", "--corpus=text.csv"], "give a .txt or .txt.gz file"),
+    (["--model=a", "--model=b", "--index=i"], "--index is of one model"),
   ],
 )
 def test_a_wrong_command_prints_one_line(arguments, message):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from dcse_jax import SentenceEncoder
 from dcse_jax.teachers.embeddings import open_embeddings
 from tests import models
 from tests.processes import ROOT
@@ -71,6 +72,30 @@ def check_parts(code, names):
   np.testing.assert_array_equal(read(), np.asarray(expected, np.float16))
 
 
+def write_parts(path):
+  """Writes the Parquet parts that a page speaks of."""
+  pa = pytest.importorskip("pyarrow")
+  import pyarrow.parquet as pq
+
+  path.mkdir()
+  rows = SentenceEncoder("runs/mine/export").encode(models.SENTENCES)
+  for i in (0, 150):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows[i : i + 150].ravel()), 16)
+    columns = {"id": range(i, i + 150), "text": models.SENTENCES[i : i + 150]}
+    columns = {name: pa.array(values) for name, values in columns.items()}
+    pq.write_table(pa.table({**columns, "embedding": vectors}), path / f"{i}.parquet")
+
+
+def check_database(code, names):
+  encoder, found = names["model"], names["found"].to_list()
+  encoder.build_index(models.SENTENCES)
+  cosines = dict(encoder.search("Who sleeps?", top_k=300))
+  for row in found:
+    assert 1 - row["_distance"] == pytest.approx(cosines[row["text"]], abs=1e-5)
+  # Five of the nearest, nearly always.
+  assert len(found) == 5 and sum(r["text"] in list(cosines)[:5] for r in found) >= 4
+
+
 TINY = "num_train_steps=2, batch_size=8, max_length=16, eval_every=2, log_every=2"
 # For each block of a page: what it takes for granted, what is put in its place, and what
 # must hold afterwards. A block without an entry is only compiled, and why is said.
@@ -91,12 +116,15 @@ RUNS = {
     {},
     lambda code, names: len(names["model"].search("Who sleeps?")) == 5,
   ),
+  ("docs/search.md", 0): ({}, {}, check_database),
   ("docs/teachers.md", 0): (
     {"answer": embed_by_letters},
     {"  ...\n": "  return answer(sentences)\n"},
     check_parts,
   ),
 }
+# What is no part of the test requirements: its block is skipped without it.
+NEEDED = {("docs/search.md", 0): "lancedb"}
 COMPILED = {("docs/evaluate.md", 0): "MTEB fetches its tasks"}
 
 
@@ -112,6 +140,9 @@ def test_every_block_of_python_is_run_or_cannot_be():
 def test_a_block_of_python_runs_as_it_stands(page, i, place, monkeypatch):
   monkeypatch.chdir(place)
   (place / "my.txt").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+  if (page, i) in NEEDED:
+    pytest.importorskip(NEEDED[page, i])
+    write_parts(place / "my.parts")
   given, changes, check = RUNS[page, i]
   code = blocks(page)[i]
   for old, new in changes.items():

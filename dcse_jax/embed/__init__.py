@@ -1,4 +1,5 @@
 """Embeddings of sentences, and their nearest neighbours.
 
-Doors: `sentence_encoder` (the class that users know), `index` (exact and faiss).
+Doors: `sentence_encoder` (the class that users know), `neighbours` (exact and faiss, in
+memory), `index_build` and `index_folder` (beyond memory).
 """

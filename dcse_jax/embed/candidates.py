@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from dcse_jax.embed import bridge
-from dcse_jax.embed.index import ExactIndex
-from dcse_jax.embed.index import FaissIndex
 from dcse_jax.embed.kept_rows import kept_rows
 from dcse_jax.embed.mining import Pairs
+from dcse_jax.embed.neighbours import ExactIndex
+from dcse_jax.embed.neighbours import FaissIndex
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.model import model as model_lib
 

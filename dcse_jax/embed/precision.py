@@ -124,6 +124,12 @@ def quantize(
   return (steps - 128 * signed).astype(precision)
 
 
+def middles(rows: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+  """Returns the floats that rows of "int8" or "uint8" stand for, float32 [..., D]."""
+  offset = np.float32(128.5 if rows.dtype == np.int8 else 0.5)
+  return ranges[0] + (rows.astype(np.float32) + offset) * step_sizes(ranges)
+
+
 def step_sizes(ranges: np.ndarray) -> np.ndarray:
   """Returns the size of one of the 256 steps of each dimension, [D]."""
   steps = (ranges[1] - ranges[0]) / 255

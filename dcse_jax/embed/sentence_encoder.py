@@ -14,11 +14,9 @@ import numpy as np
 import tqdm
 
 from dcse_jax.data.sentences import checked
+from dcse_jax.embed import searchable
 from dcse_jax.embed.devices import ahead
 from dcse_jax.embed.devices import make_mesh
-from dcse_jax.embed.index import ExactIndex
-from dcse_jax.embed.index import FaissIndex
-from dcse_jax.embed.index import make_index
 from dcse_jax.embed.precision import check_precision
 from dcse_jax.embed.precision import quantize
 from dcse_jax.hub import folder
@@ -26,7 +24,7 @@ from dcse_jax.hub.model_card import make_card
 from dcse_jax.model.inference import chunks
 from dcse_jax.model.inference import encode_tokens
 from dcse_jax.model.model import ROLES
-from dcse_jax.model.vectors import unit_length
+from dcse_jax.model.vectors import similarities
 from dcse_jax.runtime import files
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime.errors import UserError
@@ -76,8 +74,7 @@ class SentenceEncoder:
     self._name = str(name)
     self.model = self.model.with_prompt(default_prompt_name)
     self._params = self._put(self.model.params)
-    self._sentences: Sequence[str] = ()
-    self._index: ExactIndex | FaissIndex | None = None
+    self._searchable: searchable.Searchable | None = None
 
   def _put(self, params: Any) -> Any:
     """Copies parameters to every device."""
@@ -107,6 +104,17 @@ class SentenceEncoder:
   def default_prompt_name(self) -> str | None:
     """The name of the prompt that stands before every sentence unless told."""
     return self.model.default_prompt
+
+  @property
+  def query_prompt_name(self) -> str | None:
+    """The name of the prompt for queries, if there is one."""
+    return "query" if self.prompts.get("query") else None
+
+  @property
+  def document_prompt_name(self) -> str | None:
+    """The name of the prompt for what is searched in, if there is one."""
+    names = ("document", "passage", "corpus")
+    return next((name for name in names if self.prompts.get(name)), None)
 
   @property
   def similarity_fn_name(self) -> str:
@@ -233,10 +241,6 @@ class SentenceEncoder:
       )
       yield model.finish(embeddings, normalize_embeddings or None)
 
-  def _prompt_for(self, *names: str) -> str | None:
-    """Returns the first of these names for which the folder has a prompt."""
-    return next((name for name in names if self.prompts.get(name)), None)
-
   def similarity(
     self,
     first: str | Sequence[str] | np.ndarray,
@@ -257,16 +261,7 @@ class SentenceEncoder:
     first, second = (
       x if isinstance(x, np.ndarray) else self.encode(x) for x in (first, second)
     )
-    kind = self.model.similarity
-    if kind == "cosine":
-      scores = unit_length(first) @ unit_length(second).T
-    elif kind == "dot":
-      scores = first @ second.T
-    else:
-      rows, columns = np.atleast_2d(first), np.atleast_2d(second)
-      order = 2 if kind == "euclidean" else 1
-      distances = [np.linalg.norm(columns - row, order, axis=1) for row in rows]
-      scores = -np.reshape(distances, first.shape[:-1] + second.shape[:-1])
+    scores = similarities(first, second, self.model.similarity)
     return float(scores) if np.ndim(scores) == 0 else scores
 
   def build_index(
@@ -299,24 +294,41 @@ class SentenceEncoder:
     Raises:
       UserError: embeddings are not those of the sentences; faiss is missing.
     """
-    if self.model.similarity != "cosine":
-      _log.warning("searching by cosine; the model says %r", self.model.similarity)
+    self._warn_of_cosine()
     if embeddings is None:
-      name = self._prompt_for("document", "passage", "corpus")
-      embeddings = self.encode(sentences, prompt_name=name, batch_size=batch_size)
-    if len(embeddings) != len(sentences):
-      raise UserError(
-        f"there are {len(sentences)} sentences and {len(embeddings)} embeddings: encode "
-        "the same sentences"
+      embeddings = self.encode(
+        sentences, prompt_name=self.document_prompt_name, batch_size=batch_size
       )
-    self._index = make_index(
+    self._searchable = searchable.of_embeddings(
+      sentences,
       embeddings,
       self.model.embedding_size,
       ranges=ranges,
       use_faiss=use_faiss,
       rescore_multiplier=rescore_multiplier,
     )
-    self._sentences = sentences
+
+  def load_index(self, path: str) -> Sequence[str]:
+    """Opens an index that `dcse_jax.index` built, for `search`, in place of any other.
+
+    Its files are read where a search looks, and need not fit into memory.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      Its sentences, which are read when they are asked for.
+
+    Raises:
+      UserError: it is no index, or that of another model or of other settings.
+    """
+    self._warn_of_cosine()
+    self._searchable = searchable.of_folder(path, self.model)
+    return self._searchable.sentences
+
+  def _warn_of_cosine(self) -> None:
+    if self.model.similarity != "cosine":
+      _log.warning("searching by cosine; the model says %r", self.model.similarity)
 
   def search(
     self,
@@ -344,24 +356,14 @@ class SentenceEncoder:
       UserError: there is no index yet, or top_k or threshold is out of its range,
         or the model yields NaN or infinity for a query.
     """
-    if self._index is None:
-      raise UserError("there is nothing to search in: call build_index first")
-    # NaN is in no range.
-    if threshold is not None and not -1.0 <= threshold <= 1.0:
-      raise UserError(f"threshold={threshold}: must be a cosine, from -1 to 1, or None")
-    least = -1.0 if threshold is None else threshold
+    if self._searchable is None:
+      raise UserError(
+        "there is nothing to search in: call build_index or load_index first"
+      )
     embeddings = self.encode(
       [queries] if isinstance(queries, str) else queries,
-      prompt_name=prompt_name or self._prompt_for("query"),
+      prompt_name=prompt_name or self.query_prompt_name,
       prompt=prompt,
     )
-    cosines, rows = self._index.search(embeddings, top_k)
-    found = [
-      [
-        (self._sentences[int(row)], float(cosine))
-        for cosine, row in zip(*found)
-        if cosine >= least
-      ]
-      for found in zip(cosines, rows)
-    ]
+    found = self._searchable.search(embeddings, top_k, threshold)
     return found[0] if isinstance(queries, str) else found

@@ -25,3 +25,24 @@ def unit_length(embeddings: np.ndarray) -> np.ndarray:
 def is_finite(embeddings: np.ndarray) -> np.ndarray:
   """Returns whether each row of embeddings [n, D] is finite throughout, [n] bools."""
   return np.isfinite(embeddings).all(axis=1)
+
+
+def similarities(first: np.ndarray, second: np.ndarray, kind: str) -> np.ndarray:
+  """Compares every one of the first with every one of the second.
+
+  Args:
+    first: [n, D] or [D].
+    second: [m, D] or [D].
+    kind: "cosine", "dot", or "euclidean" or "manhattan" for these distances times -1.
+
+  Returns:
+    [n, m], without a dimension for a single one.
+  """
+  if kind == "cosine":
+    return unit_length(first) @ unit_length(second).T
+  if kind == "dot":
+    return first @ second.T
+  rows, columns = np.atleast_2d(first), np.atleast_2d(second)
+  order = 2 if kind == "euclidean" else 1
+  distances = [np.linalg.norm(columns - row, order, axis=1) for row in rows]
+  return -np.reshape(distances, first.shape[:-1] + second.shape[:-1])

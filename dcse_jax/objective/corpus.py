@@ -20,7 +20,7 @@ import numpy as np
 import scipy  # Its parts load at first use.
 
 from dcse_jax.data.tokens import TokenCache
-from dcse_jax.embed.index import ExactIndex
+from dcse_jax.embed.neighbours import ExactIndex
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.objective.mined import Miner
 from dcse_jax.runtime import files

@@ -14,7 +14,7 @@ import numpy as np
 
 from dcse_jax.data.tokens import TokenCache
 from dcse_jax.embed import mining
-from dcse_jax.embed.index import ExactIndex
+from dcse_jax.embed.neighbours import ExactIndex
 from dcse_jax.model.packing import count_tokens
 from dcse_jax.model.vectors import unit_length
 

@@ -5,7 +5,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax import encode
-from dcse_jax.embed import index
+from dcse_jax.embed import neighbours
 from dcse_jax.embed import precision as precision_lib
 from dcse_jax.embed import row_file
 from dcse_jax.model import inference
@@ -123,7 +123,7 @@ def cosines(queries, rows):
 def test_steps_of_ranges_are_searched_by_the_middles_of_their_steps(
   precision, block, monkeypatch
 ):
-  monkeypatch.setattr(index, "_BLOCK", block)
+  monkeypatch.setattr(neighbours, "_BLOCK", block)
   rng = np.random.default_rng(0)
   rows, queries = (rng.normal(size=(n, 20)).astype(np.float32) for n in (40, 3))
   ranges = precision_lib.ranges_of([rows])
@@ -131,7 +131,7 @@ def test_steps_of_ranges_are_searched_by_the_middles_of_their_steps(
   step = (ranges[1] - ranges[0]) / 255
   steps = small.astype(float) + (128 if precision == "int8" else 0)
   expected = cosines(queries, ranges[0] + (steps + 0.5) * step)
-  scores, found = index.make_index(small, 20, ranges=ranges).search(queries, 5)
+  scores, found = neighbours.make_index(small, 20, ranges=ranges).search(queries, 5)
   np.testing.assert_array_equal(found, np.argsort(-expected, axis=1)[:, :5])
   np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :5], atol=1e-5)
   # A number moves by half a step at most.
@@ -143,13 +143,13 @@ def test_steps_of_ranges_are_searched_by_the_middles_of_their_steps(
 def test_signs_are_searched_by_how_many_differ_and_then_by_the_query_itself(
   precision, block, monkeypatch, tmp_path
 ):
-  monkeypatch.setattr(index, "_BLOCK", block)
+  monkeypatch.setattr(neighbours, "_BLOCK", block)
   rng = np.random.default_rng(0)
   rows, queries = (rng.normal(size=(n, 20)).astype(np.float32) for n in (40, 3))
   np.save(tmp_path / "a.npy", precision_lib.quantize(rows, precision))
   differ = np.sum((queries > 0)[:, None] != (rows > 0)[None], axis=-1)
   exact = cosines(queries, np.where(rows > 0, 1, -1))
-  found = index.make_index(
+  found = neighbours.make_index(
     row_file.read(tmp_path / "a.npy"), 20, rescore_multiplier=3
   ).search(queries, 4)
   for i in range(3):
@@ -167,9 +167,9 @@ def test_an_index_refuses_rows_that_it_cannot_understand():
     ({"ranges": np.zeros((2, 16)), "use_faiss": True}, "not int8: search without it"),
   ):
     with pytest.raises(UserError, match=error):
-      index.make_index(rows, 16, **kwargs)
+      neighbours.make_index(rows, 16, **kwargs)
   with pytest.raises(UserError, match=r"24 numbers, and int8 of shape \(3, 16\)"):
-    index.make_index(rows, 24)
+    neighbours.make_index(rows, 24)
 
 
 def test_numbers_that_are_not_finite_are_not_rounded():

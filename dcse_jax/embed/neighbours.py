@@ -8,6 +8,7 @@ a query is refused.
 from collections.abc import Iterator
 import hashlib
 import logging
+from typing import Any
 
 import jax
 import numpy as np
@@ -117,6 +118,17 @@ class ExactIndex:
     return ranking.result()
 
 
+def import_faiss() -> Any:
+  """Imports faiss, which is an extra; raises a UserError where it is missing."""
+  try:
+    import faiss
+  except ImportError as error:
+    raise UserError(
+      "faiss is not installed: pip install faiss-cpu, or search without it"
+    ) from error
+  return faiss
+
+
 class FaissIndex:
   """A graph of near neighbours by faiss: approximate, and fast among millions.
 
@@ -136,12 +148,7 @@ class FaissIndex:
   _NEIGHBOURS, _WIDTH = 32, 128
 
   def __init__(self, embeddings: np.ndarray):
-    try:
-      import faiss
-    except ImportError as error:
-      raise UserError(
-        "faiss is not installed: pip install faiss-cpu, or search without it"
-      ) from error
+    faiss = import_faiss()
     self._index = faiss.IndexHNSWFlat(
       embeddings.shape[1], self._NEIGHBOURS, faiss.METRIC_INNER_PRODUCT
     )
