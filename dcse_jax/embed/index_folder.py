@@ -21,9 +21,8 @@ from dcse_jax.runtime.errors import UserError
 
 ABOUT, ROWS, RANGES = "index.json", "rows.npy", "ranges.npy"
 FORMAT = 1
-# A shortlist has as many times the rows that are asked for, and at least as many. Codes
-# of 48 bytes hide one of MiniLM's ten nearest in twenty from one half as long.
-_SHORTLIST, _SHORTEST = 20, 200
+# A shortlist has as many times the rows that are asked for, and at least as many.
+_SHORTLIST, _SHORTEST = 10, 100
 # Rows of shortlists that are compared at a time.
 _COMPARED = 65_536
 
