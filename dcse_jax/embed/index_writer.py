@@ -37,7 +37,7 @@ _RANGED = 10_000
 # Rows that are held out as queries: half of them choose, half measure.
 _HELD_OUT = 1000
 # At most this part of the lists is looked at.
-_MOST_SHARE = 8
+_MOST_SHARE = 4
 # More lists must find more by this.
 _NEAR = 0.001
 # Rows that tell whether embeddings are those of a model and a text.
