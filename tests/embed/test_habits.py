@@ -85,7 +85,9 @@ def test_a_precision_rounds_as_it_does_there(ours, precision):
 
 
 def test_a_precision_that_cannot_be_is_refused(ours):
-  with pytest.raises(UserError, match="precision='int4': use one of float32, int8"):
+  with pytest.raises(
+    UserError, match="precision='int4': use one of float32, float16, int8"
+  ):
     ours.encode(SENTENCES, precision="int4")
   with pytest.raises(UserError, match="more than one sentence"):
     ours.encode("A cat.", precision="int8")

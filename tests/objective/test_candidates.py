@@ -57,6 +57,7 @@ def value_and_gradient(batch, packing=None, mesh=None, **fields):
     return jax.device_get(compute(params, batch, frozen))
 
 
+@pytest.mark.slow
 def test_several_negatives_are_the_same_packed_in_parts_and_on_eight_devices():
   batch = given()
   expected = value_and_gradient(batch)

@@ -249,6 +249,7 @@ def test_detection_of_replaced_tokens_leaves_padding_out():
   assert float(values[0]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_words_are_filled_in_by_the_pretrained_round_and_detected(files):
   config = from_files(
     files, "simcse", objective="info_nce + 0.5 * replaced_token_detection"

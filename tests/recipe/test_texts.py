@@ -69,7 +69,7 @@ def test_embeddings_have_a_row_for_each_row_of_each_file(tmp_path):
     (tmp_path / name).write_text("".join(f"{name} {i}\n\n" for i in range(50)))
   names = (f"{tmp_path}/a.txt", f"{tmp_path}/b.txt*0.5")
   values = np.arange(1, 201, dtype=np.float32)[:, None]
-  embeddings = Embeddings("t.npy", (values,))
+  embeddings = Embeddings("t.npy", (values.shape,), values.dtype, lambda: (values,))
   text = text_lib.read_text(names)
   rows = texts.match(embeddings, text, texts.Source(names))
   # Every other line is blank; those of the second file follow 100 of the first.

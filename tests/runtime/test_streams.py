@@ -88,11 +88,10 @@ def run(arguments, **options):
 
 
 COMMANDS = [
-  "search",
   "encode",
   *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("evaluate", "convert", "report", "main")
+    for name in ("search", "evaluate", "convert", "report", "main")
   ),
 ]
 

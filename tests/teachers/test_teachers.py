@@ -356,6 +356,7 @@ def test_cached_and_online_teachers_train_alike(files):
   assert len(caches) == 3
 
 
+@pytest.mark.slow
 def test_a_recipe_goes_on_to_a_second_round_and_to_single_models(files):
   config = from_files(files)
   config.rounds.base.seeds = (1, 2)
@@ -385,6 +386,7 @@ def test_a_recipe_goes_on_to_a_second_round_and_to_single_models(files):
   assert not (files / "run" / "one" / "teachers.json").exists()
 
 
+@pytest.mark.slow
 def test_how_teachers_differ_is_measured_once_a_round_by_its_first_seed(
   files, monkeypatch
 ):

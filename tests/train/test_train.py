@@ -527,6 +527,7 @@ def test_a_model_that_gave_up_keeps_its_best_while_another_trains_on(cache, tmp_
   assert_bitwise(found, train_together(cache, tmp_path / "b", (3, 4), whole))
 
 
+@pytest.mark.slow
 def test_models_trained_together_go_on_from_a_step_that_all_have(cache, tmp_path):
   # The scores of two models at steps 2, 4 and 6, in turn. The first's new best at step
   # 6 is saved, then the run is cut; this best is lost and the one before returns.
