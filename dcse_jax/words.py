@@ -36,7 +36,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("most", 100_000, "How many words there may be.", 3)
   flags.DEFINE_float("context_power", 0.75, "Exponent of contexts' counts.", 0.0)
   flags.DEFINE_float("smooth", 2e-4, "The share of a word that weighs a half.", 1e-9)
-  flags.DEFINE_integer("seed", 0, "Draws the start of the decomposition.", 0)
+  flags.DEFINE_integer("seed", 0, "Draws what is drawn of both parts.", 0)
 
 
 def main() -> None:

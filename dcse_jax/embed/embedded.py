@@ -166,13 +166,8 @@ def _check_whole(folder: pathlib.Path, rows: int) -> None:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Any]:
   """Opens a Parquet file."""
-  try:
-    import pyarrow as pa  # It is an extra, and slow to load.
-    import pyarrow.parquet as pq
-  except ImportError as error:
-    raise UserError(
-      f"{path}: Parquet needs pyarrow: pip install 'dcse_jax[data]'"
-    ) from error
+  pa = arrow.load(str(path))
+  import pyarrow.parquet as pq
 
   try:
     with pq.ParquetFile(path) as file:
