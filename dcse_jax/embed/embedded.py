@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dcse_jax.data import arrow
+from dcse_jax.data import parts
 from dcse_jax.data.lines import Lines
 from dcse_jax.embed import calibration
 from dcse_jax.embed import row_file
@@ -117,7 +118,7 @@ def _open_parts(
   folder: pathlib.Path, width: int, lines: Lines | None, column: str | None
 ) -> Embedded:
   """Opens a folder of Parquet parts."""
-  paths = sorted(folder.glob("*.parquet"))
+  paths = parts.paths(folder)
   if not paths:
     raise UserError(
       f"{folder} has no Parquet parts, NAME.parquet: name what encode wrote"
@@ -130,7 +131,6 @@ def _open_parts(
         ranges = row_file.read(folder / "ranges.npy")
       if lines is None:
         column = _text_column(path, file.schema_arrow, column)
-  _check_whole(folder, rows)
   if lines is None:
     sentences = lambda: _column(paths, column)
     state = hashlib.blake2b()
@@ -150,17 +150,6 @@ def _open_parts(
     sentences, text = lines.iterate, lines.digest
   blocks = lambda: _vectors(paths, width, ranges)
   return Embedded(str(folder), rows, width, text, blocks, sentences)
-
-
-def _check_whole(folder: pathlib.Path, rows: int) -> None:
-  """Refuses a folder that is still written, or has lost parts."""
-  known = None
-  if (folder / "manifest.json").exists():
-    known = files.read_json(folder / "manifest.json").get("rows")
-  if known not in (None, rows) or (known is None and (folder / ".progress").exists()):
-    raise UserError(
-      f"{folder} is not whole ({rows} rows): run the command that writes it again"
-    )
 
 
 @contextlib.contextmanager
