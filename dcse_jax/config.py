@@ -54,6 +54,11 @@ def default() -> ConfigDict:
       initializer_range=0.02,
     )
   )
+  # Static models to be teachers by their names here, made by counting the words of `text`:
+  # settings of `counting.static.count_words`, as in
+  # config.counted.near = dict(size=512, spelling_size=0).
+  config.counted = ConfigDict()
+
   # How states become an embedding, if the model's folder does not say so
   # itself. "cls" trains through a projection that evaluation drops.
   config.pooling = "cls"

@@ -24,6 +24,7 @@ Origins = dict[str, dict[str, Any]]
 # Fields that have no influence on the models, or whose influence is in the content:
 # see `add_content`.
 _IMMATERIAL = (
+  "counted",
   "log_every",
   "logger",
   "max_skipped_steps",

@@ -6,6 +6,7 @@ import pathlib
 
 from dcse_jax import config as config_lib
 from dcse_jax import losses
+from dcse_jax.data import text as text_lib
 from dcse_jax.eval import registry
 from dcse_jax.hub import folder
 from dcse_jax.model import model as model_lib
@@ -13,6 +14,7 @@ from dcse_jax.model import pooling as pooling_lib
 from dcse_jax.model.family import has_dropout
 from dcse_jax.objective.inputs import Start
 from dcse_jax.recipe import compose
+from dcse_jax.recipe import counted
 from dcse_jax.recipe import mining
 from dcse_jax.recipe import start as start_lib
 from dcse_jax.recipe import texts
@@ -52,7 +54,7 @@ def read(
     _check_evaluator(named, rounds)
   # Texts come before the encoder, which takes longest to load.
   asked = dict.fromkeys(map(texts.source_of, rounds.values()))
-  if not config.model:
+  if not config.model or config.counted:
     asked[texts.source_of(config)] = None
   # A finished recipe reads its text, too, and leaves the folder of caches as it is.
   read_texts = {source: texts.read(source, workdir) for source in asked}
@@ -85,13 +87,27 @@ def read(
         inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
-        model = folder.load(teacher, default_pooling=config.pooling)
-        _log.info("teacher %s: pooling %r", teacher, model.pooling)
-        if all(prompt in model.prompts for prompt in config.prompts):
-          model = start_lib.with_prompts(model, config.prompts, teacher)
-        outside[teacher] = model
+        counted_text = read_texts.get(texts.source_of(config))
+        outside[teacher] = _load_teacher(teacher, config, counted_text, workdir)
       _check_teacher(teacher, round_config, inputs)
   return inputs
+
+
+def _load_teacher(
+  name: str,
+  config: config_lib.ConfigDict,
+  text: text_lib.Text | None,
+  workdir: pathlib.Path,
+) -> model_lib.Model:
+  """Loads a teacher that no round trains, or counts it from the recipe's text."""
+  if name in config.counted:
+    settings = config.counted[name].to_dict()
+    return counted.make(name, settings, text.columns, workdir / "cache")
+  model = folder.load(name, default_pooling=config.pooling)
+  _log.info("teacher %s: pooling %r", name, model.pooling)
+  if all(prompt in model.prompts for prompt in config.prompts):
+    model = start_lib.with_prompts(model, config.prompts, name)
+  return model
 
 
 def _check_evaluator(named: registry.Named, rounds: Rounds) -> None:

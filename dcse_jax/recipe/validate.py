@@ -27,6 +27,7 @@ _OF_RECIPE = (
   "encoder",
   "pooling",
   "prompts",
+  "counted",
   "num_layers",
   "synthetic_sentences",
   "synthetic_pairs",
@@ -43,6 +44,17 @@ _FOLDERS = ("cache", "data", "export", "report")
 _COUNT, _COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
 _WIDTHS = Range(1, whole=True, several=True)
 _SHARE_BELOW_1 = Range(0, 1, below=True)
+_COUNTED = {
+  "size": _COUNT_OR_NONE,
+  "spelling_size": _COUNT_OR_NONE,
+  "spelling_weight": POSITIVE,
+  "window": _COUNT,
+  "min_count": _COUNT,
+  "most": Range(3, whole=True),
+  "context_power": Range(0),
+  "smooth": POSITIVE,
+  "seed": Range(0, 2**32 - 1, whole=True),
+}
 # The range of each number, and the choices of each word; the settings of terms have
 # their ranges beside the terms.
 _RANGES = {
@@ -130,6 +142,7 @@ def check(config: ConfigDict) -> None:
   if -1 < config.dropout < 0:
     raise UserError(f"config.dropout={config.dropout:g}: use -1, or a rate in [0, 1)")
   _check_encoder(config.encoder)
+  _check_counted(config)
   _check_mesh(config.mesh)
   if config.synthetic_sentences and (config.text or config.sts):
     raise UserError(
@@ -169,6 +182,8 @@ def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
   for field in config:
     if field in losses.TERMS or field not in known:
       continue
+    if field == "counted":
+      continue  # Its fields are names: see `_check_counted`.
     if isinstance(known[field], ConfigDict):
       for name, value in config[field].items():
         _check_range(f"{field}.{name}", value, where)
@@ -181,6 +196,25 @@ def _check_fields(config: ConfigDict, known: ConfigDict, where: str) -> None:
 def _check_range(field: str, value: Any, where: str) -> None:
   if field in _RANGES and (problem := _RANGES[field].validate(value)):
     raise UserError(f"{where}.{field}={value!r}: {problem}")
+
+
+def _check_counted(config: ConfigDict) -> None:
+  """Refuses counted teachers of unknown or useless settings, or named as rounds are."""
+  for name, settings in config.counted.items():
+    if name in config.rounds:
+      raise UserError(f"config.counted.{name}: a round has this name: choose another")
+    for setting, value in settings.items():
+      if setting not in _COUNTED:
+        raise UserError(
+          f"config.counted.{name}.{setting}: unknown setting; there are "
+          + ", ".join(_COUNTED)
+        )
+      if problem := _COUNTED[setting].validate(value):
+        raise UserError(f"config.counted.{name}.{setting}={value!r}: {problem}")
+    if settings.get("size") == settings.get("spelling_size") == 0:
+      raise UserError(
+        f"config.counted.{name}: size=0 and spelling_size=0 leave nothing: give one"
+      )
 
 
 def _check_mesh(mesh: ConfigDict) -> None:

@@ -1,0 +1,54 @@
+"""Static models that a recipe counts from its own text, to be teachers."""
+
+from collections.abc import Mapping, Sequence
+import logging
+import pathlib
+from typing import Any
+
+from dcse_jax.counting import static
+from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.hub import folder as folder_lib
+from dcse_jax.model import model as model_lib
+from dcse_jax.runtime import digests as digests_lib
+from dcse_jax.runtime import processes
+from dcse_jax.runtime.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def make(
+  name: str,
+  settings: Mapping[str, Any],
+  columns: Sequence[Sequence[str]],
+  cache: pathlib.Path,
+) -> model_lib.Model:
+  """Makes a static model of a text by counting, or finds it made.
+
+  Args:
+    name: the teacher's.
+    settings: those of `static.count_words` that differ from its defaults.
+    columns: the text's.
+    cache: the folder that keeps the model.
+
+  Raises:
+    UserError: the text has too few words.
+  """
+  facts = [f"{key}={settings[key]!r}" for key in sorted(settings)]
+  path = cache / f"counted-{tokens_lib.content_key(columns, 'counted', *facts)}"
+
+  def count():
+    if path.exists() and not digests_lib.find_damage(path):
+      return
+    sentences = [cell for column in columns for cell in column]
+    _log.info("teacher %s: counting the words of %d sentences", name, len(sentences))
+    try:
+      model = static.count_words(sentences, **settings)
+    except ValueError as error:
+      raise UserError(
+        f"teacher {name}: the text has only {error}, too few for its vectors: give more "
+        f"text, or lower config.counted.{name}.size or min_count"
+      ) from error
+    folder_lib.save(model, path, overwrite=True)
+
+  processes.first_makes(cache, count)
+  return folder_lib.load(str(path))

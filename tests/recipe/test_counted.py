@@ -1,0 +1,79 @@
+"""Teachers that a recipe counts from its own text."""
+
+import numpy as np
+import pytest
+
+from dcse_jax.counting import static
+from dcse_jax.data import text as text_lib
+from dcse_jax.hub import folder
+from dcse_jax.recipe import recipe as recipe_lib
+from dcse_jax.recipe import validate
+from dcse_jax.runtime import workdir
+from dcse_jax.runtime.errors import UserError
+from tests import models
+from tests import recipes
+
+NEAR = dict(size=8, spelling_size=0, min_count=1)
+SPELLED = dict(size=0, spelling_size=4, min_count=1)
+
+
+@pytest.fixture
+def config(files):
+  config = recipes.from_files(files, "distil", num_layers=0)
+  config.counted.near, config.counted.spelled = NEAR, SPELLED
+  config.rounds.student.teachers = ("near", "spelled")
+  return config
+
+
+def test_counted_teachers_teach_as_the_folders_of_words_do(config, files, tmp_path):
+  (sentences,) = text_lib.read_text(config.text).columns
+  for name, settings in (("near", NEAR), ("spelled", SPELLED)):
+    folder.save(static.count_words(list(sentences), **settings), tmp_path / name)
+  recipe_lib.run(config, str(tmp_path / "counted"))
+  config.rounds.student.teachers = (str(tmp_path / "near"), str(tmp_path / "spelled"))
+  config.counted = {}
+  recipe_lib.run(config, str(tmp_path / "folders"))
+  found, expected = (
+    models.read_metrics(tmp_path / name / "student/1/metrics.jsonl")
+    for name in ("counted", "folders")
+  )
+  assert "train/loss" in found[0] and found == expected
+
+
+def test_a_teacher_is_counted_once(config, tmp_path, monkeypatch):
+  place = workdir.Workdir(str(tmp_path))
+  first = recipe_lib.read(config, place).inputs.outside
+  monkeypatch.delattr(static, "count_words")
+  again = recipe_lib.read(config, place).inputs.outside
+  for name in ("near", "spelled"):
+    tables = [m[name].params["embeddings"]["word"]["embedding"] for m in (first, again)]
+    np.testing.assert_array_equal(*tables)
+
+
+def test_other_settings_are_another_teacher(config, tmp_path):
+  recipe_lib.run(config, str(tmp_path))
+  config.counted.near.window = 2
+  with pytest.raises(UserError, match="student comes from something else.*teachers"):
+    recipe_lib.run(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "name, settings, error",
+  [
+    ("student", {}, "config.counted.student: a round has this name"),
+    ("near", dict(width=3), "near.width: unknown setting; there are size, "),
+    ("near", dict(size=-1), r"near.size=-1: must be a whole number, 0 or more"),
+    ("near", dict(size=0, spelling_size=0), "near: size=0 and .* leave nothing"),
+  ],
+)
+def test_what_cannot_be_counted_is_refused(config, name, settings, error):
+  config.counted = {name: settings}
+  config.rounds.student.teachers = (name,)
+  with pytest.raises(UserError, match=error):
+    validate.check(config)
+
+
+def test_a_text_of_too_few_words_is_refused(config, tmp_path):
+  config.counted.near.size = 10**6
+  with pytest.raises(UserError, match="teacher near: the text has only .* too few"):
+    recipe_lib.read(config, workdir.Workdir(str(tmp_path)))
