@@ -58,6 +58,9 @@ def default() -> ConfigDict:
   # settings of `counting.static.count_words`, as in
   # config.counted.near = dict(size=512, spelling_size=0).
   config.counted = ConfigDict()
+  # The one of them whose vectors the tokens of a new BERT start with, so that its
+  # embeddings are the counted ones' before it learns; as wide as the encoder.
+  config.token_vectors = ""
 
   # How states become an embedding, if the model's folder does not say so
   # itself. "cls" trains through a projection that evaluation drops.

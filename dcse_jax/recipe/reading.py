@@ -63,6 +63,10 @@ def read(
   else:
     columns = read_texts[texts.source_of(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
+  if name := config.token_vectors:
+    counted_text = read_texts[texts.source_of(config)]
+    vectors = _load_teacher(name, config, counted_text, workdir)
+    start = counted.begin(start, name, vectors)
   columns = max(len(text.columns) for text in read_texts.values())
   if len(config.prompts) > columns:
     raise UserError(

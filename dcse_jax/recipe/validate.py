@@ -28,6 +28,7 @@ _OF_RECIPE = (
   "pooling",
   "prompts",
   "counted",
+  "token_vectors",
   "num_layers",
   "synthetic_sentences",
   "synthetic_pairs",
@@ -215,6 +216,19 @@ def _check_counted(config: ConfigDict) -> None:
       raise UserError(
         f"config.counted.{name}: size=0 and spelling_size=0 leave nothing: give one"
       )
+  if not config.token_vectors:
+    return
+  if config.token_vectors not in config.counted:
+    raise UserError(
+      f"config.token_vectors={config.token_vectors!r}: name one of config.counted "
+      f"({', '.join(config.counted) or 'there is none'})"
+    )
+  family = config.encoder.get("family", "bert")
+  if config.model or family != "bert":
+    raise UserError(
+      f"config.token_vectors={config.token_vectors!r} is of a new BERT, and this encoder "
+      f"is {config.model or 'a new ' + family}: leave it out"
+    )
 
 
 def _check_mesh(mesh: ConfigDict) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from dcse_jax.counting import static
 from dcse_jax.data import text as text_lib
+from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.hub import folder
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.recipe import validate
@@ -76,4 +77,43 @@ def test_what_cannot_be_counted_is_refused(config, name, settings, error):
 def test_a_text_of_too_few_words_is_refused(config, tmp_path):
   config.counted.near.size = 10**6
   with pytest.raises(UserError, match="teacher near: the text has only .* too few"):
+    recipe_lib.read(config, workdir.Workdir(str(tmp_path)))
+
+
+def test_a_new_encoder_begins_with_the_embeddings_of_counted_words(files, tmp_path):
+  config = recipes.tiny(recipes.load_config("scratch"))
+  config.text, config.sts = str(files / "text.txt"), ""
+  config.counted = {"words": dict(size=20, spelling_size=44, min_count=1)}
+  config.encoder = dict(
+    family="bert",
+    vocab_size=400,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=64,
+    initializer_range=0.01,
+  )
+  inputs = recipe_lib.read(config, workdir.Workdir(str(tmp_path))).inputs
+  words, sentences = inputs.outside["words"], models.SENTENCES[:40]
+  wanted, found = (
+    SentenceEncoder(model).encode(sentences, normalize_embeddings=True)
+    for model in (words, inputs.start)
+  )
+  # Words that the tokenizer divides, and layers that are not yet nothing, are what differs.
+  assert (wanted * found).sum(axis=1).mean() > 0.9
+  assert np.abs(found[:, -1]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+  "fields, error",
+  [
+    (dict(token_vectors="far"), r"config.token_vectors='far': name one of .*\(near"),
+    (dict(token_vectors="near"), "is of a new BERT, and this encoder is .*model"),
+    (dict(token_vectors="near", model=""), r"vectors of 8 numbers and the encoder 16"),
+  ],
+)
+def test_token_vectors_must_fit_a_new_bert(config, tmp_path, fields, error):
+  config.update(fields)
+  with pytest.raises(UserError, match=error):
+    validate.check(config)
     recipe_lib.read(config, workdir.Workdir(str(tmp_path)))
