@@ -4,7 +4,7 @@
 one model with each objective, from the same encoder, on the same text, equally long,
 and scores it on STS-B dev at the end; then it times one step of each, in turns, on
 padded batches with teachers online. DIR is a BERT folder with its language-model head,
-such as the round `pretrained` of configs/scratch.py leaves in `pretrained/0/model`.
+such as the round `pretrained` of configs/quickstart.py leaves in `pretrained/0/model`.
 """
 
 import argparse

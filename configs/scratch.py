@@ -45,7 +45,6 @@ def get_config(variant=""):
   )
   config.pooling = "mean"
   config.batch_size = 128
-  config.num_train_steps = 200
   config.log_every = 20
   config.eval_every = 25
   config.distillation.student_temperature = 0.02
@@ -56,11 +55,13 @@ def get_config(variant=""):
     (1, 2, 3),
     teachers=("words",),
     objective="embedding_distillation",
+    num_train_steps=200,
     learning_rate=5e-4,
     warmup_steps=50,
     dropout=0.0,
   )
   later = dict(seeds=(1, 2, 3), start="student", learning_rate=1e-4)
+  later["num_train_steps"] = 100
   later["objective"] = "info_nce + distillation"
   one, all_ = ("student/1",), ("student",)
   group, none = (dict(distillation=dict(group_probability=p)) for p in (0.1, 0.0))

@@ -261,7 +261,11 @@ def _connect(address: str | None) -> Any:
     # Without an address Ray would join whatever cluster was last begun on this machine.
     ray.init(address or "local", **settings)
   except Exception as error:  # It raises many kinds.
-    raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
+    reason = " ".join(str(error).split())[:200]
+    if address and "RAY_AUTH_MODE" not in os.environ:
+      # Ray says nothing of tokens here, which it asks for where it has made one before.
+      reason += "; if it asks for a token, set RAY_AUTH_MODE=token"
+    raise _no_cluster(address, reason) from error
   # Ray puts its own in their place.
   with contextlib.suppress(ValueError):  # Threads have none.
     for number, handler in handlers.items():

@@ -41,7 +41,10 @@ def count_words(
 
   Raises:
     ValueError: the text has no more known words than an embedding has numbers.
+    UserError: scikit-learn is not installed.
   """
+  if size:
+    vectors.load_svd()  # It is missed at once or never.
   import transformers  # It takes seconds.
 
   tokenizer = words.train_tokenizer(sentences, min_count=min_count, most=most)

@@ -4,10 +4,12 @@ Counts of pairs, weighted by distance, become positive pointwise mutual informat
 truncated singular value decomposition makes it dense.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
+
+from dcse_jax.runtime.errors import UserError
 
 # How many pairs are counted at a time, about; each takes 12 bytes.
 _PAIRS = 20_000_000
@@ -79,6 +81,21 @@ def positive_information(
   )
 
 
+def load_svd() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Imports scikit-learn's `randomized_svd`, which takes seconds.
+
+  Raises:
+    UserError: scikit-learn is not installed.
+  """
+  try:
+    from sklearn.utils.extmath import randomized_svd
+  except ImportError as error:
+    raise UserError(
+      "counting words needs scikit-learn: pip install 'dcse_jax[words]'"
+    ) from error
+  return randomized_svd
+
+
 def reduce(information: sp.csr_matrix, size: int, *, seed: int = 0) -> np.ndarray:
   """Reduces rows to a few numbers by their largest singular vectors.
 
@@ -92,8 +109,7 @@ def reduce(information: sp.csr_matrix, size: int, *, seed: int = 0) -> np.ndarra
   Returns:
     Vectors of unit length, [V, size] float32; all zero for a word without contexts.
   """
-  from sklearn.utils.extmath import randomized_svd  # It takes seconds to import.
-
+  randomized_svd = load_svd()
   vectors, _, _ = randomized_svd(
     information, n_components=size, n_iter=4, random_state=seed
   )

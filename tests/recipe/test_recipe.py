@@ -212,22 +212,18 @@ def test_every_paper_config_trains_on_a_users_text(name, files):
   assert embeddings.shape == (1, 16) and embeddings.dtype == np.float32
 
 
-@pytest.mark.slow
 def test_from_scratch_a_users_text_is_all_it_takes(files):
-  config = from_files(files, "scratch", model="", sts="", test=())
-  config.recipe = ("pretrained", "simcse", "plain", "student")
-  config.rounds.simcse.seeds = (1, 2)
-  config.rounds.plain.seeds = config.rounds.student.seeds = (1,)
+  config = tiny(load_config("scratch", "ladder"))
+  config.text = str(files / "text.txt")
+  config.counted.words.update(size=4, spelling_size=12, min_count=1)
+  for name in config.rounds:
+    config.rounds[name].seeds = (1, 2) if name == "student" else (1,)
+    config.rounds[name].teacher_cache = "float32"
   trained = recipe_lib.run(config, str(files / "run"))
-  assert [model["name"] for model in trained] == [
-    "pretrained",
-    "simcse-1",
-    "simcse-2",
-    "plain",
-    "student",
-  ]
-  # Both of the students' rounds read the first teacher from one file.
-  assert len(list((files / "run" / "cache").glob("teacher-*"))) == 2
+  names = [model["name"] for model in trained]
+  assert names == ["student-1", "student-2", "plain", "group_p", "averaged", "second"]
+  # The words and the two students, each in one file that all later rounds read.
+  assert len(list((files / "run" / "cache").glob("teacher-*"))) == 3
 
 
 def test_a_recipe_of_the_student_alone_takes_outside_teachers(files):
