@@ -31,6 +31,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("size", 512, "How many numbers say what stands near a word.", 0)
   flags.DEFINE_integer("spelling_size", 512, "How many say how it is spelled.", 0)
   flags.DEFINE_float("spelling_weight", 4.0, "What spelling counts, neighbours 1.", 0.0)
+  flags.DEFINE_integer("width", 0, "How many are kept of both together; 0: all.", 0)
   flags.DEFINE_integer("window", 40, "How far apart words may stand.", 1)
   flags.DEFINE_integer("min_count", 3, "How often a word must be seen.", 1)
   flags.DEFINE_integer("most", 100_000, "How many words there may be.", 3)
@@ -44,6 +45,11 @@ def main() -> None:
     raise UserError("give --text FILE and --output DIR")
   if not _FLAGS.size and not _FLAGS.spelling_size:
     raise UserError("--size=0 --spelling_size=0 leave nothing: give one of them")
+  if _FLAGS.width > _FLAGS.size + _FLAGS.spelling_size:
+    raise UserError(
+      f"--width={_FLAGS.width} is more than the {_FLAGS.size} and {_FLAGS.spelling_size} "
+      "numbers that there are: lower it"
+    )
   folder = files.user_path(_FLAGS.output)
   digests.check_replaceable(folder, overwrite=_FLAGS.overwrite)
   text = text_lib.read_text(_FLAGS.text, tuple(_FLAGS.columns))
@@ -52,6 +58,7 @@ def main() -> None:
     "size",
     "spelling_size",
     "spelling_weight",
+    "width",
     "window",
     "min_count",
     "most",

@@ -15,6 +15,7 @@ def count_words(
   size: int = 512,
   spelling_size: int = 512,
   spelling_weight: float = 4.0,
+  width: int = 0,
   window: int = 40,
   min_count: int = 3,
   most: int = 100_000,
@@ -31,6 +32,8 @@ def count_words(
     spelling_size: how many say how its words are spelled, after the others; 0 likewise.
     spelling_weight: what two words' cosine of spelling counts, that of neighbours being
       1.
+    width: how many numbers are kept of both parts together, the principal components of
+      all words' directions; 0 keeps every number.
     window: see `vectors.count_pairs`.
     min_count: how often a word must be seen.
     most: how many words there may be.
@@ -62,6 +65,8 @@ def count_words(
     spelled = spelling.spell(by_number, spelling_size, seed=seed)
     parts.append(spelled * np.float32(spelling_weight**0.5))
   table = np.hstack(parts)
+  if width:
+    table = vectors.principal(table, width)
   frequency = np.bincount(np.concatenate(numbers), minlength=total).astype(np.float64)
   frequency /= frequency.sum()
   table *= (smooth / (smooth + frequency))[:, None].astype(np.float32)

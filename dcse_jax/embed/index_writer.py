@@ -217,7 +217,8 @@ class _Writer:
     shares = recalls(searches, queries, own, self._unit_blocks())
     chosen, measured = shares[:, ::2].mean(axis=1), shares[:, 1::2].mean(axis=1)
     # Where it cannot be reached, what comes near the best will do.
-    place = int(np.argmax(chosen >= min(recall, chosen.max() - _NEAR)))
+    wanted = recall if chosen.max() >= recall else chosen.max() - _NEAR
+    place = int(np.argmax(chosen >= wanted))
     if self._about["lists"]:
       self._about["probes"] = probes[place]
     self._about["recall@10"] = round(float(measured[place]), 4)

@@ -7,6 +7,7 @@ import numpy as np
 from dcse_jax.model import bert
 from dcse_jax.model import encoder as encoder_lib
 
+
 def begin_with(
   params: encoder_lib.Params,
   config: bert.EncoderConfig,

@@ -72,8 +72,8 @@ def begin(start: model_lib.Model, name: str, model: model_lib.Model) -> model_li
   if model.embedding_size != start.config.hidden_size:
     raise UserError(
       f"config.token_vectors={name!r} has vectors of {model.embedding_size} numbers and "
-      f"the encoder {start.config.hidden_size}: make encoder.hidden_size the sum of "
-      f"counted.{name}.size and spelling_size"
+      f"the encoder {start.config.hidden_size}: make config.counted.{name}.width the "
+      "encoder's hidden_size"
     )
   tokenizer = start.tokenizer
   texts = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]

@@ -49,6 +49,7 @@ _COUNTED = {
   "size": _COUNT_OR_NONE,
   "spelling_size": _COUNT_OR_NONE,
   "spelling_weight": POSITIVE,
+  "width": _COUNT_OR_NONE,
   "window": _COUNT,
   "min_count": _COUNT,
   "most": Range(3, whole=True),
@@ -212,6 +213,12 @@ def _check_counted(config: ConfigDict) -> None:
         )
       if problem := _COUNTED[setting].validate(value):
         raise UserError(f"config.counted.{name}.{setting}={value!r}: {problem}")
+    numbers = settings.get("size", 512) + settings.get("spelling_size", 512)
+    if settings.get("width", 0) > numbers:
+      raise UserError(
+        f"config.counted.{name}.width={settings.width}: there are size and spelling_size "
+        f"together, at most {numbers}"
+      )
     if settings.get("size") == settings.get("spelling_size") == 0:
       raise UserError(
         f"config.counted.{name}: size=0 and spelling_size=0 leave nothing: give one"

@@ -13,6 +13,7 @@ from dcse_jax.counting import words
 from dcse_jax.data import synthetic
 from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.hub import folder
+from dcse_jax.runtime.errors import UserError
 from tests import processes
 
 SENTENCES = synthetic.sentences(600, seed=0)
@@ -169,3 +170,28 @@ def test_a_text_that_is_too_small_is_refused_in_one_line(tmp_path):
   assert "3 words seen 1 times or more, too few" in refused.stderr
   nothing = run(f"--text={text}", "--output=o", "--size=0", "--spelling_size=0")
   assert nothing.returncode == 2 and "leave nothing" in nothing.stderr
+
+
+def test_a_missing_library_is_told_before_anything_is_counted(monkeypatch):
+  monkeypatch.setitem(sys.modules, "sklearn.utils.extmath", None)
+  monkeypatch.delattr(vectors, "count_pairs")
+  with pytest.raises(UserError, match=r"needs scikit-learn: pip install .*\[words\]"):
+    static.count_words(SENTENCES)
+
+
+def test_the_principal_components_of_directions_keep_cosines():
+  # All vectors lie in a plane, whatever their lengths, and a plane is kept.
+  rng = np.random.default_rng(0)
+  plane = np.linalg.qr(rng.normal(size=(5, 2)))[0].T
+  table = (rng.normal(size=(9, 2)) * rng.uniform(1, 9, size=(9, 1))) @ plane
+  kept = vectors.principal(table, 2)
+  np.testing.assert_allclose(kept @ kept.T, table @ table.T, rtol=1e-4, atol=1e-4)
+  # The first number is the larger component of the directions, not of the vectors.
+  directions = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+  first, second = np.square(directions).sum(axis=0)
+  assert first >= second
+
+
+def test_words_may_have_fewer_numbers_than_both_parts():
+  model = static.count_words(SENTENCES, size=16, spelling_size=16, width=8)
+  assert model.embedding_size == 8

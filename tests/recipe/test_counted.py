@@ -62,7 +62,8 @@ def test_other_settings_are_another_teacher(config, tmp_path):
   "name, settings, error",
   [
     ("student", {}, "config.counted.student: a round has this name"),
-    ("near", dict(width=3), "near.width: unknown setting; there are size, "),
+    ("near", dict(depth=3), "near.depth: unknown setting; there are size, "),
+    ("near", dict(size=8, spelling_size=0, width=9), "near.width=9: .* at most 8"),
     ("near", dict(size=-1), r"near.size=-1: must be a whole number, 0 or more"),
     ("near", dict(size=0, spelling_size=0), "near: size=0 and .* leave nothing"),
   ],
@@ -83,10 +84,10 @@ def test_a_text_of_too_few_words_is_refused(config, tmp_path):
 def test_a_new_encoder_begins_with_the_embeddings_of_counted_words(files, tmp_path):
   config = recipes.tiny(recipes.load_config("scratch"))
   config.text, config.sts = str(files / "text.txt"), ""
-  config.counted = {"words": dict(size=20, spelling_size=44, min_count=1)}
+  config.counted = {"words": dict(size=20, spelling_size=44, min_count=1, smooth=1.0)}
   config.encoder = dict(
     family="bert",
-    vocab_size=400,
+    vocab_size=2000,
     hidden_size=64,
     num_layers=2,
     num_heads=2,
@@ -94,10 +95,13 @@ def test_a_new_encoder_begins_with_the_embeddings_of_counted_words(files, tmp_pa
     initializer_range=0.01,
   )
   inputs = recipe_lib.read(config, workdir.Workdir(str(tmp_path))).inputs
-  words, sentences = inputs.outside["words"], models.SENTENCES[:40]
+  folder.save(inputs.outside["words"], tmp_path / "words")
+  folder.save(inputs.start, tmp_path / "start")
   wanted, found = (
-    SentenceEncoder(model).encode(sentences, normalize_embeddings=True)
-    for model in (words, inputs.start)
+    SentenceEncoder(tmp_path / name).encode(
+      models.SENTENCES[:40], normalize_embeddings=True
+    )
+    for name in ("words", "start")
   )
   # Words that the tokenizer divides, and layers that are not yet nothing, are what differs.
   assert (wanted * found).sum(axis=1).mean() > 0.9

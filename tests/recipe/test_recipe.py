@@ -215,7 +215,7 @@ def test_every_paper_config_trains_on_a_users_text(name, files):
 def test_from_scratch_a_users_text_is_all_it_takes(files):
   config = tiny(load_config("scratch", "ladder"))
   config.text = str(files / "text.txt")
-  config.counted.words.update(size=4, spelling_size=12, min_count=1)
+  config.counted.words = dict(size=8, spelling_size=16, width=16, min_count=1)
   for name in config.rounds:
     config.rounds[name].seeds = (1, 2) if name == "student" else (1,)
     config.rounds[name].teacher_cache = "float32"
