@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from dcse_jax import config as config_lib
+from dcse_jax.counting import static
 from dcse_jax.data import text
 from dcse_jax.hub import folder
 from dcse_jax.hub import shape as shape_lib
@@ -244,6 +245,10 @@ def _teachers(
       continue
     if is_embeddings(teacher):
       teachers.append((open_embeddings(teacher), share))
+      continue
+    if teacher in config.counted:
+      shape = static.largest(**config.counted[teacher])
+      teachers.append((_model(shape, "mean"), share))
       continue
     loaded = shape_lib.load(teacher, default_pooling=config.pooling)
     model = _model(

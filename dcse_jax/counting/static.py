@@ -1,5 +1,7 @@
 """A static model by counting: a sentence is the mean of its words' vectors."""
 
+from typing import Any
+
 import numpy as np
 
 from dcse_jax.counting import spelling
@@ -7,6 +9,27 @@ from dcse_jax.counting import vectors
 from dcse_jax.counting import words
 from dcse_jax.model import static
 from dcse_jax.model.model import Model
+
+
+def largest(
+  *,
+  size: int = 512,
+  spelling_size: int = 512,
+  width: int = 0,
+  most: int = 100_000,
+  **_: Any,
+) -> static.EncoderConfig:
+  """Returns the shape of what `count_words` makes of a text with many words.
+
+  Args:
+    size: see `count_words`, which has the same defaults.
+    spelling_size: likewise.
+    width: likewise.
+    most: likewise.
+    **_: its other settings.
+  """
+  hidden_size = width or size + spelling_size
+  return static.EncoderConfig(vocab_size=most + 1, hidden_size=hidden_size)
 
 
 def count_words(

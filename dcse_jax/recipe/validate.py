@@ -9,6 +9,7 @@ from dcse_jax.config import default
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
+from dcse_jax.counting import static
 from dcse_jax.data import splitting
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
@@ -213,7 +214,7 @@ def _check_counted(config: ConfigDict) -> None:
         )
       if problem := _COUNTED[setting].validate(value):
         raise UserError(f"config.counted.{name}.{setting}={value!r}: {problem}")
-    numbers = settings.get("size", 512) + settings.get("spelling_size", 512)
+    numbers = static.largest(**{**settings, "width": 0}).hidden_size
     if settings.get("width", 0) > numbers:
       raise UserError(
         f"config.counted.{name}.width={settings.width}: there are size and spelling_size "

@@ -323,6 +323,15 @@ def test_teachers_that_are_embeddings_come_with_the_batch_beside_those_that_run(
   assert len(frozen["teachers"]) == 2
 
 
+def test_a_counted_teacher_has_a_table_of_the_most_words_that_it_may_have():
+  config = load_config("scratch")
+  config.counted.words.most = 1000
+  mesh = mesh_lib.make_mesh(jax.devices()[:2])
+  _, _, frozen = abstract_step.make_abstract_step(config, "student", mesh).arguments
+  # A stack of one, as wide as config.counted says, and a row for unknown words.
+  assert [x.shape for x in jax.tree.leaves(frozen)] == [(1, 1001, 512)]
+
+
 def test_the_dense_layers_of_a_teacher_are_part_of_the_abstract_step(files):
   # 16 numbers are pooled, 24 come out of the first layer, 20 of the second.
   rng = np.random.default_rng(0)
