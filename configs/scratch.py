@@ -31,7 +31,7 @@ def get_config(variant=""):
   between = config_lib.choose(variant, {"": (), "ladder": ladder})
   config = config_lib.default()
   config.test = sts_sets.SEVEN_TEST_SETS
-  config.counted.words = dict(width=512)  # As wide as the encoder.
+  config.counted.words = config_lib.counted(width=512)  # As wide as the encoder.
   config.token_vectors = "words"
   config.encoder = dict(
     family="bert",

@@ -5,6 +5,7 @@ field that a run may leave out has a value that says so: "", 0 or ().
 """
 
 from collections.abc import Mapping, Sequence
+import inspect
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ import ml_collections
 from ml_collections import FieldReference
 
 from dcse_jax import losses
+from dcse_jax.counting import static
 from dcse_jax.eval import sts_sets
 from dcse_jax.losses.terms import Weighted
 from dcse_jax.runtime.errors import UserError
@@ -56,7 +58,7 @@ def default() -> ConfigDict:
   )
   # Static models to be teachers by their names here, made by counting the words of `text`:
   # settings of `counting.static.count_words`, as in
-  # config.counted.near = dict(size=512, spelling_size=0).
+  # config.counted.near = config_lib.counted(spelling_size=0).
   config.counted = ConfigDict()
   # The one of them whose vectors the tokens of a new BERT start with, so that its
   # embeddings are the counted ones' before it learns; as wide as the encoder.
@@ -220,6 +222,19 @@ def simcse(variant: str) -> ConfigDict:
   config.num_train_steps = 1_000_000 // config.batch_size
   config.test = sts_sets.SEVEN_TEST_SETS
   return config
+
+
+def counted(**settings: Any) -> ConfigDict:
+  """Makes the settings of a model that is counted, with all that a command may change.
+
+  Args:
+    **settings: those of `counting.static.count_words` that differ from its defaults.
+  """
+  known = inspect.signature(static.count_words).parameters.values()
+  defaults = {
+    each.name: each.default for each in known if each.kind == each.KEYWORD_ONLY
+  }
+  return ConfigDict({**defaults, **settings})
 
 
 def round_config(

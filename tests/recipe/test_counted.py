@@ -75,6 +75,13 @@ def test_what_cannot_be_counted_is_refused(config, name, settings, error):
     validate.check(config)
 
 
+def test_every_setting_of_counting_may_be_changed_by_a_command():
+  config = recipes.tiny(recipes.load_config("scratch"))
+  config.update_from_flattened_dict({"counted.words.window": 3, "token_vectors": ""})
+  validate.check(config)
+  assert config.counted.words.window == 3
+
+
 def test_a_text_of_too_few_words_is_refused(config, tmp_path):
   config.counted.near.size = 10**6
   with pytest.raises(UserError, match="teacher near: the text has only .* too few"):
