@@ -20,7 +20,7 @@ PANELS = {
     "3,000 steps": "embeddings, 3,000 steps",
     "teacher, 6 layers": "the teacher",
   },
-  "300,000 sentences and nothing else": {
+  "From 300,000 sentences alone": {
     "neighbours, 512 numbers": "words by neighbours",
     "counted words, 512 numbers in all": "and by spelling",
     "student of the counted words": "their student",

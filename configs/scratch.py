@@ -19,7 +19,7 @@ python -m dcse_jax.main --config configs/scratch.py \\
 Without STS sets leave --config.sts out: the last parameters count. Few steps are right for
 the student, whose embeddings of other text grow worse when it knows its own by heart: on
 STS-B dev one of 300,000 Wikipedia sentences had 76.1 at the start, 78.0 and 78.2 after 100
-and 200 steps, and 76.8 and 75.8 after 300 and 400; the counted words have 77.2.
+and 200 steps, and 76.8 and 75.8 after 300 and 400; the counted words had 77.0.
 """
 
 from dcse_jax import config as config_lib
