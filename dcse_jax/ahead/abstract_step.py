@@ -247,7 +247,7 @@ def _teachers(
       teachers.append((open_embeddings(teacher), share))
       continue
     if teacher in config.counted:
-      shape = static.largest(**config.counted[teacher])
+      shape = static.largest(**config_lib.counted(**config.counted[teacher]))
       teachers.append((_model(shape, "mean"), share))
       continue
     loaded = shape_lib.load(teacher, default_pooling=config.pooling)

@@ -12,17 +12,12 @@ from dcse_jax.model.model import Model
 
 
 def largest(
-  *,
-  size: int = 512,
-  spelling_size: int = 512,
-  width: int = 0,
-  most: int = 100_000,
-  **_: Any,
+  *, size: int, spelling_size: int, width: int, most: int, **_: Any
 ) -> static.EncoderConfig:
   """Returns the shape of what `count_words` makes of a text with many words.
 
   Args:
-    size: see `count_words`, which has the same defaults.
+    size: see `count_words`.
     spelling_size: likewise.
     width: likewise.
     most: likewise.

@@ -63,10 +63,11 @@ def read(
   else:
     columns = read_texts[texts.source_of(config)].columns
     start = start_lib.make(config, columns, workdir / "cache")
+  counted_text = read_texts.get(texts.source_of(config))
+  outside: dict[str, model_lib.Model] = {}
   if name := config.token_vectors:
-    counted_text = read_texts[texts.source_of(config)]
-    vectors = _load_teacher(name, config, counted_text, workdir)
-    start = counted.begin(start, name, vectors)
+    outside[name] = _load_teacher(name, config, counted_text, workdir)
+    start = counted.begin(start, name, outside[name])
   columns = max(len(text.columns) for text in read_texts.values())
   if len(config.prompts) > columns:
     raise UserError(
@@ -74,7 +75,6 @@ def read(
       "is a prompt for each at most"
     )
   start = start_lib.with_prompts(start, config.prompts, config.model or "a new encoder")
-  outside: dict[str, model_lib.Model] = {}
   embeddings: dict[str, Embeddings] = {}
   inputs = Inputs(config, workdir, start, dev, test, outside, embeddings, read_texts)
   for name, round_config in rounds.items():
@@ -91,7 +91,6 @@ def read(
         inputs.example_rows(teacher, round_config)
         continue
       if teacher not in outside:
-        counted_text = read_texts.get(texts.source_of(config))
         outside[teacher] = _load_teacher(teacher, config, counted_text, workdir)
       _check_teacher(teacher, round_config, inputs)
   return inputs

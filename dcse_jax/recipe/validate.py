@@ -5,11 +5,11 @@ from typing import Any
 
 from dcse_jax import losses
 from dcse_jax.config import ConfigDict
+from dcse_jax.config import counted
 from dcse_jax.config import default
 from dcse_jax.config import of_round
 from dcse_jax.config import round_config
 from dcse_jax.config import terms
-from dcse_jax.counting import static
 from dcse_jax.data import splitting
 from dcse_jax.losses.terms import POSITIVE
 from dcse_jax.losses.terms import Choice
@@ -214,13 +214,14 @@ def _check_counted(config: ConfigDict) -> None:
         )
       if problem := _COUNTED[setting].validate(value):
         raise UserError(f"config.counted.{name}.{setting}={value!r}: {problem}")
-    numbers = static.largest(**{**settings, "width": 0}).hidden_size
-    if settings.get("width", 0) > numbers:
+    every = counted(**settings)
+    numbers = every.size + every.spelling_size
+    if every.width > numbers:
       raise UserError(
-        f"config.counted.{name}.width={settings.width}: there are size and spelling_size "
+        f"config.counted.{name}.width={every.width}: there are size and spelling_size "
         f"together, at most {numbers}"
       )
-    if settings.get("size") == settings.get("spelling_size") == 0:
+    if not numbers:
       raise UserError(
         f"config.counted.{name}: size=0 and spelling_size=0 leave nothing: give one"
       )
