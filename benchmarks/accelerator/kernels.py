@@ -65,7 +65,8 @@ def _norm(rows) -> tuple[Callable, Callable]:
     return ops.layer_norm(x + dropout(branch, _RATE, key, rows), weight, bias, _EPS)
 
   def kernel(*arrays):
-    return norm_kernel.add_and_norm(*arrays, rows, key, _RATE, _EPS, False)
+    (normed,) = norm_kernel.add_and_norm(*arrays, rows, key, _RATE, _EPS, 1, False)
+    return normed
 
   return plain, kernel
 

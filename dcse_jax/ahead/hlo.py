@@ -298,6 +298,10 @@ class Program:
           continue
         if user.op in _SAME:
           total += self._read(instructions, user.name)
+        elif user.op == "convert" and not user.is_root:
+          # As much is converted as is read of it.
+          share = instructions[name].size / user.size
+          total += int(share * self._read(instructions, user.name))
         elif i == 0 and user.op in _SLICES:
           total += user.size
         elif i == 0 and user.op in ("dynamic-update-slice", "scatter"):

@@ -229,7 +229,7 @@ class Layer(nnx.Module):
   def _rest(self, x, attended, rows, keys):
     config, add_and_norm = self.config, layers_lib.add_and_norm
     attended = mesh_lib.by_row(attended)
-    x = add_and_norm(
+    x, to_up = add_and_norm(
       self.attention_output,
       self.attention_norm,
       x,
@@ -237,10 +237,11 @@ class Layer(nnx.Module):
       config.dropout,
       keys[1],
       rows,
+      readers=2,
     )
-    up = mesh_lib.by_row(self.up(mesh_lib.by_row(x)))
+    up = mesh_lib.by_row(self.up(mesh_lib.by_row(to_up)))
     up = layers_lib.ACTIVATIONS[config.activation](up)
-    x = add_and_norm(self.down, self.norm, x, up, config.dropout, keys[2], rows)
+    (x,) = add_and_norm(self.down, self.norm, x, up, config.dropout, keys[2], rows)
     return mesh_lib.by_row(x)
 
   def _attend(self, query, key, value, mask, rows, dropout_key, bias, positions=None):

@@ -122,7 +122,8 @@ def add_and_norm(
   rate: float,
   key: jax.Array | None,
   rows: jax.Array,
-) -> jax.Array:
+  readers: int = 1,
+) -> tuple[jax.Array, ...]:
   """Adds to states what a linear layer makes of a branch, and normalises the sum.
 
   Args:
@@ -133,11 +134,15 @@ def add_and_norm(
     rate: the probability that dropout makes a zero of what the linear layer gives.
     key: dropout's, see `dropout`; None means none.
     rows: see `dropout`.
+    readers: how many will use the result, see `norm_kernel.add_and_norm`.
+
+  Returns:
+    [..., D], once for each reader.
   """
   width = x.shape[-1]
   same = x.dtype == linear.dtype == norm.dtype
   if not (same and norm_kernel.is_for(x.size // width, width, x.dtype)):
-    return norm(x + dropout(linear(branch), rate, key, rows))
+    return (norm(x + dropout(linear(branch), rate, key, rows)),) * readers
   if key is None:
     key, rate = jnp.zeros(2, jnp.uint32), 0.0
   product, bias = fused_product((linear,), branch)
@@ -146,14 +151,13 @@ def add_and_norm(
   def run(x, product, rows, *vectors):
     *vectors, key = vectors
     return norm_kernel.add_and_norm(
-      x, product, *vectors, rows, key, rate, norm.epsilon, False
+      x, product, *vectors, rows, key, rate, norm.epsilon, readers, False
     )
 
   rows = jnp.broadcast_to(rows, x.shape[:-1]).reshape(-1)
   vectors = (bias.astype(jnp.float32), norm.scale[...], norm.bias[...])
-  return mesh_lib.over_rows(
-    run, (flat(x), flat(product), rows), (*vectors, key)
-  ).reshape(x.shape)
+  results = mesh_lib.over_rows(run, (flat(x), flat(product), rows), (*vectors, key))
+  return tuple(result.reshape(x.shape) for result in results)
 
 
 def linear(

@@ -36,7 +36,7 @@ def _side(width: int) -> int:
   return width & -width
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
 def add_and_norm(
   x: jax.Array,
   branch: jax.Array,
@@ -47,8 +47,9 @@ def add_and_norm(
   key: jax.Array,
   rate: float,
   eps: float,
+  readers: int,
   interpret: bool,
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
   """Computes LayerNorm of x + dropout(branch + branch_bias).
 
   Args:
@@ -61,13 +62,15 @@ def add_and_norm(
     key: one that `make_keys` made, [2] uint32.
     rate: the probability of a zero; 0 means no dropout.
     eps: LayerNorm's.
+    readers: how many will use the result. The backward pass adds up their gradients as
+      it reads them, where XLA would first write the sum.
     interpret: runs on any backend, slowly.
 
   Returns:
-    [T, D] bfloat16.
+    [T, D] bfloat16, once for each reader.
   """
   arrays = (x, branch, _vectors(branch_bias, weight, bias), rows, key)
-  return _run_forward(arrays, rate, eps, interpret, number=1)[0]
+  return _run_forward(arrays, rate, eps, interpret, number=1) * readers
 
 
 def _vectors(branch_bias, weight, bias):
@@ -123,9 +126,8 @@ def _forward_kernel(x, branch, vectors, rows, key, out, *totals, rate, eps):
   jax.lax.fori_loop(0, x.shape[0] // _AT_ONCE, turn, 0)
 
 
-def _backward_kernel(
-  total, vectors, rows, key, g, d_x, d_branch, d_vectors, *, rate, eps
-):
+def _backward_kernel(total, vectors, rows, key, *others, rate, eps):
+  *cotangents, d_x, d_branch, d_vectors = others
   width = total.shape[-1]
   key = (key[0], key[1])
   parts = _parts(width)
@@ -134,7 +136,7 @@ def _backward_kernel(
     at = pl.ds(i * _AT_ONCE, _AT_ONCE)
     values = [total[at, part].astype(jnp.float32) for part in parts]
     normal, scale = _normalize(values, eps, width)
-    gs = [g[at, part].astype(jnp.float32) for part in parts]
+    gs = [sum(g[at, part].astype(jnp.float32) for g in cotangents) for part in parts]
     scaled = [each * vectors[1, part][None] for part, each in zip(parts, gs)]
     mean = _mean(scaled, width)
     aligned = _mean([s * n for s, n in zip(scaled, normal)], width)
@@ -196,14 +198,16 @@ def _run_forward(arrays, rate, eps, interpret, number):
   )(*arrays)
 
 
-def _fwd(x, branch, branch_bias, weight, bias, rows, key, rate, eps, interpret):
+def _fwd(
+  x, branch, branch_bias, weight, bias, rows, key, rate, eps, readers, interpret
+):
   vectors = _vectors(branch_bias, weight, bias)
   arrays = (x, branch, vectors, rows, key)
   out, total = _run_forward(arrays, rate, eps, interpret, number=2)
-  return out, (total, vectors, rows, key)
+  return (out,) * readers, (total, vectors, rows, key)
 
 
-def _bwd(rate, eps, interpret, residuals, g):
+def _bwd(rate, eps, readers, interpret, residuals, cotangents):
   total, vectors, rows, key = residuals
   num_rows, width = total.shape
   states, vectors_spec, row, key_spec, partial = _specs(width)
@@ -212,12 +216,12 @@ def _bwd(rate, eps, interpret, residuals, g):
   run = _call(
     functools.partial(_backward_kernel, rate=rate, eps=eps),
     num_rows,
-    (states, vectors_spec, row, key_spec, states),
+    (states, vectors_spec, row, key_spec, *[states] * readers),
     (shape, shape, sums),
     (states, states, partial),
     interpret,
   )
-  d_x, d_branch, sums = run(total, vectors, rows, key, g)
+  d_x, d_branch, sums = run(total, vectors, rows, key, *cotangents)
   d_branch_bias, d_weight, d_bias = sums.sum(axis=0)
   return d_x, d_branch, d_branch_bias, d_weight, d_bias, None, None
 

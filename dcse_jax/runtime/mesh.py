@@ -110,14 +110,14 @@ def divides(rows: int) -> bool:
 
 
 def over_rows(
-  fn: Callable[..., jax.Array], rows: Sequence[jax.Array], whole: Sequence[jax.Array]
-) -> jax.Array:
+  fn: Callable[..., Any], rows: Sequence[jax.Array], whole: Sequence[jax.Array]
+) -> Any:
   """Calls a function on each device with the rows that lie there.
 
   XLA divides its own operations by itself, and gathers what a kernel is given.
 
   Args:
-    fn: from parts of rows and whole arrays to rows.
+    fn: from parts of rows and whole arrays to rows, one array or several.
     rows: arrays of rows of the batch, as many for each device.
     whole: arrays that every device has.
   """

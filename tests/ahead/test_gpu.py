@@ -54,6 +54,22 @@ custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(f)/dot_general"}
   assert hlo.Program(text, 1).memory_bytes() == 2 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
+def test_of_a_stack_that_is_cast_and_sliced_only_the_slice_is_read():
+  text = """
+%fused (stack: f32[12,8,16]) -> bf16[1,8,16] {
+  %stack = f32[12,8,16]{2,1,0} parameter(0)
+  %cast = bf16[12,8,16]{2,1,0} convert(%stack)
+  ROOT %layer = bf16[1,8,16]{2,1,0} slice(%cast), slice={[3:4], [0:8], [0:16]}
+}
+
+ENTRY %main (a: f32[12,8,16]) -> bf16[1,8,16] {
+  %a = f32[12,8,16]{2,1,0} parameter(0)
+  ROOT %out = bf16[1,8,16]{2,1,0} fusion(%a), kind=kLoop, calls=%fused
+}
+"""
+  assert hlo.Program(text, 1).memory_bytes() == (4 + 2) * 8 * 16
+
+
 def recipe(**fields):
   config = tiny(load_config("distillcse"))
   config.update(model="", **fields)

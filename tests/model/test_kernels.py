@@ -125,21 +125,26 @@ def test_splash_attention_is_attention(is_causal):
     np.testing.assert_allclose(mine, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.25])
-def test_dropout_residual_and_norm_in_one_pass_are_the_three(rate):
+@pytest.mark.parametrize(("rate", "readers"), [(0.0, 1), (0.25, 2)])
+def test_dropout_residual_and_norm_in_one_pass_are_the_three(rate, readers):
   # 192 is three parts of 64: no power of two.
   tokens, width, eps = 64, 192, 1e-12
   rng = np.random.default_rng(0)
   vector = lambda: jnp.asarray(1 + 0.1 * rng.standard_normal(width), jnp.float32)
-  x, branch, g = (normal(rng, tokens, width) for _ in range(3))
+  x, branch = normal(rng, tokens, width), normal(rng, tokens, width)
   rows = jnp.arange(tokens, dtype=jnp.int32) * 7
 
+  # Each reader has a gradient of its own.
+  g = normal(rng, readers * tokens, width)
+
   def kernel(*arrays):
-    return norm_kernel.add_and_norm(*arrays, rows, KEY, rate, eps, True)
+    return jnp.concatenate(
+      norm_kernel.add_and_norm(*arrays, rows, KEY, rate, eps, readers, True)
+    )
 
   def plain(x, branch, branch_bias, weight, bias):
     branch = dropout(branch + branch_bias.astype(branch.dtype), rate, KEY, rows)
-    return ops.layer_norm(x + branch, weight, bias, eps)
+    return jnp.concatenate((ops.layer_norm(x + branch, weight, bias, eps),) * readers)
 
   assert_same(kernel, plain, (x, branch, vector(), vector(), vector()), g)
 
