@@ -14,6 +14,7 @@ import signal
 import socket
 from typing import Any
 
+from dcse_jax.runtime import memory
 from dcse_jax.runtime.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ class _Actor:
     # XLA and tokenizers look here; Ray itself sets OMP_NUM_THREADS, for PyTorch.
     for name in ("NPROC", "RAYON_NUM_THREADS") if threads else ():
       os.environ[name] = str(threads)
+    memory.keep_freed_memory()  # As commands do; an actor is none.
 
   def ready(self) -> str:
     """Makes the worker; returns where."""
