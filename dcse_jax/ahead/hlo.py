@@ -291,19 +291,18 @@ class Program:
 
   def _read(self, instructions, name: str) -> int:
     """Counts the bytes that instructions of a computation read of an array."""
-    total = 0
+    total, operand_size = 0, instructions[name].size
     for user in instructions.values():
       for i, operand in enumerate(user.operands):
         if operand != name:
           continue
         if user.op in _SAME:
           total += self._read(instructions, user.name)
-        elif user.op == "convert" and not user.is_root:
-          # As much is converted as is read of it.
-          share = instructions[name].size / user.size
-          total += int(share * self._read(instructions, user.name))
+        elif user.op == "convert":
+          share = self._used(instructions, user) / max(user.size, 1)
+          total += int(share * operand_size)
         elif i == 0 and user.op in _SLICES:
-          total += user.size
+          total += self._used(instructions, user)
         elif i == 0 and user.op in ("dynamic-update-slice", "scatter"):
           pass  # It works in place.
         elif user.op.removesuffix("-start") in COLLECTIVES:
@@ -312,8 +311,21 @@ class Program:
           (called,) = user.called("calls")
           total += self._fusion_reads(called)[i]
         else:
-          total += instructions[name].size
+          total += operand_size
     return total
+
+  def _used(self, instructions, made: Instruction) -> int:
+    """Counts the bytes of what is made in a computation that are read or returned."""
+    if self._is_returned(instructions, made):
+      return made.size
+    return min(made.size, self._read(instructions, made.name))
+
+  def _is_returned(self, instructions, made: Instruction) -> bool:
+    """Says whether a computation returns what is made in it."""
+    others = (i for i in instructions.values() if made.name in i.operands)
+    return made.is_root or any(
+      other.op in _SAME and self._is_returned(instructions, other) for other in others
+    )
 
   def _fusion_writes(self, computation: str) -> list[int]:
     """Counts the bytes that a fusion writes of each result."""

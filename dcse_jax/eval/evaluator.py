@@ -66,6 +66,7 @@ class Evaluator(abc.ABC):
     form: what a place is, in capitals, such as FILE.
     about: the flag's help.
     measure: what its scores, in percent, measure.
+    unit: what `score_drawn` draws anew; "" if it draws nothing.
     required: fields of `Model` that a model must have for it.
   """
 
@@ -73,6 +74,7 @@ class Evaluator(abc.ABC):
   form: ClassVar[str]
   about: ClassVar[str]
   measure: ClassVar[str]
+  unit: ClassVar[str] = ""
   required: ClassVar[tuple[str, ...]] = ()
 
   @classmethod
@@ -107,6 +109,25 @@ class Evaluator(abc.ABC):
       perhaps others.
     """
 
+  def score_drawn(
+    self, subject: Subject, draws: int
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Scores a model, and once more on each of some drawings of the data.
+
+    A drawing takes as many units as there are, with replacement; draw i is the same for
+    every model, so that differences between models are not of the data.
+
+    Args:
+      subject: the model.
+      draws: how many drawings, 0 for none.
+
+    Returns:
+      What `score` returns; and for columns and "avg" the scores of the drawings,
+      [draws], none of them where nothing is drawn.
+    """
+    del draws
+    return self.score(subject), {}
+
   def references(self) -> dict[str, dict[str, float]]:
     """Returns what `score` would of methods without a model, by their names."""
     return {}
@@ -132,6 +153,20 @@ class Evaluator(abc.ABC):
   @abc.abstractmethod
   def describe(self) -> dict[str, Any]:
     """Returns a command's other results, JSON: `title`, `averaged` and more."""
+
+
+def draw_counts(number: int, draws: int) -> np.ndarray:
+  """Draws some units with replacement, as many as there are; the same at every call.
+
+  Args:
+    number: how many units there are.
+    draws: how often they are drawn.
+
+  Returns:
+    How often each one was taken, [draws, number].
+  """
+  rng = np.random.default_rng(0)
+  return rng.multinomial(number, np.full(number, 1 / number), size=draws)
 
 
 def embed_once(

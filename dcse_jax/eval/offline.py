@@ -26,6 +26,12 @@ from dcse_jax.runtime.files import make_folder
 from dcse_jax.runtime.files import user_path
 from dcse_jax.runtime.files import write_json
 
+# How often the data are drawn anew, where there are models to compare.
+_DRAWS = 1000
+
+# The scores of drawings, [draws], by kind and column: see `Evaluator.score_drawn`.
+Drawn = dict[str, dict[str, np.ndarray]]
+
 
 def evaluate(
   models: Sequence[str],
@@ -52,7 +58,8 @@ def evaluate(
 
   Returns:
     What `output` gets: "convention" and "dev"; what `Evaluator.describe` returns, by
-    kind; "options", which is `loading`; and "models", what `pool` returns by name.
+    kind; "options", which is `loading`; "models", what `pool` returns by name; and
+    "gains", what `gains` returns.
 
   Raises:
     UserError: anything is wrong; where possible, before the first sentence is encoded.
@@ -70,6 +77,8 @@ def evaluate(
       raise UserError(f"{path} is a folder: name a file to write")
   loading = {k: value for k, value in (loading or {}).items() if value is not None}
   pooled: dict[str, Any] = {}
+  drawn: dict[str, list[Drawn]] = {}
+  draws = _DRAWS if len(members) * max(len(widths), 1) > 1 else 0
   for name, group in members.items():
     runs: dict[int | None, list[dict[str, Any]]] = {w: [] for w in widths or [None]}
     for place in group:
@@ -86,8 +95,12 @@ def evaluate(
       for width, scored in runs.items():
         encoder.model = whole.truncated(width)
         encode = lambda sentences, n=width, embed=embed: embed()(sentences)[:, :n]
-        scores = score(encode, evaluators, encoder.model, place, stream)
+        row = f"{name}@{width}" if width else name
+        scores, by_draw = score_drawn(
+          encode, evaluators, encoder.model, place, stream, draws=draws
+        )
         scored.append({"model": place, **scores})
+        drawn.setdefault(row, []).append(by_draw)
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     for width, scored in runs.items():
       pooled[f"{name}@{width}" if width else name] = pool(scored)
@@ -103,6 +116,7 @@ def evaluate(
     # How many devices there were changes no score.
     "options": {name: each for name, each in loading.items() if name != "devices"},
     "models": pooled,
+    "gains": gains(drawn),
   }
   print(tables.as_text(results))
   output, markdown = paths
@@ -177,6 +191,28 @@ def score(
     UserError: an embedding holds NaN or infinity, or the model lacks what an
       evaluator needs.
   """
+  return score_drawn(encode, evaluators, model, name, stream, draws=0)[0]
+
+
+def score_drawn(
+  encode: Embed,
+  evaluators: Sequence[Evaluator],
+  model: Model | None,
+  name: str,
+  stream: Stream | None,
+  *,
+  draws: int,
+) -> tuple[dict[str, dict[str, float]], Drawn]:
+  """Does what `score` does, and returns the scores of drawings of the data besides.
+
+  Args:
+    encode: see `score`.
+    evaluators: likewise.
+    model: likewise.
+    name: likewise.
+    stream: likewise.
+    draws: how many drawings, see `Evaluator.score_drawn`.
+  """
   for each in evaluators:
     if lacking := [field for field in each.required if getattr(model, field) is None]:
       raise UserError(f"{name} has no {lacking[0]}, which {each.kind} is measured by")
@@ -190,7 +226,41 @@ def score(
 
   embed = embed_once(lambda sentences: check(encode(sentences)), evaluators)
   subject = Subject(model, embed, lambda *texts: map(check, stream(*texts)))
-  return {each.kind: each.score(subject) for each in evaluators}
+  found = {each.kind: each.score_drawn(subject, draws) for each in evaluators}
+  return (
+    {kind: scores for kind, (scores, _) in found.items()},
+    {kind: drawn for kind, (_, drawn) in found.items()},
+  )
+
+
+def gains(drawn: Mapping[str, Sequence[Drawn]]) -> dict[str, Any]:
+  """Compares each model with the first: 95 % of the drawings lie between two gains.
+
+  That is what other data of the same kind would show. What other seeds would show, it
+  does not say.
+
+  Args:
+    drawn: what `score_drawn` returned for the seeds of each model, by its name.
+
+  Returns:
+    The 2.5th and the 97.5th percentile of the gain, [low, high], by name, kind and
+    column; nothing for the first, whose name is "over".
+  """
+  mean = lambda runs, kind, column: np.mean([r[kind][column] for r in runs], axis=0)
+  (first, start), *others = drawn.items()
+  found: dict[str, Any] = {"over": first, "models": {}}
+  for name, runs in others:
+    found["models"][name] = {
+      kind: {
+        column: np.percentile(
+          mean(runs, kind, column) - mean(start, kind, column), [2.5, 97.5]
+        ).tolist()
+        for column in columns
+      }
+      for kind, columns in start[0].items()
+      if columns
+    }
+  return found
 
 
 def pool(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

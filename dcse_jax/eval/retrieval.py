@@ -24,6 +24,7 @@ from dcse_jax.eval import retrieval_sets
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
 from dcse_jax.eval.evaluator import Subject
+from dcse_jax.eval.evaluator import draw_counts
 from dcse_jax.runtime.errors import UserError
 
 # A query's documents are ranked to this depth, as BEIR's are.
@@ -45,8 +46,8 @@ _WORD = re.compile(r"[^\W_]+")
 
 def measure(
   collection: retrieval_sets.Collection, scores: np.ndarray, rows: np.ndarray
-) -> dict[str, float]:
-  """Measures a ranking, in percent, in the mean over queries with any judgement.
+) -> dict[str, np.ndarray]:
+  """Measures a ranking, in percent, for each query with any judgement.
 
   Args:
     collection: has n queries.
@@ -55,15 +56,17 @@ def measure(
 
   Returns:
     "nDCG@10", whose gain is the grade, "MRR@10", "MAP" over the documents found, and
-    "recall@100".
+    "recall@100", [n] each.
 
   References:
     Järvelin and Kekäläinen, 2002; trec_eval's ndcg_cut, recip_rank, map and recall.
   """
   import pytrec_eval
 
-  by_query: dict[str, list[float]] = {}
   names = list(collection.queries)
+  number = {name: i for i, name in enumerate(names)}
+  # A query for which nothing was found has no value, which is 0.
+  measured = {name: np.zeros(len(names)) for name in _MEASURES}
   for start in range(0, len(names), _QUERIES):
     part = range(start, min(start + _QUERIES, len(names)))
     run = {names[i]: _ranking(collection.ids, scores[i], rows[i]) for i in part}
@@ -74,12 +77,11 @@ def measure(
       ({"recip_rank"}, first),
     ):
       found = pytrec_eval.RelevanceEvaluator(judged, wanted).evaluate(ranked)
-      for values in found.values():
-        for key, value in values.items():
-          by_query.setdefault(key, []).append(value)
-  # A query for which nothing was found has no value, which is 0.
-  mean = lambda key: 100.0 * float(np.sum(by_query.get(key, []))) / len(names)
-  return {name: mean(key) for name, key in _MEASURES.items()}
+      for query, values in found.items():
+        for name, key in _MEASURES.items():
+          if key in values:
+            measured[name][number[query]] = 100.0 * values[key]
+  return measured
 
 
 def _ranking(
@@ -156,6 +158,7 @@ class Retrieval(Evaluator):
     "as BEIR has it, or with three TSVs; or a folder of such folders. Repeats."
   )
   measure = "nDCG@10"
+  unit = "queries"
 
   collections: dict[str, retrieval_sets.Collection]
   options: Options = Options()
@@ -183,11 +186,24 @@ class Retrieval(Evaluator):
 
   def score(self, subject: Subject) -> dict[str, float]:
     """Returns nDCG@10 of each collection, the mean, and the other measures."""
+    return self.score_drawn(subject, draws=0)[0]
+
+  def score_drawn(
+    self, subject: Subject, draws: int
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Returns the same, and nDCG@10 of queries that are drawn anew."""
     measured = lambda each: self._measured(each, subject)
     found = {name: measured(each) for name, each in self.collections.items()}
-    return _columns(found, self.options.precisions)
+    scores = _columns(found, self.options.precisions)
+    if not draws:
+      return scores, {}
+    drawn = {}
+    for name, values in found.items():
+      by_query = values[self.measure]
+      drawn[name] = draw_counts(len(by_query), draws) @ by_query / len(by_query)
+    return scores, {**drawn, "avg": np.mean(list(drawn.values()), axis=0)}
 
-  def _measured(self, collection, subject: Subject) -> dict[str, float]:
+  def _measured(self, collection, subject: Subject) -> dict[str, np.ndarray]:
     """Measures a search in each precision, all with one embedding of each document."""
     model = subject.model
     dot = model.similarity == "dot" and not model.normalize
@@ -234,6 +250,7 @@ class Retrieval(Evaluator):
     """Returns the title, the collections in the mean, and their sizes."""
     split = "dev" if self.options.dev else "test"
     return {
+      "unit": self.unit,
       "title": f"Retrieval: nDCG@10 x 100 of an exact search, {split} queries",
       "averaged": list(self.collections),
       "collections": {
@@ -244,12 +261,16 @@ class Retrieval(Evaluator):
 
 
 def _columns(
-  found: dict[str, dict[str, float]], precisions: Sequence[str] = ()
+  by_query: dict[str, dict[str, np.ndarray]], precisions: Sequence[str] = ()
 ) -> dict[str, float]:
   """Arranges measures by collection: nDCG@10 under its name, the rest beside.
 
   Behind them stands what each precision loses of nDCG@10, in the mean.
   """
+  found = {
+    name: {key: float(each.mean()) for key, each in values.items()}
+    for name, values in by_query.items()
+  }
   mean = lambda key: float(np.mean([values[key] for values in found.values()]))
   ndcg = {name: values[Retrieval.measure] for name, values in found.items()}
   others = {

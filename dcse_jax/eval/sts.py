@@ -12,6 +12,7 @@ from dcse_jax.eval import sts_sets
 from dcse_jax.eval.evaluator import Evaluator
 from dcse_jax.eval.evaluator import Options
 from dcse_jax.eval.evaluator import Subject
+from dcse_jax.eval.evaluator import draw_counts
 from dcse_jax.model.vectors import unit_length
 from dcse_jax.runtime.errors import UserError
 
@@ -27,6 +28,35 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
   if np.ptp(a) == 0 or np.ptp(b) == 0:
     return 0.0
   return 100.0 * float(scipy.stats.spearmanr(a, b).statistic)
+
+
+def drawn_spearman(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Computes `spearman` of n pairs where each counts as often as it was drawn.
+
+  Args:
+    a: [n].
+    b: [n].
+    counts: how often each pair was drawn, whole numbers, [draws, n].
+
+  Returns:
+    In percent, [draws].
+  """
+  ranks = [_drawn_ranks(x, counts) for x in (a, b)]
+  # All ranks have the same mean, ties or not.
+  middle = (counts.sum(axis=1, keepdims=True) + 1) / 2
+  first, second = (x - middle for x in ranks)
+  product = lambda x, y: np.sum(counts * x * y, axis=1)
+  scale = np.sqrt(product(first, first) * product(second, second))
+  return 100.0 * product(first, second) / np.maximum(scale, 1e-30)
+
+
+def _drawn_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Ranks values, [n], among those drawn, ties averaged: [draws, n]."""
+  _, group = np.unique(values, return_inverse=True)
+  order = np.argsort(group, kind="stable")
+  starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+  alike = np.add.reduceat(counts[:, order], starts, axis=1)
+  return (np.cumsum(alike, axis=1) - (alike - 1) / 2)[:, group]
 
 
 def paired_cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -168,6 +198,7 @@ class Sts(Evaluator):
   form = "DIR"
   about = "Folder of TSVs, one a set; one TSV; or SentEval's data folder. Repeats."
   measure = "Spearman"
+  unit = "pairs"
 
   sets: dict[str, sts_sets.StsSet]
   options: Options = Options()
@@ -233,6 +264,23 @@ class Sts(Evaluator):
       "uniformity": uniformity(subject.embed(distinct)),
     }
 
+  def score_drawn(
+    self, subject: Subject, draws: int
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Scores each set, and on pairs of it that are drawn anew."""
+    scores = self.score(subject)
+    if not draws:
+      return scores, {}
+    sentences, rows = self._index
+    embeddings, drawn = subject.embed(sentences), {}
+    for name, pairs in self.sets.items():
+      cosine = paired_cosine(*(embeddings[r] for r in rows[name]))
+      counts = draw_counts(len(cosine), draws)
+      drawn[name] = drawn_spearman(cosine, pairs.scores, counts)
+    averaged = sts_sets.averaged_sets(list(self.sets))
+    drawn["avg"] = np.mean([drawn[name] for name in averaged], axis=0)
+    return scores, drawn
+
   def metric_name(self, column: str) -> str:
     """Returns the name of a set's score in metrics.jsonl."""
     return f"eval/{column.lower()}_spearman"
@@ -266,6 +314,7 @@ class Sts(Evaluator):
       if name in self.sets:
         title += f", SICK-R by {by.format(len(self.sets[name].scores))} pairs"
     return {
+      "unit": self.unit,
       "title": title + (", dev sets only" if dev else ""),
       "averaged": sts_sets.averaged_sets(list(self.sets)),
       "pairs": {name: len(pairs.scores) for name, pairs in self.sets.items()},

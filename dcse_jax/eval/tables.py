@@ -43,10 +43,29 @@ def _table(part: str, results: dict[str, Any]) -> _Table:
     )
   if any(model["n"] > 1 for model in models.values()):
     notes.append("±: sample standard deviation over n seeds")
+  notes += _gains(part, results)
   if results.get("options"):
     options = ", ".join(f"{key}={value}" for key, value in results["options"].items())
     notes.append(f"all models with {options}")
   return _Table(results[part]["title"], rows, notes)
+
+
+def _gains(part: str, results: dict[str, Any]) -> list[str]:
+  """Says how much better than the first model each other one is, and how surely."""
+  gains, models = results.get("gains", {}), results["models"]
+  notes = []
+  for name, found in gains.get("models", {}).items():
+    if part not in found:
+      continue
+    first = models[gains["over"]]
+    gain = models[name][part]["mean"]["avg"] - first[part]["mean"]["avg"]
+    low, high = found[part]["avg"]
+    unit = results[part]["unit"]
+    notes.append(
+      f"{name} over {gains['over']}: avg {gain:+.2f}, 95 % between {low:+.2f} and "
+      f"{high:+.2f} where {unit} are drawn anew"
+    )
+  return notes
 
 
 def _cell(scores: dict[str, Any], column: str) -> str:
@@ -64,7 +83,7 @@ def as_text(results: dict[str, Any]) -> str:
 
   Args:
     results: what `Evaluator.describe` returns, by kind; "models", what `offline.pool`
-      returns by name; and perhaps "options".
+      returns by name; and perhaps "options", and "gains", what `offline.gains` returns.
   """
   return "\n\n".join(
     "\n".join((aligned(table.title, table.rows), *table.notes))

@@ -54,20 +54,28 @@ custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(f)/dot_general"}
   assert hlo.Program(text, 1).memory_bytes() == 2 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
-def test_of_a_stack_that_is_cast_and_sliced_only_the_slice_is_read():
+def test_of_a_stack_that_is_cast_and_sliced_only_what_is_taken_is_read():
+  """Three of twelve layers are cut out and cast, and one of these is joined with x."""
   text = """
-%fused (stack: f32[12,8,16]) -> bf16[1,8,16] {
+%fused (stack: f32[12,8,16], x: bf16[1,8,16]) -> bf16[2,8,16] {
   %stack = f32[12,8,16]{2,1,0} parameter(0)
-  %cast = bf16[12,8,16]{2,1,0} convert(%stack)
-  ROOT %layer = bf16[1,8,16]{2,1,0} slice(%cast), slice={[3:4], [0:8], [0:16]}
+  %x = bf16[1,8,16]{2,1,0} parameter(1)
+  %some = f32[3,8,16]{2,1,0} slice(%stack), slice={[0:3], [0:8], [0:16]}
+  %cast = bf16[3,8,16]{2,1,0} convert(%some)
+  %same = bf16[3,8,16]{2,1,0} bitcast(%cast)
+  %layer = bf16[1,8,16]{2,1,0} slice(%same), slice={[2:3], [0:8], [0:16]}
+  ROOT %joined = bf16[2,8,16]{2,1,0} concatenate(%layer, %x), dimensions={0}
 }
 
-ENTRY %main (a: f32[12,8,16]) -> bf16[1,8,16] {
+ENTRY %main (a: f32[12,8,16], b: bf16[1,8,16]) -> bf16[2,8,16] {
   %a = f32[12,8,16]{2,1,0} parameter(0)
-  ROOT %out = bf16[1,8,16]{2,1,0} fusion(%a), kind=kLoop, calls=%fused
+  %b = bf16[1,8,16]{2,1,0} parameter(1)
+  ROOT %out = bf16[2,8,16]{2,1,0} fusion(%a, %b), kind=kLoop, calls=%fused
 }
 """
-  assert hlo.Program(text, 1).memory_bytes() == (4 + 2) * 8 * 16
+  layer = 8 * 16
+  # The layer is read in float32, x in bfloat16, and both are written in bfloat16.
+  assert hlo.Program(text, 1).memory_bytes() == layer * (4 + 2 + 2 * 2)
 
 
 def recipe(**fields):
