@@ -124,6 +124,28 @@ def test_a_model_that_yields_nan_gets_no_score(folder):
     offline.score(lambda s: np.full((len(s), 3), np.nan), [evaluator])
 
 
+def test_a_gain_is_of_the_mean_of_seeds_over_the_first_model():
+  """Two seeds, of drawings 1, 3 and 3, 5, over a model of drawings 1, 2."""
+  drawn = {
+    "A": [{"sts": {"avg": np.asarray([1.0, 2.0])}}],
+    "B": [{"sts": {"avg": np.asarray(x)}} for x in ([1.0, 3.0], [3.0, 5.0])],
+  }
+  found = offline.gains(drawn)
+  # The gains are 2 - 1 and 4 - 2; 95 % of what lies between is 1.025 to 1.975.
+  assert found["over"] == "A" and list(found["models"]) == ["B"]
+  assert found["models"]["B"]["sts"]["avg"] == pytest.approx([1.025, 1.975])
+
+
+def test_a_model_has_no_gain_over_itself_on_any_pairs(folder):
+  evaluator = Sts.read([str(folder / "sts")], Options())
+  draw = lambda: offline.score_drawn(embed, [evaluator], None, "m", None, draws=50)[1]
+  first = draw()
+  assert first["sts"]["avg"].std() > 0  # Other pairs, other scores.
+  found = offline.gains({"A": [first], "B": [draw()]})["models"]["B"]["sts"]
+  assert list(found) == [*evaluator.columns, "avg"]
+  assert all(limits == [0.0, 0.0] for limits in found.values())
+
+
 def test_seeds_are_pooled_to_mean_and_sample_standard_deviation():
   figures = [70.0, 71.0, 75.0]
   pooled = offline.pool([{"model": "m", "sts": {"X": x}} for x in figures])

@@ -11,6 +11,7 @@ import pytest
 
 from dcse_jax import SentenceEncoder
 from dcse_jax.embed import ranking as ranking_lib
+from dcse_jax.eval import evaluator as evaluator_lib
 from dcse_jax.eval import offline
 from dcse_jax.eval import registry
 from dcse_jax.eval import retrieval
@@ -61,6 +62,12 @@ def model(tmp_path_factory):
   return str(path)
 
 
+def measure(made, scores, rows):
+  """Measures a ranking in the mean over queries."""
+  found = retrieval.measure(made, scores, rows)
+  return {name: each.mean() for name, each in found.items()}
+
+
 def score(encoder, evaluator):
   stream = lambda texts, name: encoder.encode_stream(texts, prompt_name=name)
   return offline.score(encoder.encode, [evaluator], encoder.model, "m", stream)[
@@ -87,7 +94,7 @@ def test_the_measures_are_trec_evals_and_so_is_their_order_of_equal_scores(tmp_p
   # The order of a: d05, d04 (grade 2), d03 (1), d09 (1).
   gain = 2 / math.log2(3) + 1 / math.log2(4) + 1 / math.log2(5)
   ideal = 2 + 1 / math.log2(3) + 1 / math.log2(4)
-  assert retrieval.measure(made, scores, rows) == pytest.approx(
+  assert measure(made, scores, rows) == pytest.approx(
     {
       "nDCG@10": 100 * gain / ideal / 3,
       "MRR@10": 100 * (1 / 2) / 3,
@@ -121,7 +128,7 @@ def test_the_measures_are_pytrec_evals_on_any_ranking(tmp_path):
   mean = lambda key: 100 * np.mean([found[key] for found in theirs.values()])
   # An answer below the tenth place counts nothing for MRR@10.
   ranks = [each["recip_rank"] for each in theirs.values()]
-  found = retrieval.measure(made, scores, rows)
+  found = measure(made, scores, rows)
   assert found == pytest.approx(
     {
       "nDCG@10": mean("ndcg_cut_10"),
@@ -252,6 +259,38 @@ def test_bm25_is_a_row_of_the_table_of_retrieval_alone(model, tmp_path, capsys):
   assert results["retrieval"]["collections"] == {"X": {"documents": 4, "queries": 1}}
 
 
+def test_a_gain_has_the_interval_of_queries_drawn_anew(model, tmp_path):
+  place = collection(tmp_path / "X")
+  (made,) = retrieval_sets.read_collections(place, dev=False).values()
+  folder.save(
+    dataclasses.replace(models.tiny_model(seed=1), prompts={}), tmp_path / "o"
+  )
+
+  def by_query(path):
+    encoder = SentenceEncoder(path)
+
+    def encode(texts, role):
+      name = role if encoder.prompts[role] else None
+      return encoder.encode(list(texts), prompt_name=name, normalize_embeddings=True)
+
+    documents = encode(made.documents(), "document")
+    scores = encode(made.queries.values(), "query") @ documents.T
+    order = np.argsort(-scores, axis=1)
+    return retrieval.measure(made, np.take_along_axis(scores, order, 1), order)
+
+  first, second = by_query(model)["nDCG@10"], by_query(str(tmp_path / "o"))["nDCG@10"]
+  counts = evaluator_lib.draw_counts(len(first), 1000)
+  # Each drawing has as many queries as there are.
+  assert (counts.sum(axis=1) == len(QUERIES)).all()
+  expected = np.percentile(counts @ (second - first) / len(first), [2.5, 97.5])
+  results = offline.evaluate(
+    [f"M={model}", f"O={tmp_path / 'o'}"], {"retrieval": [place]}, Options()
+  )
+  found = results["gains"]["models"]["O"]["retrieval"]
+  assert found["X"] == found["avg"] == pytest.approx(expected.tolist(), abs=1e-3)
+  assert "where queries are drawn anew" in tables.as_text(results)
+
+
 def test_each_width_is_a_row_as_if_the_folder_had_it(model, tmp_path):
   made = collection(tmp_path / "X")
   models.write_sts(tmp_path / "sts", "S-test")
@@ -297,7 +336,7 @@ def test_each_precision_has_what_a_search_in_it_finds_and_what_it_loses(
   for precision, rows in (("int8", middles), ("ubinary", signs)):
     scores = queries @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
     order = np.argsort(-scores, axis=1)[:, :10]
-    expected = retrieval.measure(made, np.take_along_axis(scores, order, 1), order)
+    expected = measure(made, np.take_along_axis(scores, order, 1), order)
     assert found[f"X {precision}"] == pytest.approx(expected["nDCG@10"], abs=1e-4)
     lost = found["avg"] - found[f"X {precision}"]
     assert found[f"lost by {precision}"] == pytest.approx(lost, abs=1e-9)

@@ -27,6 +27,18 @@ def test_spearman_with_ties_is_pearson_of_mean_ranks():
   assert sts.spearman(a, b) == pytest.approx(expected)
 
 
+def test_spearman_of_drawn_pairs_is_that_of_each_pair_as_often_as_it_was_drawn():
+  a = np.asarray([0.1, 0.4, 0.4, -0.2, 0.9])
+  b = np.asarray([1.0, 2.0, 3.0, 3.0, 5.0])
+  counts = np.asarray([[1, 1, 1, 1, 1], [0, 2, 1, 2, 0], [3, 0, 0, 0, 2]])
+  repeated = lambda x, row: np.repeat(x, row)
+  expected = [sts.spearman(repeated(a, row), repeated(b, row)) for row in counts]
+  assert sts.drawn_spearman(a, b, counts) == pytest.approx(expected)
+  # One pair alone, and a model that tells nothing apart, rank nothing.
+  assert sts.drawn_spearman(a, b, np.asarray([[5, 0, 0, 0, 0]])) == pytest.approx([0])
+  assert sts.drawn_spearman(np.ones(5), b, counts) == pytest.approx([0, 0, 0])
+
+
 def test_a_collapsed_encoder_scores_zero_not_nan():
   assert sts.spearman(np.ones(5), np.arange(5.0)) == 0.0
 
