@@ -110,6 +110,11 @@ def default() -> ConfigDict:
   # For text of one column and a cased model: the positive is the sentence with the case
   # of the first letter of this share of its words switched. 0 switches none.
   config.switch_case = 0.0
+  # Likewise for text of one column: anchor and positive are two spans of the sentence, each
+  # with a share of its words between these two, such as (0.4, 0.8). Where an encoder tells
+  # a sentence's two dropout masks from all other sentences at once, it still has to learn
+  # what spans of one sentence have in common. () takes whole sentences.
+  config.crop = ()
 
   # A folder of STS sets, NAME.tsv. The mean over `dev` chooses the best parameters;
   # `test` is scored once with these. Both name sets of the folder, transfer:DIR for

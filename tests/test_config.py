@@ -59,6 +59,7 @@ OUTSIDE = {
   "synthetic_sentences": (-1,),
   "synthetic_pairs": (-1,),
   "switch_case": (-0.1, 1.0),
+  "crop": ((0.5,), (0.0, 0.5), (0.8, 0.4), (0.5, 1.5), ("a", "b"), (0.1, 0.2, 0.3)),
   "mine_every": (-1,),
   "mine_relative_margin": (),
   "batch_size": (1,),

@@ -119,7 +119,7 @@ def make_abstract_step(
     lambda p: step_lib.init_state(p, tx, rng, loss_fn.init_carry()), params
   )
   columns = text.num_columns(round_config.text, round_config.columns)
-  columns = max(columns, 2 * bool(round_config.switch_case))
+  columns = max(columns, 2 * bool(round_config.switch_case or round_config.crop))
   columns += config_lib.mined_columns(round_config)
   ids = (round_config.batch_size, columns, round_config.max_length)
   batch = {

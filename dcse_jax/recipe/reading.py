@@ -54,16 +54,18 @@ def read(
     _check_evaluator(named, rounds)
   # Texts come before the encoder, which takes longest to load.
   asked = dict.fromkeys(map(texts.source_of, rounds.values()))
+  # Tokenizers and counted words are made of whole sentences.
+  whole = texts.source_of(config)._replace(crop=())
   if not config.model or config.counted:
-    asked[texts.source_of(config)] = None
+    asked[whole] = None
   # A finished recipe reads its text, too, and leaves the folder of caches as it is.
   read_texts = {source: texts.read(source, workdir) for source in asked}
   if config.model:
     start = start_lib.load(config)
   else:
-    columns = read_texts[texts.source_of(config)].columns
+    columns = read_texts[whole].columns
     start = start_lib.make(config, columns, workdir / "cache")
-  counted_text = read_texts.get(texts.source_of(config))
+  counted_text = read_texts.get(whole)
   outside: dict[str, model_lib.Model] = {}
   if name := config.token_vectors:
     outside[name] = _load_teacher(name, config, counted_text, workdir)

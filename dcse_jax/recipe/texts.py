@@ -15,6 +15,7 @@ from dcse_jax import config as config_lib
 from dcse_jax.data import synthetic
 from dcse_jax.data import text as text_lib
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.cropping import crop
 from dcse_jax.data.stored import Chosen
 from dcse_jax.data.stored import StoredColumn
 from dcse_jax.data.switch_case import switch_case
@@ -35,18 +36,21 @@ class Source(NamedTuple):
     columns: those of tables; empty takes the only one.
     score_columns: those of candidates' scores.
     split: what makes rows of documents.
+    crop: the least and the most share of a sentence's words in its two spans.
   """
 
   text: str | tuple[str, ...]
   columns: tuple[str, ...] = ()
   score_columns: tuple[str, ...] = ()
   split: str = ""
+  crop: tuple[float, ...] = ()
 
 
 def source_of(config: config_lib.ConfigDict) -> Source:
   """Returns what a round, or a recipe, reads."""
   text = config.text if isinstance(config.text, str) else tuple(config.text)
-  return Source(text, tuple(config.columns), tuple(config.score_columns), config.split)
+  columns, score_columns = tuple(config.columns), tuple(config.score_columns)
+  return Source(text, columns, score_columns, config.split, tuple(config.crop))
 
 
 def make_synthetic(
@@ -100,7 +104,21 @@ def read(source: Source, store: pathlib.Path) -> text_lib.Text:
   if text.cut_rows:
     about += f", {text.cut_rows} cut at {text_lib.MAX_CHARACTERS} characters"
   _log.info("%s", about)
-  return text
+  return _cropped(text, source, store) if source.crop else text
+
+
+def _cropped(text: text_lib.Text, source: Source, store: pathlib.Path) -> text_lib.Text:
+  """Returns a text of one column with two spans of each sentence in its place."""
+  if len(text.columns) > 1:
+    raise UserError(
+      f"crop={source.crop} makes anchors and positives of a single column, and "
+      f"{source.text} has {len(text.columns)}: set crop=(), or name one column"
+    )
+  spans = StoredColumn(store), StoredColumn(store)
+  for pair in crop(text.columns[0], *source.crop):
+    for column, span in zip(spans, pair):
+      column.append(span)
+  return dataclasses.replace(text, columns=spans)
 
 
 def match(embeddings: Embeddings, text: text_lib.Text, source: Source) -> np.ndarray:
@@ -123,6 +141,11 @@ def match(embeddings: Embeddings, text: text_lib.Text, source: Source) -> np.nda
       f"teacher {embeddings.name} is of the rows of {name}, and "
       f"split={source.split!r} makes others of them: write the sentences to a file, and "
       "embed that"
+    )
+  if source.crop:
+    raise UserError(
+      f"teacher {embeddings.name} is of whole sentences of {name}, and "
+      f"crop={source.crop} trains on spans of them: set crop=()"
     )
   if embeddings.text_digest is not None:
     number, digest = text_lib.measure(name, source.columns)

@@ -110,7 +110,7 @@ def _validate_tuple(field: str, value: Any) -> str:
     return "must be a tuple"
   # These hold numbers, and are checked where they are used.
   numbers = ("teacher_weights", "profile_steps", "matryoshka", "matryoshka_weights")
-  if field in numbers:
+  if field in (*numbers, "crop"):
     return ""
   return "" if all(isinstance(each, str) for each in value) else "must hold strings"
 
@@ -305,6 +305,21 @@ def _check_round(
     raise UserError(
       f"matryoshka_weights={weights} in round {name}: give one above 0 for each of "
       f"matryoshka={widths}"
+    )
+  shares = config.crop
+  if shares and (
+    any(map(POSITIVE.validate, shares))
+    or len(shares) != 2
+    or not shares[0] <= shares[1] <= 1
+  ):
+    raise UserError(
+      f"crop={shares} in round {name}: give the least and the most share of a sentence's "
+      "words, as in (0.4, 0.8)"
+    )
+  if shares and config.switch_case:
+    raise UserError(
+      f"crop={shares} and switch_case={config.switch_case:g} in round {name} both make "
+      "the positives: set one of them"
     )
   profile = config.profile_steps
   if profile and (

@@ -264,6 +264,7 @@ def test_the_abstract_step_takes_what_the_real_one_takes(files):
     (dict(text="tfds:my_set:train:a"), 1),
     (dict(text="pairs.tsv", columns=("a", "b")), 2),
     (dict(switch_case=0.2), 2),
+    (dict(crop=(0.4, 0.8)), 2),
   ],
 )
 def test_the_abstract_batch_has_the_columns_of_the_text(files, fields, columns):

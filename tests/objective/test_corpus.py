@@ -1,6 +1,7 @@
 """Clusters, neighbours, switched case and sparsity: what a run does besides losses."""
 
 import dataclasses
+import itertools
 import logging
 
 import jax
@@ -12,6 +13,7 @@ import transformers
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.data import tokens as tokens_lib
+from dcse_jax.data.cropping import crop
 from dcse_jax.data.switch_case import switch_case
 from dcse_jax.hub import folder
 from dcse_jax.hub import huggingface
@@ -179,6 +181,66 @@ def test_switched_case_changes_first_letters_alone_and_as_many_as_told():
   # 3,000 words at 20 %: 600, sd 22.
   assert abs(changed - 600) < 5 * 22
   assert list(switch_case(["(a) b"], 0.999, seed=1)) == ["(a) B"]
+
+
+def test_anchor_and_positive_are_spans_of_a_share_of_the_sentence():
+  words = [f"w{i}" for i in range(20)]
+  pairs = list(crop([" ".join(words)] * 500, 0.4, 0.8))
+  assert list(crop([" ".join(words)] * 500, 0.4, 0.8)) == pairs
+  starts, lengths = set(), set()
+  for span in itertools.chain(*pairs):
+    start = words.index(span.split()[0])
+    lengths.add(len(span.split()))
+    starts.add(start)
+    assert span.split() == words[start : start + len(span.split())]
+  # Shares of 20 words: 8 to 16, and every place where one of 8 fits.
+  assert lengths == set(range(8, 17)) and starts == set(range(13))
+  # Both are drawn by themselves: few pairs are alike, of 117 places and lengths.
+  assert sum(first == second for first, second in pairs) < 30
+
+
+def test_short_sentences_keep_four_words_and_writing_without_spaces_is_cut_anywhere():
+  assert list(crop(["one two three", ""], 0.2, 0.5)) == [
+    ("one two three",) * 2,
+    ("", ""),
+  ]
+  ((first, second),) = crop(["一二三四五六七八九十" * 2], 0.5, 0.5)
+  assert len(first) == len(second) == 10 and first in "一二三四五六七八九十" * 2
+
+
+def test_a_run_on_spans_has_the_loss_of_the_pairs_that_they_are(files):
+  """The same spans in two columns of a table train the same model, bit for bit."""
+  sentences = (files / "text.txt").read_text().splitlines()
+  pairs = ["a\tb", *("\t".join(pair) for pair in crop(sentences, 0.4, 0.8))]
+  (files / "pairs.tsv").write_text("\n".join(pairs) + "\n")
+  cropped = from_files(files, "simcse", crop=(0.4, 0.8))
+  paired = from_files(files, "simcse", columns=("a", "b"))
+  paired.text = str(files / "pairs.tsv")
+  models = []
+  for name, config in (("cropped", cropped), ("paired", paired)):
+    recipe_lib.run(config, str(files / name))
+    (seed,) = config.rounds.simcse.seeds
+    models.append(folder.load(str(files / name / f"simcse/{seed}/model")).params)
+  jax.tree.map(np.testing.assert_array_equal, *models)
+
+
+def test_spans_are_refused_where_there_are_pairs_or_a_teachers_file(files):
+  (files / "pairs.tsv").write_text("a\tb\none two\tthree four\n")
+  config = from_files(files, "simcse", crop=(0.4, 0.8), columns=("a", "b"))
+  config.text = str(files / "pairs.tsv")
+  with pytest.raises(UserError, match="a single column, and .* has 2: set crop="):
+    recipe_lib.run(config, str(files / "run"))
+  config = from_files(files, "simcse", crop=(0.4, 0.8), switch_case=0.1)
+  with pytest.raises(UserError, match="both make the positives: set one"):
+    recipe_lib.run(config, str(files / "run"))
+  rows = len((files / "text.txt").read_text().splitlines())
+  np.save(files / "teacher.npy", np.ones((rows, 3), np.float32))
+  config = from_files(
+    files, "simcse", crop=(0.4, 0.8), objective="embedding_distillation"
+  )
+  config.rounds.simcse.teachers = (str(files / "teacher.npy"),)
+  with pytest.raises(UserError, match="is of whole sentences .* set crop="):
+    recipe_lib.run(config, str(files / "run"))
 
 
 def test_switched_case_is_refused_where_it_would_do_nothing(files):
