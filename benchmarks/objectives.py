@@ -2,13 +2,19 @@
 
 `python -m benchmarks.objectives --model DIR --text FILE --sts DIR --workdir DIR` trains
 one model with each objective, from the same encoder, on the same text, equally long,
-and scores it on STS-B dev at the end; then it times one step of each, in turns, on
+and scores it on STS-B dev at the end; before that it times one step of each, in turns, on
 padded batches with teachers online. DIR is a BERT folder with its language-model head,
-such as the round `pretrained` of configs/quickstart.py leaves in `pretrained/0/model`.
+such as the round `pretrained` of configs/quickstart.py leaves in `pretrained/0/model`;
+without that head DiffCSE's row is left out.
+
+A strong encoder tells a sentence's two dropout masks from all other sentences at once, and
+learns nothing from it: `--crop 0.2 0.5 --temperature 0.01` gives it spans of sentences to
+tell apart.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import time
@@ -20,6 +26,7 @@ import numpy as np
 from dcse_jax import config as config_lib
 from dcse_jax import losses
 from dcse_jax.ahead import abstract_step
+from dcse_jax.hub import folder
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import mesh as mesh_lib
 
@@ -61,13 +68,20 @@ def make_config(options) -> config_lib.ConfigDict:
   """Makes a recipe with a round for each objective."""
   config = config_lib.default()
   config.model, config.text, config.sts = options.model, options.text, options.sts
+  config.num_layers, config.pooling = options.num_layers, options.pooling
+  config.crop = tuple(options.crop)
+  for name in losses.TERMS:
+    if config[name].get("temperature") == config.info_nce.temperature:
+      config[name].temperature = options.temperature
   config.dev, config.test = ("STSB-dev",), ("STSB-test",)
   config.num_train_steps = config.eval_every = options.steps
   config.log_every = max(1, options.steps // 10)
   config.learning_rate = options.learning_rate
-  config.recipe = tuple(ROUNDS)
   for name, fields in ROUNDS.items():
     config.rounds[name] = config_lib.round_config(tuple(options.seeds), **fields)
+  # What replaces words in DiffCSE is the head that the model comes with.
+  has_head = folder.load(options.model).language_model is not None
+  config.recipe = tuple(name for name in ROUNDS if has_head or name != "diffcse")
   return config
 
 
@@ -75,7 +89,7 @@ def train(config, options) -> dict[str, list[float]]:
   """Trains what is not trained yet; returns STS-B dev at the last step, by round."""
   recipe_lib.run(config, options.workdir)
   scores = {}
-  for name in ROUNDS:
+  for name in config.recipe:
     paths = [
       pathlib.Path(options.workdir, name, str(seed), "result.json")
       for seed in options.seeds
@@ -121,7 +135,7 @@ class _Stepper:
 def measure_cost(config, options) -> dict[str, tuple[float, float, float]]:
   """Measures each round's step relative to SimCSE's: quartiles and median."""
   steppers = {}
-  for name in ROUNDS:
+  for name in config.recipe:
     steppers[name] = _Stepper(config, name)
     steppers[name].run(keep=False)
   for i in range(options.rounds + 1):
@@ -141,24 +155,28 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   for name in ("model", "text", "sts", "workdir"):
     parser.add_argument(f"--{name}", required=True)
+  parser.add_argument("--num_layers", type=int, default=0)
+  parser.add_argument("--pooling", default="cls")
+  parser.add_argument("--crop", type=float, nargs="*", default=())
+  parser.add_argument("--temperature", type=float, default=0.05)
   parser.add_argument("--steps", type=int, default=100)
   parser.add_argument("--learning_rate", type=float, default=3e-5)
   parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument(
+    "--rounds", type=int, default=7, help="of timing; 0 times nothing"
+  )
   options = parser.parse_args()
   config = make_config(options)
-  costs = measure_cost(config, options)
-  print("| objective | step | quartiles | STS-B dev |\n| --- | --- | --- | --- |")
-  show = lambda name, dev: print(
-    f"| `{ROUNDS[name]['objective']}` ({name}) | {costs[name][1]:.2f} "
-    f"| {costs[name][0]:.2f} to {costs[name][2]:.2f} | {dev} |",
-    flush=True,
-  )
-  for name in ROUNDS:
-    show(name, "-")
-  scores = train(config, options)
-  for name, values in scores.items():
-    show(name, ", ".join(f"{value:.2f}" for value in values))
+  costs = measure_cost(config, options) if options.rounds else {}
+  print("| objective | step | quartiles | STS-B dev | by seed |\n" + 5 * "| --- " + "|")
+  for name, values in train(config, options).items():
+    low, middle, high = costs.get(name, (math.nan,) * 3)
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    print(
+      f"| `{ROUNDS[name]['objective']}` ({name}) | {middle:.2f} | {low:.2f} to {high:.2f} "
+      f"| {statistics.mean(values):.2f}{spread} | {', '.join(f'{v:.2f}' for v in values)} |",
+      flush=True,
+    )
   missing = set(losses.TERMS) - {
     each.term.name
     for r in ROUNDS
