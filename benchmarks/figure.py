@@ -1,4 +1,4 @@
-"""Draws docs/results.svg, the README's figure, from the tables of docs/results.md.
+"""Draws docs/results.svg, the README's figure, from the first table of docs/results.md.
 
 `python -m benchmarks.figure`
 """
@@ -11,55 +11,55 @@ import matplotlib
 from dcse_jax.eval import figures
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
-# What each panel shows: the row's first cells in the tables, and the bar's name.
-PANELS = {
-  "Three layers of MiniLM, taught by all six": {
-    "3 layers, untrained": "before",
-    "plain distillation, 200 steps": "similarities, 200 steps",
-    "without dropout, the default of `distil.py`": "embeddings, 600 steps",
-    "3,000 steps": "embeddings, 3,000 steps",
-    "teacher, 6 layers": "the teacher",
-  },
-  "From 300,000 sentences alone": {
-    "neighbours, 512 numbers": "words by neighbours",
-    "counted words, 512 numbers in all": "and by spelling",
-    "student of the counted words": "their student",
-    "both: DistillCSE's round": "DistillCSE's round",
-  },
+_TABLE = "## Scores and minutes"
+# What stands in the second column, and its colour.
+_COLOURS = {
+  "text alone": "#0072B2",
+  "text and an encoder": "#E69F00",
+  "text and a teacher": "#009E73",
 }
+# Names that would meet another's stand below their points.
+_BELOW = ("skip-gram", "words by neighbours")
 
 
-def averages(text: str) -> dict[str, float]:
-  """Reads the last bold number of each row of the tables, by the row's first cell."""
-  found = {}
-  for line in text.splitlines():
-    first, _, rest = line.removeprefix("| ").partition(" |")
-    numbers = re.findall(r"\*\*(\d+\.\d+)\*\*", rest)
-    if line.startswith("| ") and numbers:
-      found[first] = float(numbers[-1])
-  return found
+def read_table(text: str) -> list[tuple[str, str, float, float]]:
+  """Reads the rows of the table: name, what there is, minutes, score."""
+  rows = []
+  for line in text.partition(_TABLE)[2].partition("\n## ")[0].splitlines():
+    cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
+    if len(cells) == 4 and re.fullmatch(r"[\d.]+", cells[2]):
+      rows.append((cells[0], cells[1], float(cells[2]), float(cells[3])))
+  return rows
 
 
 def main():
   matplotlib.use("svg")
   import matplotlib.pyplot as plt
 
-  found = averages((DOCS / "results.md").read_text(encoding="utf-8"))
+  rows = read_table((DOCS / "results.md").read_text(encoding="utf-8"))
   settings = {"svg.fonttype": "path", "svg.hashsalt": "dcse_jax", **figures.RC}
   with matplotlib.rc_context(settings):
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.2))
-    for axis, (title, rows) in zip(axes, PANELS.items()):
-      values = [found[row] for row in rows]
-      names = list(rows.values())
-      bars = axis.barh(names, values, color="#0072B2", height=0.62)
-      bars[0].set_color("#999999")
-      axis.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
-      axis.invert_yaxis()
-      axis.set_xlim(0, 100)
-      axis.set_xticks([0, 50, 100])
-      axis.set_title(title, loc="left", weight="bold")
-      axis.set_xlabel("Spearman x 100, seven STS sets")
-      axis.tick_params(axis="y", length=0)
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    for kind, colour in _COLOURS.items():
+      points = [(minutes, score) for _, each, minutes, score in rows if each == kind]
+      axis.plot(*zip(*sorted(points)), "o", color=colour, label=kind, markersize=6)
+    for name, kind, minutes, score in rows:
+      axis.annotate(
+        f"{name}, {score:.1f}",
+        (minutes, score),
+        xytext=(6, -9 if name in _BELOW else 4),
+        textcoords="offset points",
+        color=_COLOURS[kind],
+      )
+    axis.set_xscale("log")
+    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(0.5, 100)
+    axis.set_ylim(56, 82)
+    axis.set_xlabel("minutes on a CPU, all included")
+    axis.set_ylabel("Spearman x 100, seven STS sets")
+    axis.legend(loc="lower right", title="from")
     figure.patch.set_facecolor("white")
     figure.savefig(DOCS / "results.svg", metadata={"Date": None})
 

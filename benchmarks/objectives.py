@@ -32,7 +32,6 @@ from dcse_jax.runtime import mesh as mesh_lib
 
 # The teacher of objectives that have one is the first row's model, SimCSE's.
 _TEACHER = dict(teachers=("simcse",))
-_PENULTIMATE = {"sscl": dict(layers=(3,))}
 _FEW_CLUSTERS = {"incremental_false_negatives": dict(num_clusters=(16, 64, 256))}
 ROUNDS = {
   "simcse": dict(objective="info_nce"),
@@ -45,7 +44,7 @@ ROUNDS = {
   "embedding": dict(objective="embedding_distillation", **_TEACHER),
   "spread": dict(objective="embedding_distillation + 0.1 * spread", **_TEACHER),
   "focal": dict(objective="focal_info_nce"),
-  "sscl": dict(objective="sscl", **_PENULTIMATE),
+  "sscl": dict(objective="sscl"),
   "adap_acse": dict(objective="adap_acse", **_TEACHER),
   "relaxed": dict(objective="info_nce + relaxed_contrastive"),
   "ifnd": dict(objective="incremental_false_negatives", **_FEW_CLUSTERS),
@@ -79,8 +78,10 @@ def make_config(options) -> config_lib.ConfigDict:
   config.learning_rate = options.learning_rate
   for name, fields in ROUNDS.items():
     config.rounds[name] = config_lib.round_config(tuple(options.seeds), **fields)
+  model = folder.load(options.model)
+  config.sscl.layers = ((options.num_layers or model.config.num_layers) - 1,)
   # What replaces words in DiffCSE is the head that the model comes with.
-  has_head = folder.load(options.model).language_model is not None
+  has_head = model.language_model is not None
   config.recipe = tuple(name for name in ROUNDS if has_head or name != "diffcse")
   return config
 
