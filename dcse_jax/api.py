@@ -23,6 +23,7 @@ from dcse_jax.embed.sentence_encoder import SentenceEncoder
 from dcse_jax.recipe import recipe as recipe_lib
 from dcse_jax.runtime import arguments
 from dcse_jax.runtime import files
+from dcse_jax.runtime import memory
 from dcse_jax.runtime import signals
 from dcse_jax.runtime.errors import UserError
 from dcse_jax.runtime.errors import UserTypeError
@@ -94,6 +95,8 @@ def train(
     UserTypeError: a sentence is no string; the error names its position.
     KeyboardInterrupt: Ctrl-C; what was trained is saved, and the same call goes on.
   """
+  # As commands do, and before there are other threads, which would have memory apart.
+  memory.keep_freed_memory()
   place = Workdir(os.fspath(workdir))
   made = _make_config(config, bool(teachers))
   if model is not None:

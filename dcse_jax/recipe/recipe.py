@@ -34,7 +34,6 @@ from dcse_jax.recipe import trainer as trainer_lib
 from dcse_jax.recipe import validate
 from dcse_jax.runtime import compilation
 from dcse_jax.runtime import digests as digests_lib
-from dcse_jax.runtime import memory
 from dcse_jax.runtime import mesh as mesh_lib
 from dcse_jax.runtime import processes
 from dcse_jax.runtime import signals
@@ -71,7 +70,6 @@ def run(
       is in the workdir; or something cannot be read or written.
   """
   validate.check(config)
-  memory.keep_freed_memory()  # Whoever calls this, a command or a notebook.
   place = workdir_lib.Workdir(workdir)
   # If there are several processes the first one locks for all.
   with locked(place.folder) if processes.is_first() else contextlib.nullcontext():
