@@ -83,7 +83,8 @@ def make_config(options) -> config_lib.ConfigDict:
   config.sscl.layers = ((options.num_layers or model.config.num_layers) - 1,)
   # What replaces words in DiffCSE is the head that the model comes with.
   has_head = model.language_model is not None
-  config.recipe = tuple(name for name in ROUNDS if has_head or name != "diffcse")
+  chosen = [name for name in ROUNDS if name in options.objectives]
+  config.recipe = tuple(name for name in chosen if has_head or name != "diffcse")
   return config
 
 
@@ -157,6 +158,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   for name in ("model", "text", "sts", "workdir"):
     parser.add_argument(f"--{name}", required=True)
+  parser.add_argument(
+    "--objectives", nargs="+", default=tuple(ROUNDS), choices=ROUNDS, metavar="NAME"
+  )
   parser.add_argument("--num_layers", type=int, default=0)
   parser.add_argument("--pooling", default="cls")
   parser.add_argument("--crop", type=float, nargs="*", default=())
