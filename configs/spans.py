@@ -14,8 +14,8 @@ The encoder's first three layers are trained; --config.num_layers=0 takes all, f
 rate is too high (try 3e-5). Without any option it is MiniLM. Its three layers, which have 63.0
 on STS-B dev as they are, had 71.4, 74.4 and 75.3 after 100 steps on Wikipedia's sentences at
 1e-4, 3e-4 and 1e-3; SimCSE 53.3, and 61.3 at a temperature of 0.01. Here 0.02 was better than
-0.01 and 0.05, and short spans better than long ones (docs/results.md). Where there is a
-teacher, configs/distil.py gains more.
+0.01 and 0.05, and short spans better than long ones (docs/results.md), but search among
+long documents gained nothing. Where there is a teacher, configs/distil.py gains more.
 """
 
 from dcse_jax import config as config_lib
