@@ -8,7 +8,7 @@ such as the round `pretrained` of configs/quickstart.py leaves in `pretrained/0/
 without that head DiffCSE's row is left out.
 
 A strong encoder tells a sentence's two dropout masks from all other sentences at once, and
-learns nothing from it: `--crop 0.2 0.5 --temperature 0.01` gives it spans of sentences to
+learns nothing from it: `--crop 0.1 0.3 --temperature 0.02` gives it spans of sentences to
 tell apart.
 """
 

@@ -79,6 +79,7 @@ def evaluate(
   pooled: dict[str, Any] = {}
   drawn: dict[str, list[Drawn]] = {}
   draws = _DRAWS if len(members) * max(len(widths), 1) > 1 else 0
+  row = lambda name, width: f"{name}@{width}" if width else name
   for name, group in members.items():
     runs: dict[int | None, list[dict[str, Any]]] = {w: [] for w in widths or [None]}
     for place in group:
@@ -95,15 +96,14 @@ def evaluate(
       for width, scored in runs.items():
         encoder.model = whole.truncated(width)
         encode = lambda sentences, n=width, embed=embed: embed()(sentences)[:, :n]
-        row = f"{name}@{width}" if width else name
         scores, by_draw = score_drawn(
           encode, evaluators, encoder.model, place, stream, draws=draws
         )
         scored.append({"model": place, **scores})
-        drawn.setdefault(row, []).append(by_draw)
+        drawn.setdefault(row(name, width), []).append(by_draw)
       print(f"{place}: scored in {time.monotonic() - start:.0f} s", flush=True)
     for width, scored in runs.items():
-      pooled[f"{name}@{width}" if width else name] = pool(scored)
+      pooled[row(name, width)] = pool(scored)
   for each in evaluators:
     for name, scores in each.references().items():
       if name in pooled:
